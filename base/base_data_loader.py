@@ -1,5 +1,6 @@
 """The interface of a data set: training data, test data, and a held-out part for validation."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -382,6 +383,8 @@ def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = Non
             raise ValueError(f"column {name}: {cells[name]!r} is not a number") from error
         except KeyError as error:
             raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}") from error
-        if abs(numbers[-1]) > torch.finfo(torch.float32).max:
+    row = torch.tensor(numbers, dtype=torch.float32)
+    for name, number, rounded in zip(columns or cells, numbers, row.tolist(), strict=True):
+        if math.isinf(rounded) and not math.isinf(number):
             raise ValueError(f"column {name}: {cells[name]!r} is out of range")
-    return torch.tensor(numbers, dtype=torch.float32)
+    return row

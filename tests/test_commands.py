@@ -437,3 +437,9 @@ def test_only_a_file_that_cannot_be_written_is_the_users_error(tmp_path: Path) -
         results_folder(tmp_path, ProcessGroup(), chosen=False),
     ):
         raise TrainingError("no room") from OSError()
+
+
+def test_an_override_after_resume_keeps_its_place() -> None:
+    words = ["trainer.epochs=1", "-r", "trainer.epochs=2", "seed=3"]
+    assert cli.train_options("", words).overrides == ["trainer.epochs=1", "trainer.epochs=2", "seed=3"]
+    assert cli.train_options("", ["seed=3", "--resume=seed=4"]).overrides == ["seed=4", "seed=3"]

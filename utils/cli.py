@@ -142,7 +142,8 @@ def parse(
         options.inputs = [word for word in options.overrides if not OVERRIDE.match(word) or os.path.lexists(word)]
         options.overrides = [word for word in options.overrides if word not in options.inputs]
     if isinstance(options.resume, str) and OVERRIDE.match(options.resume):
-        options.overrides.insert(0, options.resume)
+        earlier = words[: words.index(options.resume)] if options.resume in words else []
+        options.overrides.insert(sum(word in earlier for word in options.overrides), options.resume)  # where it was
         options.resume = ""
     for word, after in itertools.pairwise([*options.overrides, ""]):
         if after.startswith("=") or (word.endswith("=") and after and not OVERRIDE.match(after)):

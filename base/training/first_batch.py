@@ -217,7 +217,8 @@ def check_gradients_agree(trainer: Any) -> None:
                 raise ConfigError(
                     f"the gradients of {name} differ between the processes, so that their weights would, too: "
                     f"{type(trainer).__name__}.train_step must call self.model, or its methods and submodules, not "
-                    "self.experiment.model, whose gradients are not averaged"
+                    "self.experiment.model, whose gradients are not averaged. If a micro-batch leaves out some "
+                    "parameters, set runtime.unused_parameters=true"
                 )
 
 

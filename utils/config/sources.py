@@ -169,8 +169,8 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         if inside(document.value, path)[0] != path:
             removed_by = next(other for other in reversed(range(number, len(paths))) if is_below(path, paths[other]))
             raise ConfigError(
-                f"override {overrides[number]}: has no effect, since {overrides[removed_by]} after it replaces "
-                f"{dotted(paths[removed_by])} as a whole; give it last, or leave it out"
+                f"override {overrides[number]}: has no effect, since {overrides[removed_by]} replaces "
+                f"{dotted(paths[removed_by])} as a whole; make it part of that value, or leave it out"
             )
 
 

@@ -82,7 +82,7 @@ class TorchProcessGroup(ProcessGroup):
         return made[0]  # type: ignore[return-value]
 
     def all_gather(self, value: T) -> list[T]:
-        if any(tensor.grad_fn is not None for tensor in tensors(value)):
+        if torch.is_grad_enabled() and any(tensor.grad_fn is not None for tensor in tensors(value)):
             raise UserError(
                 "process_group.all_gather sends copies, through which no gradient flows: give it detached tensors, or "
                 "gather those of all processes with a function of torch that has a gradient (docs/distributed.md)"

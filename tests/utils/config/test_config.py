@@ -385,7 +385,7 @@ def test_the_last_override_of_a_key_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("later", ["optimizer=Adam", 'optimizer={"type": "SGD"}', "optimizer.args={}"])
 def test_an_override_that_a_later_one_removes_is_refused(explain: Callable[..., str], later: str) -> None:
     """Otherwise a sweep over both would repeat the same trial for each of the values."""
-    expected = f"override optimizer.args.lr=0.5: has no effect, since {later} after it replaces optimizer"
+    expected = f"override optimizer.args.lr=0.5: has no effect, since {later} replaces optimizer"
     assert explain(SOUND, "optimizer.args.lr=0.5", later).startswith(expected)
     assert "replaces optimizer" not in explain(SOUND, "optimizer.args.lr=0.5", later, "optimizer.args.lr=0.6")
     assert "replaces optimizer" not in explain(SOUND, later, "optimizer.args.lr=0.5")
