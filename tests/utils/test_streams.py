@@ -15,7 +15,7 @@ import pytest
 import train
 from logger.console import Console, styled
 from tests import forked
-from tests.helpers import PATIENCE, ROOT
+from tests.helpers import PATIENCE, ROOT, needs_extra
 from utils import cli
 from utils.errors import UserError
 from utils.signals import SignalWatch
@@ -94,6 +94,7 @@ def test_a_name_that_the_encoding_does_not_have(write_config: Write) -> None:
     assert done.stdout.startswith(b"\\uc2e4\\ud5d8\n")
 
 
+@needs_extra("schema")
 def test_a_result_that_cannot_be_printed_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
