@@ -77,7 +77,7 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     add("--list", nargs="?", const="", metavar="NAME", help=listed)
     options = parse(made, argv)
     others = options.overrides or options.config or options.check or options.init_from
-    if options.list is not None and (others or {options.resume, options.note} != {None}):
+    if options.list is not None and (others or options.resume is not None or options.note is not None):
         raise UserError("--list cannot be combined with other options")
     if options.check and options.resume is not None:
         raise UserError("--check does not take -r; it checks a config, such as RUN/config.json with -c")

@@ -151,7 +151,7 @@ class Checkpointer:
         if best.exists():
             self.warn(f"{why}; the former best.pth is now {self._set_aside(best)}")
         elif step_file:
-            self.warn(f"{why}; there is no best.pth until a better epoch")
+            self.warn(f"{why}; best.pth is written again after the next better epoch")
 
     def _set_aside(self, path: Path) -> Path:
         """Move a checkpoint to the folder of those that no longer count. Returns where it is."""

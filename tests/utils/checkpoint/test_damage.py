@@ -185,7 +185,7 @@ def test_a_best_one_that_is_gone_under_both_names_is_missed(fit: Fit, capsys: py
     capsys.readouterr()
     train.main(["-r", str(run)])
     why = "the best checkpoint so far, of step 5, was not kept (trainer.keep_last) or is missing"
-    assert f"{why}; there is no best.pth until a better epoch" in capsys.readouterr().err
+    assert f"{why}; best.pth is written again after the next better epoch" in capsys.readouterr().err
 
 
 def test_a_sound_last_one_is_kept_where_its_step_file_is_damaged(fit: Fit) -> None:

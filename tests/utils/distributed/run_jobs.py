@@ -162,6 +162,8 @@ class GatheringTrainer(Trainer):
     def train_step(self, batch: Any) -> StepResult:
         outputs = self.model(batch[0])
         everyone = [outputs]
+        with torch.no_grad():
+            self.runtime.process_group.all_gather(outputs)  # where no gradient is wanted, it may be any tensor
         if self.how == "objects":
             everyone = self.runtime.process_group.all_gather(outputs)
         elif self.runtime.process_group.world_size > 1:
