@@ -55,10 +55,6 @@ class BaseTrainer(Checkpointed):
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
-        self.calls_loss = True
-        """False if the first batch did not call ``criterion``."""
-        self.calls_backward = False
-        """Whether ``backward`` was called."""
         self.several_optimizers: SeveralOptimizers | None = None
         """Set if there are several optimizers."""
         self.waits_for_count = False
@@ -251,7 +247,7 @@ class BaseTrainer(Checkpointed):
                 self.train_metrics.update(result, samples=size, share=size / step_loss.samples)
         except FORWARD_ERRORS as error:
             raise forward_error(self, error, self.training.batches, micro_batch, "training") from error
-        if "training" in self.unchecked:
+        if "training" in self.first_batches.unchecked:
             check_first_batch(self, result)
 
     # ------------------------------------------------------------------ what train_step calls
@@ -263,9 +259,8 @@ class BaseTrainer(Checkpointed):
         depends on ``StepResult.count``. Raises ConfigError if the loss is not a tensor with one number.
         """
         check_loss(loss, "self.backward got a loss")
-        if not self.calls_backward:
+        if not self.first_batches.calls_backward:
             check_first_backward(self)
-            self.calls_backward = True
         if self.several_optimizers is not None:
             self.several_optimizers.ensure_block()
         if self.waits_for_count:

@@ -12,7 +12,7 @@ from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Training
 from base.metric import single_number
 from base.training.averaging import AveragedWeights
-from base.training.first_batch import FORWARD_ERRORS, forward_error, watch_first_batch
+from base.training.first_batch import FORWARD_ERRORS, FirstBatches, forward_error, watch_first_batch
 from base.training.loss import completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
@@ -37,9 +37,7 @@ class EvaluationLoop(TrainerInterface):
         self.observer = Observer()  # that of the outputs, once training begins
         self.unmeasured: set[str] = set()
         """Names of values that are None this time, as they are not measured in every epoch."""
-        self.unchecked: set[str] = set()
-        """The phases whose first batch is next: "training", "evaluation"."""
-        self.watched: list[Batches] = []  # batches whose first batch was checked, or is next
+        self.first_batches = FirstBatches()
 
     def validate(self) -> dict[str, float]:
         """The loss and metrics on the validation data; empty if there is none.
@@ -79,7 +77,7 @@ class EvaluationLoop(TrainerInterface):
                         also.update(result, samples=size, share=size / self.training.validation_samples)
                 except FORWARD_ERRORS as error:
                     raise forward_error(self, error, batches, micro_batch, "evaluation") from error
-                self.unchecked.discard("evaluation")
+                self.first_batches.unchecked.discard("evaluation")
                 observer.evaluated(batches.part(batch_range), data, result)
                 del result  # its outputs would take memory while the next batch's are computed
         observer.end_evaluation()

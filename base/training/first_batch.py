@@ -29,15 +29,30 @@ DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+class FirstBatches:
+    """What is known of the first batches of a BaseTrainer: which are still to be checked, and what its step called."""
+
+    def __init__(self) -> None:
+        self.unchecked: set[str] = set()
+        """The phases whose first batch is next: "training", "evaluation"."""
+        self.watched: list[Batches] = []
+        """Batches whose first batch was checked, or is next."""
+        self.calls_loss = True
+        """False if the first batch did not call ``criterion``."""
+        self.calls_backward = False
+        """Whether ``backward`` was called."""
+
+
 def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, phase: str) -> None:
     """Check the next batch of a BaseTrainer as the first of these batches, unless that has been done before.
 
     phase: "training" or "evaluation".
     """
-    if batches in trainer.watched:
+    first: FirstBatches = trainer.first_batches
+    if batches in first.watched:
         return
-    trainer.watched.append(batches)
-    trainer.unchecked.add(phase)
+    first.watched.append(batches)
+    first.unchecked.add(phase)
     metrics.phase_to_check = phase
     check_next_step(trainer, "train_step" if phase == "training" else "eval_step", phase)
 
@@ -63,7 +78,7 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
             with torch_warnings(phase), _without_optimizer_steps(trainer, phase):
                 result = step(batch)
         finally:
-            trainer.calls_loss = watched.called
+            trainer.first_batches.calls_loss = watched.called
             vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
         check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
         if phase == "training":
@@ -118,7 +133,7 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
     advice = find_extra("advice")
-    if phase not in trainer.unchecked:
+    if phase not in trainer.first_batches.unchecked:
         size, steps = micro_batch.range.size, trainer.progress.steps
         when = f"{phase} failed" + (f" after step {steps:,}" if steps else "")  # none in test.py
         if size < batches.batch_size and not isinstance(error, IndexError):
@@ -182,7 +197,7 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
 
 def check_first_batch(trainer: Any, result: StepResult) -> None:
     """Check a BaseTrainer's first training batch, which ran without an error. Raises ConfigError."""
-    trainer.unchecked.discard("training")
+    trainer.first_batches.unchecked.discard("training")
     if trainer.several_optimizers:
         trainer.several_optimizers.check_use()
     check_loss_was_called(trainer)
@@ -230,7 +245,7 @@ def check_epoch_was_counted(trainer: Any) -> None:
 
 def check_loss_was_called(trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
-    if trainer.calls_loss or trainer.criterion is no_loss:
+    if trainer.first_batches.calls_loss or trainer.criterion is no_loss:
         return
     name = type(trainer).__name__
     raise ConfigError(
@@ -240,12 +255,13 @@ def check_loss_was_called(trainer: Any) -> None:
 
 
 def check_first_backward(trainer: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's first step has computed gradients before it calls ``self.backward``."""
+    """At the first ``self.backward``, raise ConfigError if a BaseTrainer's step has already computed gradients."""
     if not trainer.several_optimizers and any(each.grad is not None for each in trainer.training.parameters):
         raise ConfigError(
             f"{type(trainer).__name__}.train_step computes gradients before self.backward(loss), which adds its own to "
             "them; call self.backward in place of loss.backward(), once for each loss"
         )
+    trainer.first_batches.calls_backward = True
 
 
 def check_backward_was_called(trainer: Any) -> None:
@@ -253,7 +269,7 @@ def check_backward_was_called(trainer: Any) -> None:
 
     Allowed if nothing has to be weighted or scaled.
     """
-    if trainer.calls_backward or not (trainer.waits_for_count or trainer.runtime.scaled):
+    if trainer.first_batches.calls_backward or not (trainer.waits_for_count or trainer.runtime.scaled):
         return
     if any(parameter.grad is not None for parameter in trainer.training.parameters):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +38,37 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     return losses[0]
 
 
+@dataclass
+class OpenStep:
+    """The optimizer step that is being taken. A block is known by the names of its optimizers."""
+
+    batches: StepBatches
+    losses: dict[tuple[str, ...], StepLoss] = field(default_factory=dict)
+    """The loss of each block."""
+    skipped: set[str] = field(default_factory=set)
+    """The optimizers that did not step, since their gradients overflowed in fp16."""
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    """The gradient norm of each optimizer before clipping, if anything is clipped."""
+    number: int = 0
+    """The current micro-batch; the first is 1."""
+    size: int = 0
+    """Its number of samples."""
+    used: set[tuple[str, ...]] = field(default_factory=set)
+    """The blocks that it has used."""
+    count: Tensor | float | None = None
+    """What the config's loss was averaged over in it, once an optimizer has used the loss; None: samples."""
+
+    def begin_micro_batch(self, number: int, size: int) -> None:
+        self.number, self.size = number, size
+        self.used = set()
+        self.count = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the current micro-batch ends the step."""
+        return self.number == self.batches.num_micro_batches
+
+
 class SeveralOptimizers:
     """The optimizers of a BaseTrainer over the micro-batches of a step, in which ``train_step`` steps each or all.
 
@@ -46,46 +78,37 @@ class SeveralOptimizers:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.step: OpenStep | None = None
+        """None outside of a step, where gradients are computed without stepping."""
         self.current: Sequence[ScheduledOptimizer] = ()
-        """Those of the open block."""
-        self.step: StepBatches | None = None
-        """The current step; None outside of a step, where gradients are computed without stepping."""
-        self.count: Tensor | float | None = None
-        """What the config's loss was averaged over in this micro-batch, once an optimizer has used it."""
-        self._size, self._number = 0, 0
-        self._losses = dict[tuple[str, ...], StepLoss]()  # of each block, by the names of its optimizers
-        self._seen = set[tuple[str, ...]]()
+        """The optimizers of the open block."""
         self._without_block = ExitStack()  # has the block that ``backward`` opened
-        self._skipped = set[str]()
-        self._norms = dict[str, Tensor]()  # before clipping, if anything is clipped
 
-    def take_step(self, step: StepBatches) -> Tensor | float:
+    def take_step(self, batches: StepBatches) -> Tensor | float:
         """Take one step. Returns its loss from the trainer's result, by ``to_scalar``."""
-        trainer, self.step = self.trainer, step
-        step_loss: StepLoss = trainer.begin_step(step)
-        self._losses, self._skipped, self._norms = {}, set(), {}
+        trainer, process_group = self.trainer, self.trainer.runtime.process_group
+        self.step = step = OpenStep(batches)
+        step_loss: StepLoss = trainer.begin_step(batches)
         for optimizer in trainer.training.optimizers.values():  # one may not step this time
             trainer.runtime.zero_grad(optimizer.optimizer)
         try:
-            for self._number, micro_batch in enumerate(step.micro_batches, start=1):
-                self._size = micro_batch.size
-                self._seen = set()
-                self.count = None
+            for number, micro_batch in enumerate(batches.micro_batches, start=1):
+                step.begin_micro_batch(number, micro_batch.size)
                 trainer.run_micro_batch(micro_batch, step_loss)
-                if left_out := self._losses.keys() - self._seen:
-                    raise self._only_sometimes(min(left_out), step)
+                if left_out := step.losses.keys() - step.used:
+                    raise _only_sometimes(min(left_out), step)
         finally:
             self.step, self.current = None, ()
             self._without_block.pop_all()  # of a step that failed
         for optimizer in trainer.training.optimizers.values():
-            optimizer.schedule.after_step(stepped=optimizer.name not in self._skipped)
-        if trainer.runtime.process_group.world_size > 1:
+            optimizer.schedule.after_step(stepped=optimizer.name not in step.skipped)
+        if process_group.world_size > 1:
             from utils.distributed.parallel import broadcast_buffers
 
             broadcast_buffers(trainer.experiment.model)
-        norms = list(self._norms.values())
+        norms = list(step.norms.values())
         trainer.gradient_norm = nn.utils.get_total_norm(norms) if norms else None
-        return step_loss.finish([], trainer.runtime.process_group)
+        return step_loss.finish([], process_group)
 
     @contextmanager
     def optimizing(self, *names: str) -> Iterator[None]:
@@ -104,9 +127,8 @@ class SeveralOptimizers:
                 f"{_block(names)} inside {_block(each.name for each in self.current)}; let one block follow the other, "
                 f"and compute in each the loss that both train on, or step both at once: {_block(optimizers)}"
             )
-        step = self.step
-        if step is not None:
-            self._begin_block(names, step)
+        if self.step is not None:
+            self._begin_block(names, self.step)
         current = [optimizers[name] for name in names]
         own = {id(parameter) for optimizer in current for parameter in optimizer.parameters}
         others = [each for each in self.trainer.training.parameters if id(each) not in own and each.requires_grad]
@@ -115,28 +137,29 @@ class SeveralOptimizers:
             for parameter in others:
                 parameter.requires_grad_(False)
             yield
-            self._finish_backward(names)
+            if self.step is not None:
+                self._finish_backward(names, self.step)
         finally:
             self.current = ()
             self.trainer.waiting_losses.clear()
             for parameter in others:
                 parameter.requires_grad_(True)
-        if step is not None and self._number == step.num_micro_batches:
-            self._step_optimizers(names, current)
+        if self.step is not None and self.step.is_last:
+            self._step_optimizers(names, current, self.step)
 
-    def _begin_block(self, names: tuple[str, ...], step: StepBatches) -> None:
-        if step.num_micro_batches > 1 and any(not set(names).isdisjoint(each) for each in self._seen):
+    def _begin_block(self, names: tuple[str, ...], step: OpenStep) -> None:
+        if step.batches.num_micro_batches > 1 and any(not set(names).isdisjoint(each) for each in step.used):
             raise ConfigError(
                 f"{_block(names)} cannot be used twice in a step with trainer.accumulate_steps above 1; "
                 "let the others step less often instead, as in: if (self.progress.steps + 1) % 5 == 0"
             )
-        self._seen.add(names)
-        if self._number > 1 and names not in self._losses:
-            raise self._only_sometimes(names, step)
-        if self._number == 1:
+        step.used.add(names)
+        if step.number > 1 and names not in step.losses:
+            raise _only_sometimes(names, step)
+        if step.number == 1:
             for name in names:
                 self.trainer.runtime.zero_grad(self.trainer.training.optimizers[name].optimizer)
-            self._losses[names] = self.trainer.begin_step(step)
+            step.losses[names] = self.trainer.begin_step(step.batches)
 
     def ensure_block(self) -> None:
         """Before ``backward``: outside of a block, a supervised trainer's loss is that of all optimizers."""
@@ -150,48 +173,43 @@ class SeveralOptimizers:
             self._without_block.enter_context(self.optimizing())
 
     def after_train_step(self) -> Tensor | float | None:
-        """Close the block that ``backward`` opened. Returns ``count``."""
+        """Close the block that ``backward`` opened. Returns what the config's loss was averaged over in the blocks."""
         self._without_block.close()
-        return self.count
+        return self.step.count if self.step else None
 
-    def _finish_backward(self, names: tuple[str, ...]) -> None:
+    def _finish_backward(self, names: tuple[str, ...], step: OpenStep) -> None:
         """The backward pass of the losses of a block whose gradients are a share of the step's."""
         waiting = self.trainer.waiting_losses
         if not waiting:
             return
         count = take_count_of(waiting, self.trainer.criterion)
         loss = sum(waiting[1:], waiting[0])
-        self.trainer.finish_backward(self._losses[names].add(loss, count, self._size))
-        self.count = self.count if count is None else count
+        self.trainer.finish_backward(step.losses[names].add(loss, count, step.size))
+        if count is not None:
+            step.count = count
 
-    @staticmethod
-    def _only_sometimes(names: tuple[str, ...], step: StepBatches) -> ConfigError:
-        return ConfigError(
-            f"{_block(names)} is used for some of the {step.num_micro_batches} micro-batches of a step "
-            "(trainer.accumulate_steps), so that gradients would be lost; use it for each of them or for none, as by "
-            "self.progress.steps, which counts whole steps"
-        )
-
-    def _step_optimizers(self, names: tuple[str, ...], optimizers: Sequence[ScheduledOptimizer]) -> None:
+    def _step_optimizers(
+        self, names: tuple[str, ...], optimizers: Sequence[ScheduledOptimizer], step: OpenStep
+    ) -> None:
         runtime = self.trainer.runtime
         parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
         runtime.average_gradients(parameters)
         for optimizer in optimizers:
             runtime.unscale(optimizer.optimizer)
-        self._losses[names].finish(parameters, runtime.process_group)
+        step.losses[names].finish(parameters, runtime.process_group)
         logged = self.trainer.logs_this_step()
         for optimizer in optimizers:
             norm = optimizer.clip_gradients(measure=logged)
             if logged and any(each.clips for each in self.trainer.training.optimizers.values()):
-                self._norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
+                step.norms[optimizer.name] = gradient_norm(optimizer.parameters) if norm is None else norm
         for optimizer in optimizers:
             last = optimizer is optimizers[-1]
             if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.per_step, last=last):
-                self._skipped.add(optimizer.name)
+                step.skipped.add(optimizer.name)
 
     def check_use(self) -> None:
-        """Raise ConfigError if the last ``train_step`` did not step any optimizer."""
-        if not self._seen:
+        """Raise ConfigError if ``train_step`` did not step any optimizer for the current micro-batch."""
+        if self.step is not None and not self.step.used:
             raise ConfigError(
                 f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
                 f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
@@ -201,3 +219,11 @@ class SeveralOptimizers:
 def _block(names: Iterable[str]) -> str:
     """A block as in code: "self.optimizing('generator')"."""
     return f"self.optimizing({', '.join(map(repr, names))})"
+
+
+def _only_sometimes(names: tuple[str, ...], step: OpenStep) -> ConfigError:
+    return ConfigError(
+        f"{_block(names)} is used for some of the {step.batches.num_micro_batches} micro-batches of a step "
+        "(trainer.accumulate_steps), so that gradients would be lost; use it for each of them or for none, as by "
+        "self.progress.steps, which counts whole steps"
+    )

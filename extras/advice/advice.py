@@ -85,7 +85,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     # with FSDP, gradients appear in the last micro-batch
     if not trainer.runtime.sharded and all(each.grad is None for each in trainer.training.parameters):
         cause = "call self.backward(loss)"
-        if trainer.calls_backward:
+        if trainer.first_batches.calls_backward:
             ways = "detach(), argmax() or item() before requires_grad_()"
             cause = f"the loss is cut off from the weights, for example by {ways}"
         name = type(trainer).__name__

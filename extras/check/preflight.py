@@ -120,7 +120,7 @@ class _Check:
         prepare_epoch(trainer, 0, again=False)
         # metrics are checked separately
         trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
-        trainer.unchecked.clear()  # its problems are reported here
+        trainer.first_batches.unchecked.clear()  # its problems are reported here
         self.kept = exactness_checks.Kept(trainer, unbegun)
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
