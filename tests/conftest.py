@@ -118,12 +118,12 @@ def leave_out_waste(patch: pytest.MonkeyPatch) -> None:
 
     Processes that tests start have it all, unless they call this.
     """
+    from utils.environment import git_state
     from utils.extras import find_extra
-    from utils.run_folder import git_state
 
     patch.setattr(os, "fsync", lambda _: None)  # the machine will not lose its power
     patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
-    patch.setattr("utils.run_folder.git_state", functools.cache(git_state))
+    patch.setattr("utils.environment.git_state", functools.cache(git_state))
     patch.setattr("base.outputs.find_extra", lambda name: None if name == "curves" else find_extra(name))
 
 

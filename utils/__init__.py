@@ -11,7 +11,7 @@ extras             the folders of extras/, any of which may be missing
 
 A run on a machine:
 
-run_folder         the folder of a run
+run_folder         the folder of a run; environment what its environment.json says
 files              files that survive a kill at any moment
 checkpoint/        the format of checkpoints, and when they are written
 random             randomness as a function of seed and position

@@ -5,25 +5,19 @@ import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.files import atomic_writes, lock_file, read_text
 from utils.paths import PROJECT, project_path
-
-if TYPE_CHECKING:
-    import torch
 
 # files of a run folder, besides checkpoints and event files
 FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock", ".job", ".started"}
@@ -244,55 +238,6 @@ class RunFolder:
                 replace_file(self.environment, json.dumps({**record, "outcome": outcome}, indent=2) + "\n")
 
 
-def environment(device: "torch.device", processes: int, seed: int) -> dict[str, Any]:
-    """What a run depends on besides its config: command, code, versions, machine."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    from utils.device import describe_device
-
-    packages = ("torch", "torchvision", "numpy", "tensorboard", "pydantic")
-    return {
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        **git_state(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "device": str(device),
-        **describe_device(device),
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-    }
-
-
-def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two starts of a run that the last bits of its results depend on; "" if nothing does.
-
-    before, now: from ``environment``; what one of them lacks is not compared.
-    """
-    one, other = (
-        {
-            **each,
-            "torch": dict(each.get("packages") or {}).get("torch"),
-            "device": str(each.get("device") or "").partition(":")[0] or None,
-        }
-        for each in (before, now)
-    )
-    kinds = ("torch", "device", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
-    differ = [kind for kind in kinds if None not in (one.get(kind), other.get(kind)) and one[kind] != other[kind]]
-    return ", ".join(f"{kind.replace('_', ' ')} {other[kind]} (before: {one[kind]})" for kind in differ)
-
-
-def git_state() -> dict[str, Any]:
-    """The project's commit, and whether files were changed; None for either if git cannot say."""
-    changed = _git("status", "--porcelain")
-    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}
-
-
 def _runs(*parents: Path) -> list[RunFolder]:
     """The runs in some folders, in order of their start."""
     named = [path for parent in parents for path in parent.glob("*") if NAME.fullmatch(path.name)]
@@ -320,21 +265,6 @@ def start_order(run: RunFolder) -> tuple[int, str, int]:
         started = datetime.fromisoformat(run.read_environment()["time"])
         return int(started.timestamp()) * 10**9, *name
     return 0, *name
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(
-            # a kill would leave git's lock on the index behind
-            ["git", "--no-optional-locks", *arguments],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, or not a repository
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -15,9 +15,10 @@ from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.distributed import ProcessGroup
+from utils.environment import environment, environment_changes
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import RunFolder, environment, environment_changes, replace_file
+from utils.run_folder import RunFolder, replace_file
 from utils.text import dotted
 
 

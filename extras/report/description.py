@@ -12,7 +12,8 @@ from typing import Any
 from extras.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.letters import shortened
 from extras.report.statistics import Classification, Regression
-from utils.run_folder import RunFolder, git_state
+from utils.environment import git_state
+from utils.run_folder import RunFolder
 from utils.schema import Component, Config
 from utils.text import count, number
 

@@ -13,9 +13,10 @@ import pytest
 import train
 from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run, needs_extra
+from utils.environment import git_state
 from utils.errors import UserError
 from utils.paths import display_path
-from utils.run_folder import RunFolder, git_state
+from utils.run_folder import RunFolder
 
 FILES = [
     *(f"checkpoints/{name}.pth" for name in ("best", "last", "step-00000005")),
@@ -143,5 +144,5 @@ def test_a_working_directory_that_was_removed_hides_no_message(tmp_path: Path) -
 def test_outside_of_git_it_is_unknown_whether_files_were_changed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("utils.run_folder.PROJECT", tmp_path)
+    monkeypatch.setattr("utils.environment.PROJECT", tmp_path)
     assert git_state() == {"git_commit": None, "git_dirty": None}

@@ -15,9 +15,9 @@ from base.base_trainer import BaseTrainer
 from tests.helpers import temporarily
 from utils import files
 from utils.device import describe_device
+from utils.environment import environment_changes
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.registry import MODELS
-from utils.run_folder import environment_changes
 
 Fit = Callable[..., train.Result]
 

@@ -1,0 +1,73 @@
+"""What a run depends on besides its config: command, code, versions, machine."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.device import describe_device
+from utils.paths import PROJECT
+
+
+def environment(device: torch.device, processes: int, seed: int) -> dict[str, Any]:
+    """The record for environment.json. processes: how many train this run together."""
+    packages = ("torch", "torchvision", "numpy", "tensorboard", "pydantic")
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        **git_state(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": str(device),
+        **describe_device(device),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+    }
+
+
+def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two starts of a run that the last bits of its results depend on; "" if nothing does.
+
+    before, now: from ``environment``; what one of them lacks is not compared.
+    """
+    one, other = (
+        {
+            **each,
+            "torch": dict(each.get("packages") or {}).get("torch"),
+            "device": str(each.get("device") or "").partition(":")[0] or None,
+        }
+        for each in (before, now)
+    )
+    kinds = ("torch", "device", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
+    differ = [kind for kind in kinds if None not in (one.get(kind), other.get(kind)) and one[kind] != other[kind]]
+    return ", ".join(f"{kind.replace('_', ' ')} {other[kind]} (before: {one[kind]})" for kind in differ)
+
+
+def git_state() -> dict[str, Any]:
+    """The project's commit, and whether files were changed; None for either if git cannot say."""
+    changed = _git("status", "--porcelain")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            # a kill would leave git's lock on the index behind
+            ["git", "--no-optional-locks", *arguments],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or not a repository
