@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import sys
@@ -103,6 +104,14 @@ def read_text(path: Path) -> str:
     """The text of a regular file in UTF-8. Raises OSError, or ValueError if it is not UTF-8."""
     with open_regular(path) as file:
         return file.read().decode()
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if the file is missing, cannot be read or holds something else."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(read_text(path))
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def size(path: Path) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError
-from utils.files import atomic_writes, lock_file, read_text
+from utils.files import atomic_writes, lock_file, read_json_object, read_text
 from utils.paths import PROJECT, project_path
 
 # files of a run folder, besides checkpoints and event files
@@ -200,9 +200,7 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """The content of environment.json; empty if it is missing or cannot be read."""
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            return dict(json.loads(read_text(self.environment)))
-        return {}
+        return read_json_object(self.environment) or {}
 
     def last_start(self) -> dict[str, Any]:
         """What environment.json says of the last time the run was started or resumed; empty if it cannot be read."""

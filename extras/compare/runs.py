@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from extras.records import RATES, best_of, charts, flat
 from utils.errors import CheckpointError
-from utils.files import read_text
+from utils.files import read_json_object, read_text
 from utils.paths import display_path, project_path
 from utils.run_folder import NAME, RunFolder, start_order
 from utils.text import one_line
@@ -279,13 +279,13 @@ def _deviation(values: Sequence[float]) -> float:
 def _read(path: Path) -> Run:
     run = Run(path)
     problems = list[str]()
-    config = _object(path / "config.json")
+    config = read_json_object(path / "config.json")
     if config is None:
         problems.append("config.json cannot be read")
     # a component without arguments is one value, its type
     run.config = {key: value for key, value in flat(config or {}) if value not in ({}, [])}
-    run.environment = _object(path / "environment.json") or {}
-    test = _object(path / "test" / "metrics.json") or {}
+    run.environment = read_json_object(path / "environment.json") or {}
+    test = read_json_object(path / "test" / "metrics.json") or {}
     run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
     overrides = test.get("overrides")
     changed = list(filter(_changes_test, map(str, overrides))) if isinstance(overrides, list) else []
@@ -319,14 +319,6 @@ def _outdated(run: Run, step: Any) -> str:
     if ended is None or not _is_number(step) or (step == ended if best else step >= ended):
         return ""
     return f"tested at step {step}, but the {'best' if best else 'last'} epoch ended at step {ended}; run test.py again"
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _record(line: str) -> dict[str, float] | None:

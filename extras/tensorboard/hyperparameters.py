@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -15,6 +14,7 @@ from torch.utils import tensorboard
 from base.experiment import Training
 from extras.records import flat
 from logger.writers import WHOLE, EventWriter
+from utils.files import read_json_object
 from utils.schema import Config
 
 summary: Any = tensorboard.summary  # its functions are not typed
@@ -69,11 +69,11 @@ def write_columns(events: EventWriter, config: Config, training: Training) -> No
     covering the others' hyperparameters. With a full disk or read-only folders nothing is changed, and TensorBoard
     finds the columns itself.
     """
-    folders = [path.parent for path in events.folder.parent.glob("*/config.json")]
-    values = [hyperparameters(read) for read in map(_config, folders) if isinstance(read, dict)]
+    files = list(events.folder.parent.glob("*/config.json"))
+    values = [hyperparameters(read) for read in map(read_json_object, files) if read is not None]
     with contextlib.suppress(OSError):
         events.replace(COLUMNS, {"summary": columns(values, metrics(config, training))})
-        for folder in folders:
+        for folder in [file.parent for file in files]:
             if not folder.samefile(events.folder):
                 (folder / f"{WHOLE}{COLUMNS}").unlink(missing_ok=True)
 
@@ -121,12 +121,6 @@ def _column(name: str, values: list[Value], *, count: int) -> Any:
         info.type = api_pb2.DATA_TYPE_FLOAT64
         info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
     return info
-
-
-def _config(folder: Path) -> Any:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return None
 
 
 def layout(config: Config, training: Training) -> Summary:
