@@ -37,7 +37,7 @@ from logger.writers import EventWriter, points
 from utils import cli
 from utils.determinism import restore_kernels
 from utils.distributed import ProcessGroup, get_process_group
-from utils.errors import TrainingError, UserError
+from utils.errors import TrainingError, UserError, os_errors_as
 from utils.extras import find_extra, load_extra
 from utils.paths import PROJECT, display_path
 from utils.registry import import_components
@@ -124,11 +124,9 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
     earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
     if chosen and folder.is_dir() and any(folder.iterdir()) and not earlier:
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
-    try:
+    with os_errors_as(UserError, f"{folder} cannot be written", advice="; choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder with --out") from error
     try:
         with RunFolder(folder).locked("writes a report into it"):
             yield
@@ -147,10 +145,8 @@ def _metrics(about: Mapping[str, Any], values: Mapping[str, float]) -> str:
 def _write_points(board: Path, step: int, values: Mapping[str, float]) -> None:
     """Write one point per value for TensorBoard, replacing an earlier test's. Raises TrainingError."""
     summary = points({f"{name}/test": value for name, value in values.items()})
-    try:
+    with os_errors_as(TrainingError, f"{board} cannot be written"):
         EventWriter(board).replace("test", {"summary": summary}, step=step)
-    except OSError as error:
-        raise TrainingError(f"{board} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, os_errors_as
 from utils.files import FileSignature, file_signature
 
 CHUNK = 2**22  # bytes to read, then hash while they are still in the CPU cache
@@ -41,13 +41,11 @@ class ArrayFile:
     def open(cls, path: Path) -> "ArrayFile":
         """Raises DataError if the file has no such array."""
         try:
-            with path.open("rb") as file:
+            with os_errors_as(DataError, f"{path} cannot be read"), path.open("rb") as file:
                 shape, fortran, dtype = read_header(file)
                 offset = file.tell()
                 signature = file_signature(os.fstat(file.fileno()))
             torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError) as error:
             raise DataError(f"{path} is not an array of numbers written by np.save: {error}") from error
         row_bytes = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
@@ -115,10 +113,8 @@ class ArrayFile:
     @functools.cached_property
     def _handle(self) -> int:
         """This process's file handle."""
-        try:
+        with os_errors_as(DataError, f"{self.path} cannot be read"):
             handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
         weakref.finalize(self, os.close, handle)
         if file_signature(os.fstat(handle)) != self.file_signature:
             raise DataError(f"{self.path} was replaced while in use; start the run again")

@@ -1,5 +1,8 @@
 """Errors that a user can fix. Each becomes one message on stderr, never a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake in the config, the arguments or a file. The message says what, where, and what to do; status 2."""
@@ -31,3 +34,14 @@ class Stopped(Exception):  # noqa: N818  (not an error: the run was asked to sto
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+
+
+@contextmanager
+def os_errors_as(kind: type[Exception], what: str, *, advice: str = "") -> Iterator[None]:
+    """Inside the block, raise an OSError as this kind of error, "WHAT: REASON" and the advice."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
+        raise
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror or error}{advice}") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
-from utils.errors import CheckpointError, TrainingError, UserError
+from utils.errors import CheckpointError, TrainingError, UserError, os_errors_as
 from utils.files import atomic_writes, lock_file, read_json_object, read_text
 from utils.paths import PROJECT, project_path
 
@@ -143,13 +143,11 @@ class RunFolder:
         for path in (own / "checkpoints", *(own / name for name in sorted(FILES)), *own.glob(f"{EVENTS}*")):
             if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
                 raise UserError(f"{path} cannot be written: permission denied; change it with chmod u+w")
-        try:
+        with os_errors_as(UserError, f"cannot write to {self.path}"):
             # not twice in one process: closing the second file would release the lock of the first. Unbuffered: nothing
             # waits to be written to it, for which utils.garbage_collection would keep all
             if own in _owned or not lock_file(file := (own / ".lock").open("ab", buffering=0)):
                 raise UserError(f"{self.path} is in use: another process {doing}")
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
         _owned.add(own)
         with file:
             try:

@@ -15,7 +15,7 @@ from extras.export.calls import Call, record_calls
 from extras.export.formats import FORMATS, Exportable, Format, check_installed, flat_names
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import to_json
-from utils.errors import UserError
+from utils.errors import UserError, os_errors_as
 from utils.files import atomic_write
 from utils.paths import display_path
 from utils.run_folder import RunFolder
@@ -151,13 +151,11 @@ def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[
 
 def _write(path: Path, content: bytes, kind: Format, exportable: Exportable, expected: list[list[Tensor]]) -> str:
     """Write a file, read it back and compare it before it replaces this path; return the result of the comparison."""
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-            file.flush()
-            return _compared(kind, Path(file.name), exportable, expected)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; --out names another file") from error
+    reported = os_errors_as(UserError, f"{path} cannot be written", advice="; --out names another file")
+    with reported, atomic_write(path) as file:
+        file.write(content)
+        file.flush()
+        return _compared(kind, Path(file.name), exportable, expected)
 
 
 def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]]) -> str:

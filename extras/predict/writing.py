@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from extras.predict.outputs import Field
 from extras.spreadsheets import csv_field
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, os_errors_as
 from utils.files import atomic_write
 from utils.text import printable
 
@@ -142,13 +143,13 @@ class NpzWriter:
 @contextlib.contextmanager
 def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Add]:
     """A function that adds predictions to a file or standard output. Raises UserError if that cannot be written."""
-    where = "standard output" if path is None else str(path)
+    reported = partial(os_errors_as, UserError, f"{path or 'standard output'} cannot be written")
     stack = ExitStack()
     writer: CsvWriter | JsonWriter | NpzWriter
     if path is None:
         writer = JsonWriter(_print, lines=False) if as_json else CsvWriter(_print, with_rows=with_rows)
     else:
-        with _reported(where):
+        with reported():
             file = stack.enter_context(atomic_write(path))
         if path.suffix == ".npz":
             writer = NpzWriter(file, path.parent, stack)
@@ -158,30 +159,19 @@ def opened(path: Path | None, *, as_json: bool, with_rows: bool) -> Iterator[Add
             writer = CsvWriter(_to(file), with_rows=with_rows)
 
     def add(sources: Sequence[Source], fields: Sequence[Field]) -> None:
-        with _reported(where):
+        with reported():
             writer.add(sources, fields)
 
     try:
         yield add
-        with _reported(where):
+        with reported():
             writer.close()
     except BaseException:
         with contextlib.suppress(OSError):  # the disk may be full again, as what remains is written
             stack.__exit__(*sys.exc_info())
         raise
-    with _reported(where):
+    with reported():
         stack.close()
-
-
-@contextlib.contextmanager
-def _reported(where: str) -> Iterator[None]:
-    """Raise UserError if a file cannot be written."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        raise
-    except OSError as error:
-        raise UserError(f"{where} cannot be written: {error.strerror or error}") from error
 
 
 def _to(file: IO[bytes]) -> Write:

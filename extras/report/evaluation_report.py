@@ -20,7 +20,7 @@ from extras.report.evaluation_stats import EvaluationStats
 from extras.report.statistics import Classification, Regression
 from extras.spreadsheets import csv_field
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import DataError, TrainingError
+from utils.errors import DataError, TrainingError, os_errors_as
 from utils.extras import find_extra
 from utils.files import atomic_write
 from utils.run_folder import replace_files
@@ -246,12 +246,8 @@ class Predictions:
         with self._writing():
             self._file.write(text.encode(errors="backslashreplace"))
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as failure:
-            raise TrainingError(f"{self.path} cannot be written: {failure.strerror}") from failure
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return os_errors_as(TrainingError, f"{self.path} cannot be written")
 
 
 def _classes(

@@ -28,7 +28,7 @@ from extras.letters import short_key
 from extras.records import flat
 from extras.sweep.spaces import Space
 from utils.config import load_config, to_json
-from utils.errors import ConfigError, TrainingError, UserError
+from utils.errors import ConfigError, TrainingError, UserError, os_errors_as
 from utils.files import lock_file, read_text
 from utils.paths import PROJECT, display_path, project_path
 from utils.run_folder import RunFolder, replace_file
@@ -243,8 +243,9 @@ class SweepFolder:
     def locked(self) -> Iterator[None]:
         """Lock for claims and outcomes: one coordinator at a time, on all machines that share the disk."""
         until = time.monotonic() + LOCK_WAIT
-        with _disk_errors(self.path / ".lock"):
-            while not lock_file(file := (self.path / ".lock").open("a")):
+        path = self.path / ".lock"
+        with os_errors_as(UserError, f"cannot write to {path}"):
+            while not lock_file(file := path.open("a")):
                 if time.monotonic() > until:
                     raise UserError(f"{self.path} was locked by another sweep for {LOCK_WAIT:.0f} s; is it hanging?")
                 time.sleep(0.01)
@@ -253,7 +254,7 @@ class SweepFolder:
 
     def trials(self) -> list[Trial]:
         """All trials in order of number, with new outcomes."""
-        with _disk_errors(self.path):
+        with os_errors_as(UserError, f"cannot write to {self.path}"):
             names = [entry.name for entry in os.scandir(self.path)]
         for name in names:
             if (found := TRIAL.fullmatch(name)) and int(found[1]) not in self._trials:
@@ -276,7 +277,7 @@ class SweepFolder:
         unnamed = RunFolder(self.path / f".{name}.tmp")
         shutil.rmtree(unnamed.path, ignore_errors=True)  # left by a killed sweep
         outcome = None
-        with _disk_errors(self.path / name):
+        with os_errors_as(UserError, f"cannot write to {self.path / name}"):
             unnamed.checkpoints.mkdir(parents=True)
             unnamed.started.write_text(f"{time.time_ns()}\n")
             _write(unnamed.path / "trial.json", json.dumps({"number": number, "values": values}, indent=2) + "\n")
@@ -298,7 +299,7 @@ class SweepFolder:
     def claim(self, trial: Trial) -> bool:
         """Claim a trial for this process; False if another has claimed it."""
         if trial.claim is None:
-            with _disk_errors(trial.run.path):
+            with os_errors_as(UserError, f"cannot write to {trial.run.path}"):
                 file = (trial.run.path / ".claim").open("a")
                 trial.claim = file if lock_file(file) else None
         return trial.claim is not None
@@ -327,7 +328,7 @@ def is_running(run: RunFolder) -> bool:
     path = run.path / ".lock"
     if not path.exists():
         return False
-    with _disk_errors(path):
+    with os_errors_as(UserError, f"cannot write to {path}"):
         file = path.open("a")
         if not lock_file(file):
             return True
@@ -359,11 +360,3 @@ def _write(path: Path, text: str) -> None:
         replace_file(path, text)
     except TrainingError as error:
         raise UserError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, os_errors_as
 from utils.files import atomic_write, open_regular
 from utils.tree import Keys, map_tensors, size_of
 
@@ -158,15 +158,12 @@ def as_checkpoint_errors(path: Path) -> Iterator[None]:
 def verify(path: Path) -> None:
     """Read a file once and compare its SHA-256. Raises CheckpointError if any byte has changed since it was written."""
     digest = hashlib.sha256()
-    try:
-        with open_regular(path) as file:
-            left = os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2
-            while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-                digest.update(chunk)
-                left -= len(chunk)
-            comment = file.read()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    with os_errors_as(CheckpointError, f"{path} cannot be read"), open_regular(path) as file:
+        left = os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2
+        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+        comment = file.read()
     if comment != _comment(digest):
         raise CheckpointError(f"{path} is damaged, or was not written by this project")
 

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from utils.checkpoint.file import DATA, TensorAllocator, as_checkpoint_errors
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, os_errors_as
 from utils.text import dotted
 from utils.tree import Keys, map_with_keys
 
@@ -177,10 +177,8 @@ def _verify(folder: Path, name: str, hashes: dict[str, str]) -> None:
     path = folder / name
     if name not in hashes:
         raise CheckpointError(f"{path} is not a file of this checkpoint")
-    try:
+    with os_errors_as(CheckpointError, f"{path} cannot be read"):
         digest = _sha256(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if digest != hashes[name]:
         raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
