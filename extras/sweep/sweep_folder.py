@@ -181,7 +181,7 @@ class SweepFolder:
         try:
             unnamed.mkdir(parents=True)
             _write(unnamed / "base.json", as_json(base, parent / "sweep"))
-            _write(unnamed / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
+            _write_record(unnamed / "sweep.json", spec)
             for number in range(1, 1000):
                 path = parent / (f"sweep-{stamp}" if number == 1 else f"sweep-{stamp}-{number}")
                 try:
@@ -215,10 +215,10 @@ class SweepFolder:
 
     def read_spec(self) -> Spec:
         """Raises UserError if sweep.json is damaged."""
-        return _read(self.path / "sweep.json", Spec)
+        return _read_record(self.path / "sweep.json", Spec)
 
     def write_spec(self, spec: Spec) -> None:
-        _write(self.path / "sweep.json", json.dumps(asdict(spec), indent=2) + "\n")
+        _write_record(self.path / "sweep.json", spec)
 
     def check_same(self, spaces: Sequence[Space], base: dict[str, Any]) -> None:
         """Raise UserError if a sweep given on the command line is not the one in this folder."""
@@ -261,11 +261,11 @@ class SweepFolder:
                 self._trials[int(found[1])] = self._read_trial(self.path / name)
         for trial in self._trials.values():
             if trial.outcome is None and (trial.run.path / "outcome.json").exists():
-                trial.outcome = _read(trial.run.path / "outcome.json", Outcome, advice=ADVICE_FOR_TRIAL)
+                trial.outcome = _read_record(trial.run.path / "outcome.json", Outcome, advice=ADVICE_FOR_TRIAL)
         return [self._trials[number] for number in sorted(self._trials)]
 
     def _read_trial(self, path: Path) -> Trial:
-        content = _read(path / "trial.json", Values, advice=ADVICE_FOR_TRIAL)
+        content = _read_record(path / "trial.json", Values, advice=ADVICE_FOR_TRIAL)
         return Trial(content.number, content.values, RunFolder(path))
 
     def create_trial(self, number: int, values: dict[str, str]) -> Trial:
@@ -280,12 +280,12 @@ class SweepFolder:
         with os_errors_as(UserError, f"cannot write to {self.path / name}"):
             unnamed.checkpoints.mkdir(parents=True)
             unnamed.started.write_text(f"{time.time_ns()}\n")
-            _write(unnamed.path / "trial.json", json.dumps({"number": number, "values": values}, indent=2) + "\n")
+            _write_record(unnamed.path / "trial.json", Values(number, values))
             try:
                 _write(unnamed.config, self.config_text(values, self.path / name))
             except ConfigError as error:
                 outcome = Outcome("failed", None, 0, 0, 0.0, str(error))
-                self._write_outcome(unnamed.path, outcome)
+                _write_record(unnamed.path / "outcome.json", outcome)
             unnamed.path.rename(self.path / name)
         return self._trials.setdefault(number, Trial(number, values, RunFolder(self.path / name), outcome))
 
@@ -306,7 +306,7 @@ class SweepFolder:
 
     def finish(self, trial: Trial, outcome: Outcome) -> None:
         """Record how a trial ended, and release it."""
-        self._write_outcome(trial.run.path, outcome)
+        _write_record(trial.run.path / "outcome.json", outcome)
         trial.outcome = outcome
         self.release(trial)
 
@@ -314,9 +314,6 @@ class SweepFolder:
         if trial.claim is not None:
             trial.claim.close()
             trial.claim = None
-
-    def _write_outcome(self, path: Path, outcome: Outcome) -> None:
-        _write(path / "outcome.json", json.dumps(asdict(outcome), indent=2) + "\n")
 
 
 ADVICE = "start a new sweep, without -r"
@@ -342,8 +339,8 @@ def as_json(config: dict[str, Any], folder: Path) -> str:
     return json.dumps({**config, **(schema if "$schema" in config else {})}, indent=2) + "\n"
 
 
-def _read(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:
-    """Read what was written as JSON from an object of this class. Raises UserError."""
+def _read_record(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:
+    """Read what ``_write_record`` wrote of an object of this class. Raises UserError."""
     try:
         return TypeAdapter(kind).validate_json(read_text(path))
     except (OSError, ValueError) as error:
@@ -352,6 +349,10 @@ def _read(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:
             first = error.errors()[0]
             reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
         raise UserError(f"{path} is damaged: {reason}; {advice}") from error
+
+
+def _write_record(path: Path, record: Spec | Values | Outcome) -> None:
+    _write(path, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
