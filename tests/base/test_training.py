@@ -156,9 +156,6 @@ def without_writers(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "writers"}
 
 
-NEEDS = {"Muon": "has matrices only", "SparseAdam": "sparse gradients"}
-
-
 @pytest.mark.parametrize("name", quick(OPTIMIZERS.names(), "SGD", "Adam", "SparseAdam"))
 def test_every_optimizer_of_torch_trains(fit: Fit, name: str) -> None:
     if name == "SparseAdam":

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
 from base.data.orders import Shuffled
@@ -55,14 +54,6 @@ class Arrays(Dataset[Any]):
 
 def stacked(rows: list[Any]) -> Any:
     return np.stack(rows)
-
-
-class PhotoLoader(BaseDataLoader):
-    def training_data(self, *, augment: bool) -> Dataset[Any]:
-        return Photos()
-
-    def test_data(self) -> Dataset[Any]:
-        return Photos()
 
 
 def numbers(count: int = 23) -> TensorSource:

@@ -24,7 +24,6 @@ from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
-TRAINING: Json = {"args": {"validation_split": 0}}
 
 
 def loader(samples: int, split: int = 0, **args: Any) -> Json:
