@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from pathlib import Path
 
 from utils.errors import UserError
@@ -34,3 +35,8 @@ def display_path(path: Path) -> str:
     except FileNotFoundError:  # the working directory was removed
         return str(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def shell_path(path: Path) -> str:
+    """A path in a command that the user may copy: as by ``display_path``, quoted where a shell needs it."""
+    return shlex.quote(display_path(path))

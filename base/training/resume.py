@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import math
-import shlex
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import read_text
 from utils.optimizers import missing_state
-from utils.paths import PROJECT, display_path
+from utils.paths import PROJECT, display_path, shell_path
 from utils.prepare import allocator
 from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
@@ -159,7 +158,7 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
         return checkpoint.newest_intact(folder.checkpoints, trainer.console.warn, process_group, tensors)
     except CheckpointError as error:
         if file is None:
-            advice = f"To start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
+            advice = f"To start a new run: python train.py -c {shell_path(folder.config)}"
         else:
             advice = f"To resume from the newest intact checkpoint:\n{resume_command(folder)}"
         raise CheckpointError(f"{error}\n{advice}") from error
@@ -183,7 +182,7 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
 
 
 def _new_run(folder: RunFolder) -> str:
-    run = shlex.quote(display_path(folder.path))
+    run = shell_path(folder.path)
     whole = ""
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
         weights = json.loads(read_text(folder.config))["model"].get("weights")
@@ -287,7 +286,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     if saved_at_end or logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
             f"no checkpoint in {folder.checkpoints}, although this run saved some: it reached epoch {logged}. "
-            f"Restore a checkpoint, or start a new run: python train.py -c {shlex.quote(display_path(folder.config))}"
+            f"Restore a checkpoint, or start a new run: python train.py -c {shell_path(folder.config)}"
         )
     if not folder.initial.exists() and trainer.experiment.saved_config.get("model.weights.file"):
         raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +14,7 @@ from base.training.parameters import matches
 from logger.console import styled
 from utils.config import LoadedConfig
 from utils.distributed import get_process_group
-from utils.paths import PROJECT, display_path
+from utils.paths import PROJECT, display_path, shell_path
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.text import count, number
@@ -105,11 +104,10 @@ def end_summary(
         was = "finite" if any(name in epoch for epoch in history) else "measured"
         yield _row("best", f"none: {name} was not {was} in any epoch, so no best.pth was saved")
     yield _row("run", display_path(folder.path))
-    test = shlex.quote(display_path(PROJECT / "test.py"))
-    yield _row("test", f"python {test} -r {shlex.quote(display_path(folder.path))}")
+    yield _row("test", f"python {shell_path(PROJECT / 'test.py')} -r {shell_path(folder.path)}")
     settings = loaded.config.trainer
     if settings.writes_tensorboard:
-        yield _row("view", f"tensorboard --logdir {shlex.quote(display_path(folder.path.parent))}")
+        yield _row("view", f"tensorboard --logdir {shell_path(folder.path.parent)}")
         yield _row("", tensorboard_address(settings.monitor, history[-1] if history else {}))
 
 
@@ -141,7 +139,7 @@ def resume_command(folder: RunFolder) -> str:
     launcher = "python"
     if get_process_group().launched:
         launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 1)}"
-    return f"{launcher} {shlex.quote(display_path(PROJECT / 'train.py'))} -r {shlex.quote(display_path(folder.path))}"
+    return f"{launcher} {shell_path(PROJECT / 'train.py')} -r {shell_path(folder.path)}"
 
 
 def _row(name: str, text: str) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from extras.sweep.trial_process import TrialProcesses
 from utils.config.sources import read_config
 from utils.distributed import launch
 from utils.errors import Stopped, UserError
-from utils.paths import PROJECT, display_path
+from utils.paths import PROJECT, display_path, shell_path
 from utils.registry import import_components
 from utils.streams import say, say_error
 from utils.text import count, one_line
@@ -156,5 +155,4 @@ def _introduce(folder: SweepFolder, coordinator: Coordinator, spec: Spec, jobs: 
 
 
 def command_to_continue(folder: SweepFolder) -> str:
-    script = shlex.quote(display_path(PROJECT / "sweep.py"))
-    return f"python {script} -r {shlex.quote(display_path(folder.path))}"
+    return f"python {shell_path(PROJECT / 'sweep.py')} -r {shell_path(folder.path)}"

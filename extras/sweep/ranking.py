@@ -1,7 +1,6 @@
 """The trials of a sweep as table rows, and grouped over seeds and folds."""
 
 import math
-import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from extras.sweep.display import short_value
 from extras.sweep.sweep_folder import Spec, Trial
-from utils.paths import PROJECT, display_path
+from utils.paths import PROJECT, shell_path
 from utils.text import duration, number, number_or_dash
 
 # 97.5% quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
@@ -98,8 +97,7 @@ def best_setting(trials: Sequence[Trial], spec: Spec) -> Repeated | None:
 
 
 def train_command(folder: Path) -> str:
-    script, config = (shlex.quote(display_path(path)) for path in (PROJECT / "train.py", folder / "best.json"))
-    return f"python {script} -c {config}"
+    return f"python {shell_path(PROJECT / 'train.py')} -c {shell_path(folder / 'best.json')}"
 
 
 def result_rows(ranked: Sequence[Trial], spec: Spec) -> tuple[list[str], list[list[str]]]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from extras.sweep.search import INSTALL, direction, frozen
 from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, as_json, best_trial, rank
 from utils.errors import TrainingError, UserError
 from utils.files import read_text
-from utils.paths import PROJECT, display_path
+from utils.paths import PROJECT, display_path, shell_path
 from utils.run_folder import replace_files
 from utils.streams import say
 from utils.text import count, duration, number, table
@@ -108,9 +107,8 @@ def _lines(
         what = f"mean {number(setting.mean)} over {len(setting.trials)}, as {best.name}" if setting else best.name
         lines.append(f"  best      {what}; to train it again: {train_command(path)}")
     lines.append(f"  report    {display_path(path / 'report.html')}, report.md, sweep.csv")
-    compare = shlex.quote(display_path(PROJECT / "test.py"))
-    lines.append(f"  compare   python {compare} --compare {shlex.quote(display_path(path))}")
-    lines.append(f"  view      tensorboard --logdir {shlex.quote(display_path(path))}")
+    lines.append(f"  compare   python {shell_path(PROJECT / 'test.py')} --compare {shell_path(path)}")
+    lines.append(f"  view      tensorboard --logdir {shell_path(path)}")
     return lines
 
 
