@@ -37,6 +37,11 @@ _NOT_STEPPED = ("metrics", "writers", "config", "data")
 ADVICE = 'see "What breaks it" in docs/exactness.md'
 
 
+def exactness_note(text: str, cause: str) -> CheckResult:
+    """A note, whose cause ends with where to read on."""
+    return CheckResult("exactness", "note", text, f"{cause}; {ADVICE}")
+
+
 class _Plain(BaseTrainer):
     """Shows which attributes every trainer has."""
 
@@ -69,16 +74,13 @@ class Kept:
     def results(self) -> Iterator[CheckResult]:
         """A note for each kind of state that has changed, or is trained, but is in no checkpoint."""
         yield from self.of_modules()
-        saved = _Saved(self.trainer)
-        self.noted = [
-            name
-            for name, value in self._attributes().items()
-            if (_trains(value) or not same(self.attributes.get(name), _content(value))) and not saved.has(value)
-        ]
+        # a module that is trained counts as changed
+        before = {name: each for name, each in self.attributes.items() if not _trains(vars(self.trainer).get(name))}
+        self.noted = self._unsaved_changes(before)
         if self.noted:
             names = ", ".join(self.noted)
             text = f"attributes of the trainer that change in training but are in no checkpoint: {names}"
-            yield CheckResult("exactness", "note", text, f"state that stateful() does not return; {ADVICE}")
+            yield exactness_note(text, "state that stateful() does not return")
 
     def of_modules(self) -> Iterator[CheckResult]:
         """A note for each module with values that have changed since the last call, but are in no checkpoint."""
@@ -93,7 +95,7 @@ class Kept:
             if changed:
                 text = f"values of the {what} that change but are in no checkpoint: {', '.join(changed)}"
                 cause = "register_buffer(..., persistent=False), or self.NAME = a tensor or a number"
-                yield CheckResult("exactness", "note", text, f"{cause}; a persistent buffer is saved; {ADVICE}")
+                yield exactness_note(text, f"{cause}; a persistent buffer is saved")
 
     def of_begin_epoch(self) -> Iterator[CheckResult]:
         """A note if what ``begin_epoch`` sets follows from earlier calls, which a resumed run does not repeat."""
@@ -122,8 +124,8 @@ class Kept:
         if differ:
             self.noted += differ
             text = f"attributes that begin_epoch sets from those of earlier epochs: {', '.join(differ)}"
-            cause = f"a run that resumes later does not have these; let them follow from the epoch alone; {ADVICE}"
-            yield CheckResult("exactness", "note", text, cause)
+            cause = "a run that resumes later does not have these; let them follow from the epoch alone"
+            yield exactness_note(text, cause)
 
     def of_weights(self, load: Callable[[], Any]) -> Iterator[CheckResult]:
         """Notes if ``begin_epoch`` computes something else when it is called again after some steps, as it is by a run
@@ -134,24 +136,27 @@ class Kept:
         before, contents = dict(vars(trainer)), {name: _content(value) for name, value in self._attributes().items()}
         try:
             prepare_epoch(trainer, 0, again=True)
-            saved = _Saved(trainer)
-            differ = [
-                name
-                for name, value in self._attributes().items()
-                if name not in self.noted and not same(contents.get(name), _content(value)) and not saved.has(value)
-            ]
+            differ = [name for name in self._unsaved_changes(contents) if name not in self.noted]
         except UserError:  # it fails in a run too, which calls it twice
             return
         finally:
             vars(trainer).update(before)
-        cause = f"a run that resumes within the epoch computes this from later weights; {ADVICE}"
+        cause = "a run that resumes within the epoch computes this from later weights"
         if differ:
             text = f"attributes that begin_epoch computes from the weights or other state: {', '.join(differ)}"
-            yield CheckResult("exactness", "note", text, cause)
+            yield exactness_note(text, cause)
         if not same(samples, load()):
-            text = "begin_epoch computes the training samples from the weights or other state"
-            yield CheckResult("exactness", "note", text, cause)
+            yield exactness_note("begin_epoch computes the training samples from the weights or other state", cause)
         yield from self.of_modules()
+
+    def _unsaved_changes(self, before: Mapping[str, Any]) -> list[str]:
+        """The attributes whose content is another than before, and in no checkpoint."""
+        saved = _Saved(self.trainer)
+        return [
+            name
+            for name, value in self._attributes().items()
+            if not same(before.get(name), _content(value)) and not saved.has(value)
+        ]
 
     def _attributes(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self.own}
@@ -193,13 +198,8 @@ def check_exactness(kept: Kept, batches: Batches) -> Iterator[CheckResult]:
     except Exception:  # a data set that can only be read in worker processes
         return
     if not repeatable:
-        text = "the same samples, loaded twice with the same seed, differ"
-        yield CheckResult(
-            "exactness",
-            "note",
-            text,
-            f"a data set with its own random generator, or that changes its stored data in place; {ADVICE}",
-        )
+        cause = "a data set with its own random generator, or that changes its stored data in place"
+        yield exactness_note("the same samples, loaded twice with the same seed, differ", cause)
     else:
         yield from kept.of_weights(load)
 
@@ -233,16 +233,16 @@ def check_repetition(trainer: BaseTrainer, take_step: Callable[[], None]) -> Ite
         text = f"the state cannot be loaded again: {format_error_with_source(error)}"
         yield CheckResult("exactness", "FAIL", text, cause)
         return
-    cause = f"state outside stateful(), a part that does not load it, or one that depends on the time; {ADVICE}"
+    cause = "state outside stateful(), a part that does not load it, or one that depends on the time"
     try:
         other = steps()
     except Exception as error:  # as where something has been used up
         text = f"{REPEATED} steps, repeated from the restored state, fail: {format_error_with_source(error)}"
-        yield CheckResult("exactness", "note", text, cause)
+        yield exactness_note(text, cause)
         return
     if differ := [name for name in one if not same(one[name], other[name])]:
         text = f"{REPEATED} steps, repeated from the restored state, end with a different {listed(differ)}"
-        yield CheckResult("exactness", "note", text, cause)
+        yield exactness_note(text, cause)
 
 
 def _first_samples(batches: Batches) -> Any:

@@ -11,7 +11,7 @@ from base.data.stream import StreamBatches
 from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import check_returned
 from extras.check.check_result import CheckResult
-from extras.check.exactness_checks import ADVICE
+from extras.check.exactness_checks import exactness_note
 from utils.random import global_generators
 from utils.schema import validation_names
 from utils.text import listed
@@ -44,8 +44,7 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
     drawn = [name for name, generator in generators.items() if generator.state() != before[name]]
     if drawn:
         text = f"{' and '.join(names)} draws random numbers of {listed(drawn)}, as the training after it does"
-        cause = f"draws outside self.evaluating(), which seeds the generators; {ADVICE}"
-        yield CheckResult("exactness", "note", text, cause)
+        yield exactness_note(text, "draws outside self.evaluating(), which seeds the generators")
 
 
 def check_second_epoch(trainer: BaseTrainer) -> Iterator[CheckResult]:
