@@ -5,13 +5,13 @@ They are too common in files to be errors, and cause warnings there; an override
 
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from utils.arguments import parameters
 from utils.config.located_json import Problem
-from utils.config.schedulers import COMPOUND_SCHEDULERS
+from utils.config.schedulers import COMPOUND_SCHEDULERS, SchedulerPart, scheduler_parts
 from utils.registry import METRICS, SCHEDULERS, TRAINERS
-from utils.schema import Config, KeyPath, OptimizerConfig, component_path, name_and_args
+from utils.schema import Config, KeyPath, OptimizerConfig, component_path
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
@@ -22,11 +22,12 @@ def ineffective(config: Config) -> Iterator[Problem]:
     """Every given key that has no effect, with the reason."""
     for name, optimizer in config.optimizers.items():
         at, scheduler = config.scheduler_of(name)
-        for number, part in enumerate(_parts(scheduler.model_dump(), (*at, "args")) if scheduler else ()):
+        parts = scheduler_parts(scheduler.type, scheduler.args, (*at, "args"), length=0) if scheduler else ()
+        for number, part in enumerate(part for part in parts if part.name not in COMPOUND_SCHEDULERS):
             if part.name == "OneCycleLR":
                 yield from _length(part)
             if part.name in SETS_RATE:
-                yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, first=number == 0)
+                yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, number == 0)
     yield from _of_other_tasks(config)
     yield from _clipping(config)
     yield from _outputs(config)
@@ -39,26 +40,7 @@ def ineffective(config: Config) -> Iterator[Problem]:
         yield Problem(("runtime", "unused_parameters"), 'has no effect: "fsdp" has no such search, only "ddp"')
 
 
-class _Part(NamedTuple):
-    """A scheduler, or one inside another."""
-
-    name: str
-    args: dict[str, Any]
-    at: KeyPath
-    """Path of its arguments."""
-
-
-def _parts(entry: Any, at: KeyPath) -> Iterator[_Part]:
-    """The simple schedulers that an entry is made of, in order."""
-    name, args = name_and_args(entry) or ("", {})
-    if name not in COMPOUND_SCHEDULERS:
-        yield _Part(name, args, at)
-        return
-    for index, inner in enumerate(args["schedulers"]):
-        yield from _parts(inner, (*at, "schedulers", index, "args"))
-
-
-def _length(part: _Part) -> Iterator[Problem]:
+def _length(part: SchedulerPart) -> Iterator[Problem]:
     """What OneCycleLR ignores: it takes total_steps, which follows from the run, or else both of the others."""
     given = {key for key in ("total_steps", "epochs", "steps_per_epoch") if part.args.get(key) is not None}
     if given != {"epochs", "steps_per_epoch"}:
@@ -66,7 +48,7 @@ def _length(part: _Part) -> Iterator[Problem]:
             yield Problem((*part.at, key), "has no effect: total_steps, which follows from the run, sets the length")
 
 
-def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: _Part, *, first: bool) -> Iterator[Problem]:
+def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: SchedulerPart, first: bool) -> Iterator[Problem]:
     """Learning rates and momenta of an optimizer and its groups in whose place a scheduler sets its own.
 
     path: of the optimizer. first: whether the scheduler is built first; CyclicLR then replaces the learning rate.

@@ -1,8 +1,8 @@
 """Learning rate schedulers from a config. Omitted arguments follow from the length of the run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.config.located_json import Problem
 from utils.registry import SCHEDULERS
@@ -77,27 +77,42 @@ def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
     return [max(1, stop - start) for start, stop in pairwise([0, *milestones, max(length, *milestones, 0)])]
 
 
-def length_conflict(name: str, args: Mapping[str, Any], path: KeyPath, length: int) -> Problem | None:
+class SchedulerPart(NamedTuple):
+    """A scheduler, or one inside another."""
+
+    name: str
+    args: dict[str, Any]
+    at: KeyPath
+    """Path of its arguments."""
+    length: int
+    """How long it lasts."""
+
+
+def scheduler_parts(name: str, args: dict[str, Any], at: KeyPath, length: int) -> Iterator[SchedulerPart]:
+    """A scheduler of this length and, after it, those inside it. at: path of its arguments."""
+    yield SchedulerPart(name, args, at, length)
+    inner = args.get("schedulers")
+    if name in COMPOUND_SCHEDULERS and isinstance(inner, list):
+        lengths = _part_lengths(args.get("milestones"), len(inner), length)
+        for index, (entry, lasts) in enumerate(zip(inner, lengths, strict=True)):
+            if component := name_and_args(entry):
+                yield from scheduler_parts(*component, (*at, "schedulers", index, "args"), lasts)
+
+
+def length_conflict(name: str, args: dict[str, Any], path: KeyPath, length: int) -> Problem | None:
     """A mistake if OneCycleLR has another length than the run or, in SequentialLR, than its part of the run, since
     stepping it past its end raises an error. Also if such parts overlap. path: of the arguments.
     """
-    if name in COMPOUND_SCHEDULERS and isinstance(args.get("schedulers"), list):
-        milestones = args.get("milestones")
+    for part in scheduler_parts(name, args, path, length):
+        milestones = part.args.get("milestones") if part.name in COMPOUND_SCHEDULERS else None
         if isinstance(milestones, list) and any(stop <= start for start, stop in pairwise([0, *milestones])):
             message = f"should increase from 1 on, since each is where the next scheduler takes over, got {milestones}"
-            return Problem((*path, "milestones"), message)
-        lengths = _part_lengths(milestones, len(args["schedulers"]), length)
-        inner = zip(map(name_and_args, args["schedulers"]), lengths, strict=True)
-        parts = (
-            length_conflict(*part, (*path, "schedulers", index, "args"), lasts)
-            for index, (part, lasts) in enumerate(inner)
-            if part
-        )
-        return next(filter(None, parts), None)
-    given = args.get("total_steps") or (args.get("epochs") or 0) * (args.get("steps_per_epoch") or 0)
-    if name != "OneCycleLR" or not given or given == length:
-        return None
-    key = "total_steps" if args.get("total_steps") else "steps_per_epoch"
-    lasts = "its part of the run" if "schedulers" in path else "the run"
-    message = f'OneCycleLR is set to {given} steps, but {lasts} has {length} with this "interval"; leave it out'
-    return Problem((*path, key), message)
+            return Problem((*part.at, "milestones"), message)
+        total, epochs, steps = (part.args.get(key) or 0 for key in ("total_steps", "epochs", "steps_per_epoch"))
+        given = total or epochs * steps
+        if part.name == "OneCycleLR" and given and given != part.length:
+            key = "total_steps" if total else "steps_per_epoch"
+            whole = "its part of the run" if "schedulers" in part.at else "the run"
+            message = f'OneCycleLR is set to {given} steps, but {whole} has {part.length} with this "interval"'
+            return Problem((*part.at, key), f"{message}; leave it out")
+    return None
