@@ -7,7 +7,7 @@ config/            from a config file to a checked ``Config``, with a line for e
 schema             the keys of a config; schema_fields looks them up by their path
 registry           the components a config can name
 arguments          checks a component's arguments; nested_arguments those inside them
-extras             the folders of extras/, any of which may be missing
+extras             folders of extras/ and packages, any of which may be missing
 
 A run on a machine:
 

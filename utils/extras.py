@@ -1,6 +1,7 @@
-"""The folders of extras/, any of which may be deleted."""
+"""What a project may lack: folders of extras/, any of which may be deleted, and packages that few projects need."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from utils.errors import UserError
@@ -25,3 +26,14 @@ def load_extra(folder: str, asked_for: str) -> ModuleType:
     if package is None:
         raise UserError(f"{asked_for} needs extras/{folder}, which is not in this project")
     return package
+
+
+def need_package(
+    name: str, what: str, *, install: str = "", advice: str = "", kind: type[UserError] = UserError
+) -> None:
+    """Raise UserError, or another kind, "WHAT: pip install NAME" and the advice, if a package is missing.
+
+    install: the packages to install, if there are more.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise kind(f"{what}: pip install {install or name}{advice}")

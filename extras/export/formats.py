@@ -1,7 +1,6 @@
 """File formats: how to write each, and how to read it back as a function of the model's arguments."""
 
 import functools
-import importlib
 import io
 import json
 import logging
@@ -20,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from extras.export.calls import Call, dynamic_shapes
 from utils.errors import UserError
+from utils.extras import need_package
 from utils.text import dotted
 from utils.tree import Keys, copied, map_with_keys, tensors
 from utils.user_code import in_project, user_line
@@ -261,7 +261,4 @@ FORMATS: dict[str, Format] = {"torch": TorchFormat(), "onnx": OnnxFormat(), "saf
 def check_installed(kind: Format) -> None:
     """Raises UserError with the command that installs what is missing."""
     for name in kind.needs:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise UserError(f"{kind.suffix} files need {name}: pip install {' '.join(kind.needs)}") from error
+        need_package(name, f"{kind.suffix} files need {name}", install=" ".join(kind.needs))

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from extras.document import Block, Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.spreadsheets import csv_table
 from extras.sweep.ranking import Repeated, best_setting, repeated, repeated_rows, result_rows, train_command
-from extras.sweep.search import INSTALL, direction, frozen
+from extras.sweep.search import direction, frozen
 from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, as_json, best_trial, rank
 from utils.errors import TrainingError, UserError
+from utils.extras import need_package
 from utils.files import read_text
 from utils.paths import PROJECT, display_path, shell_path
 from utils.run_folder import replace_files
@@ -198,10 +199,12 @@ class _Report:
             yield Paragraph(f"{ENOUGH} complete trials are needed; there are {len(complete)}.")
             return
         try:
-            import optuna
-        except ModuleNotFoundError:
-            yield Paragraph(f"Importances need Optuna, which is not installed: {INSTALL}")
+            need_package("optuna", "Importances need Optuna, which is not installed")
+        except UserError as error:
+            yield Paragraph(str(error))
             return
+        import optuna
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction=direction(self.spec))
         study.add_trials([frozen(self.spec, trial) for trial in complete])

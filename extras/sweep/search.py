@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from extras.sweep.spaces import Space, combinations, shown
 from extras.sweep.sweep_folder import Spec, Trial
 from utils.errors import UserError
+from utils.extras import need_package
 
 if TYPE_CHECKING:
     import optuna
     from optuna.study import Study
-
-INSTALL = "pip install optuna"
 
 
 def direction(spec: Spec) -> Literal["minimize", "maximize"]:
@@ -29,10 +28,7 @@ def direction(spec: Spec) -> Literal["minimize", "maximize"]:
 
 def need_optuna(what: str) -> None:
     """Raises UserError if Optuna is not installed."""
-    try:
-        import optuna  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f"{what} needs Optuna, which is not installed: {INSTALL}. A grid works without it") from error
+    need_package("optuna", f"{what} needs Optuna, which is not installed", advice=". A grid works without it")
 
 
 @dataclass

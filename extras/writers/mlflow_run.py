@@ -4,7 +4,6 @@ Exact across a resume: MLflow keeps only one of several points with the same nam
 being sent when the process was killed appear once.
 """
 
-import importlib.util
 import logging
 import os
 import re
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from extras.writers.delivery import Delivery, Entry, Service, parameters
 from logger.writers import RunInfo, Writer
-from utils.errors import UserError
+from utils.extras import need_package
 from utils.registry import WRITERS
 
-INSTALL = 'the writer "mlflow" needs a package: pip install mlflow'
 MOST_METRICS, MOST_PARAMETERS, LONGEST = 1000, 100, 6000  # per request; and characters per parameter
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """Seconds until a server counts as hanging; MLflow defaults to 120 with seven retries. ``Delivery`` retries itself."""
@@ -32,8 +30,7 @@ def mlflow(run: RunInfo, uri: str | None = None, experiment: str | None = None) 
     uri: of the store; null: the environment variable MLFLOW_TRACKING_URI, or else mlflow.db in the save folder.
     experiment: its name there; null: the config's name.
     """
-    if importlib.util.find_spec("mlflow") is None:
-        raise UserError(INSTALL)
+    need_package("mlflow", 'the writer "mlflow" needs a package')
     return Delivery("mlflow", run, MLflow(uri, experiment or run.name))
 
 

@@ -5,7 +5,6 @@ does not know about yet: those of the last second can then appear twice. Nothing
 """
 
 import html
-import importlib.util
 import secrets
 from typing import Any, Literal
 
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from extras.writers.delivery import Delivery, Entry, Service, parameters
 from logger.writers import RunInfo, Writer
-from utils.errors import UserError
+from utils.extras import need_package
 from utils.registry import WRITERS
-
-INSTALL = 'the writer "wandb" needs a package: pip install wandb'
 
 
 @WRITERS.register
@@ -32,8 +29,7 @@ def wandb(
     entity: a user or a team; null: yours.
     mode: null: the environment variable WANDB_MODE, or else online.
     """
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError(INSTALL)
+    need_package("wandb", 'the writer "wandb" needs a package')
     return Delivery("wandb", run, WeightsAndBiases(project or run.name, entity, mode))
 
 

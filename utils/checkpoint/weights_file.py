@@ -15,6 +15,7 @@ from torch import Tensor
 from utils.checkpoint.file import COMMENT_LENGTH, MARK, as_checkpoint_errors
 from utils.checkpoint.loading import read
 from utils.errors import CheckpointError
+from utils.extras import need_package
 from utils.files import open_regular, read_text
 from utils.run_folder import RunFolder
 from utils.text import listed
@@ -36,7 +37,6 @@ OTHER_FILES = {
 }
 """What other files are, by their first bytes in lower case."""
 SAVE = "torch.save(model.state_dict(), PATH) writes such a file"
-INSTALL = "reading .safetensors needs a library: pip install safetensors"
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -156,10 +156,9 @@ def _check_zip(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError as error:
-        raise CheckpointError(f"{path}: {INSTALL}") from error
+    need_package("safetensors", f"{path}: reading .safetensors needs a library", kind=CheckpointError)
+    from safetensors.torch import load_file
+
     return dict(load_file(path))
 
 
