@@ -10,6 +10,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import MaxNLocator
 
 from extras.letters import readable, shortened
 from extras.records import needs_log_scale
@@ -26,6 +27,7 @@ FONTS = (
     "Nanum Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Microsoft YaHei", "WenQuanYi Zen Hei",
     "Droid Sans Fallback", "Unifont",
 )  # fmt: skip
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "fontsize": 8}  # of a legend
 STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
     "figure.constrained_layout.use": True,
@@ -69,6 +71,13 @@ def labels(names: Sequence[str], longest: int = 18) -> list[str]:
         shortened(readable(name, lambda letter: ord(letter) in _letters(), f"class {number}"), longest)
         for number, name in enumerate(names)
     ]
+
+
+def label_axes(axes: Axes, x: str, y: str, values: Sequence[float], *, factor: float = 1000) -> None:
+    """Name the axes of a chart of values by epoch or trial, and scale them. factor: see ``scale_values``."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    scale_values(axes, values, factor=factor)
 
 
 def scale_values(axes: Axes, values: Sequence[float], *, factor: float = 1000) -> None:

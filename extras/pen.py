@@ -50,6 +50,11 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def opacity(points: int) -> float:
+    """Of a point, so that many on top of each other differ from few."""
+    return max(0.2, min(0.8, 400 / max(points, 1)))
+
+
 def legible(text: str, *, size: int, longest: int, otherwise: str) -> str:
     """A text in characters that a font has, or ``otherwise``; its middle left out if it is longer."""
     text = one_line(text)

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import drawn, labels, scale_values
+from extras.drawing import BESIDE, drawn, label_axes, labels
 from extras.pen import COLOURS
 
 MARKERS = ("o", "^", "s", "x")
@@ -40,12 +39,11 @@ def curves(charts: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
         for line in sorted(lines, key=lambda line: not line.training):
             _draw(axes, line)
         label, *above = name.split("\n")
-        axes.set(xlabel="epoch", ylabel=labels([label], longest=40)[0])
+        values = [value for line in lines for value in line.values if value is not None]
+        label_axes(axes, "epoch", labels([label], longest=40)[0], values)
         axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        scale_values(axes, [value for line in lines for value in line.values if value is not None])
         if above and any(not line.training for line in lines):
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
+            axes.legend(**BESIDE)
     return figure
 
 

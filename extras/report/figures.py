@@ -10,7 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from extras.drawing import GREY, MAP, drawn, labels, plain
-from extras.pen import COLOURS
+from extras.pen import COLOURS, opacity
 from extras.report.statistics import Classification, Counts, Doubles, Regression
 
 MOST_WRITTEN = 30
@@ -109,7 +109,7 @@ def residuals(found: Regression) -> Figure:
     predicted, true = found.pairs
     values = found.residuals()
     left.axhline(0, color=GREY, linestyle="--")
-    left.plot(predicted, predicted - true, "o", color=COLOURS[0], markersize=3, alpha=_opacity(len(true)), mec="none")
+    left.plot(predicted, predicted - true, "o", color=COLOURS[0], markersize=3, alpha=opacity(len(true)), mec="none")
     left.set(xlabel="predicted value (target units)", ylabel="predicted - true (target units)")
     left.set_title(f"Residuals: mean {values.mean:.3g}, standard deviation {values.deviation:.3g}\n{found.extent()}")
     if len(true):
@@ -119,7 +119,3 @@ def residuals(found: Regression) -> Figure:
     plain(left)
     plain(right)
     return figure
-
-
-def _opacity(points: int) -> float:
-    return max(0.2, min(0.8, 400 / max(points, 1)))

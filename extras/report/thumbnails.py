@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from extras.axis import Axis, labelled, ticks
-from extras.pen import BLACK, COLOURS, GREY, GRID, legible, png, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, legible, opacity, png, write
 from extras.picture_grid import Cell, file_label, picture_grid
 from extras.report.statistics import Counts, Mistake, Regression
 from utils.text import number
@@ -118,8 +118,7 @@ def _dots(across: npt.NDArray[np.float64], down: npt.NDArray[np.float64]) -> Ima
     for row, column in np.ndindex(dot, dot):
         if (row - dot // 2) ** 2 + (column - dot // 2) ** 2 <= (dot / 2) ** 2:
             np.add.at(covered, (rows + row, columns + column), 1)
-    opacity = max(0.2, min(0.8, 400 / max(len(across), 1)))
-    mask = (255 * (1 - (1 - opacity) ** covered)).astype(np.uint8)
+    mask = (255 * (1 - (1 - opacity(len(across))) ** covered)).astype(np.uint8)
     return Image.fromarray(mask[dot // 2 :, dot // 2 :][: 2 * PLOT, : 2 * PLOT]).reduce(2)
 
 

@@ -8,9 +8,8 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import GREY, MAP, drawn, labels, scale_values
+from extras.drawing import BESIDE, GREY, MAP, drawn, label_axes, labels, scale_values
 from extras.pen import COLOURS
 from extras.records import needs_log_scale
 from extras.sweep.spaces import Space
@@ -36,10 +35,8 @@ def history(spec: Spec, trials: Sequence[Trial]) -> Figure:
     for trial in trials:
         if trial.state == "failed":
             axes.axvline(trial.number, color=GREY, linestyle=":", zorder=0)
-    axes.set(xlabel="trial", ylabel=f"best {spec.value_name}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    scale_values(axes, [trial.value for trial in trials], factor=WIDE)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
+    label_axes(axes, "trial", f"best {spec.value_name}", [trial.value for trial in trials], factor=WIDE)
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -60,11 +57,9 @@ def epochs(spec: Spec, ranked: Sequence[Trial]) -> Figure:
             range(1, len(values) + 1), values, marker=marker, ms=3, linewidth=1.6 if best else 0.9,
             label=trial.name if best else None, color=colour, zorder=3 if best else 1,
         )  # fmt: skip
-    axes.set(xlabel="epoch", ylabel=spec.value_name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    scale_values(axes, everything, factor=WIDE)
+    label_axes(axes, "epoch", spec.value_name, everything, factor=WIDE)
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
+    axes.legend(handles[::-1], names[::-1], **BESIDE)
     return figure
 
 
