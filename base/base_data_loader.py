@@ -32,7 +32,7 @@ from base.data.sources import Source
 from base.data.split import check_folds, check_split, split_at_random
 from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
-from utils.schema import BetweenEpochs, Changeable, Fraction, Workers
+from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
 
 MOST_CLASSES = 100_000
 """Integer targets above this are treated as numbers, as in regression, rather than classes."""
@@ -70,16 +70,16 @@ class BaseDataLoader(ABC):
     def __init__(
         self,
         *,
-        batch_size: BetweenEpochs[PositiveInt],
-        eval_batch_size: Changeable[PositiveInt | None] = None,
-        validation_split: Fraction | NonNegativeInt = 0,
-        folds: Annotated[int, Field(ge=2)] | None = None,
-        fold: NonNegativeInt | None = None,
-        shuffle: BetweenEpochs[bool] = True,
-        num_workers: Changeable[Workers] = 0,
-        drop_last: BetweenEpochs[bool] = False,
-        balanced: BetweenEpochs[bool] = False,
-        device_cache: Changeable[bool | None] = None,
+        batch_size: NotExport[BetweenEpochs[PositiveInt]],
+        eval_batch_size: NotExport[Changeable[PositiveInt | None]] = None,
+        validation_split: TrainingAndTest[Fraction | NonNegativeInt] = 0,
+        folds: TrainingAndTest[Annotated[int, Field(ge=2)] | None] = None,
+        fold: TrainingAndTest[NonNegativeInt | None] = None,
+        shuffle: TrainingOnly[BetweenEpochs[bool]] = True,
+        num_workers: TrainingAndTest[Changeable[Workers]] = 0,
+        drop_last: TrainingOnly[BetweenEpochs[bool]] = False,
+        balanced: TrainingOnly[BetweenEpochs[bool]] = False,
+        device_cache: TrainingAndTest[Changeable[bool | None]] = None,
     ) -> None:
         check_folds(folds, fold, validation_split)
         if device_cache and num_workers:

@@ -19,13 +19,14 @@ from base.training.state import load_for_evaluation
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
+from utils.config.unread import refuse_unread
 from utils.distributed import ProcessGroup
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError
 from utils.paths import display_path, project_path
 from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
-from utils.schema import Config, TrainerConfig
+from utils.schema import Command, Config
 from utils.tree import to_device
 
 
@@ -107,35 +108,21 @@ class TrainedRun:
         return {"checkpoint": self.checkpoint.name, "epoch": self.progress["epochs"], "step": self.progress["steps"]}
 
 
-EVALUATION_READS = ("type", "args", "ema", "writers", "tensorboard", "verbosity", "save_dir")
-TRAINING_READS = (
-    *("model.weights", "optimizer", "lr_scheduler", "validation", "runtime.strategy", "runtime.unused_parameters"),
-    *("data_loader.args.shuffle", "data_loader.args.drop_last", "data_loader.args.balanced"),
-    *(f"trainer.{key}" for key in TrainerConfig.model_fields if key not in EVALUATION_READS),
-)
-"""Keys that have no effect without training."""
-EVALUATION_ONLY = (
-    *("loss", "metrics", "runtime.timeout"),
-    *("trainer.writers", "trainer.tensorboard", "trainer.verbosity", "trainer.save_dir"),
-    *(f"data_loader.args.{name}" for name in ("validation_split", "folds", "fold", "num_workers", "device_cache")),
-)
-"""Keys that have no effect where no data set of the run is evaluated either."""
-
-
 def load_trainer(
-    run: Path, overrides: Sequence[str] = (), *, settings: Sequence[str] = (), unread: Sequence[str] = ()
+    run: Path, overrides: Sequence[str] = (), *, command: Command = Command.TEST, settings: Sequence[str] = ()
 ) -> TrainedRun:
     """Load a run from its folder, or from a checkpoint in it, with its trainer; the same in all processes.
 
-    overrides: the user's. settings: the command's own. unread: keys that the command does not use, besides those of
-    training. Raises UserError if the run is missing, damaged or does not match its config.
+    overrides: the user's, which the command has to read. settings: the command's own. Raises UserError if the run is
+    missing, damaged or does not match its config.
     """
     import_components()
     folder, file = RunFolder.with_checkpoint(run)
     # nothing is optimized here, and the weights are not sharded
     settings = [*overrides, *settings, "runtime.strategy=ddp"]
-    loaded, data = with_facts(load_config(folder.config, settings, dry_run=False))
-    refuse_unread(overrides, (*TRAINING_READS, *unread))
+    loaded = load_config(folder.config, settings, dry_run=False)
+    refuse_unread(folder.config, overrides, command)
+    loaded, data = with_facts(loaded)
     experiment = build_experiment(loaded, data)
     state = _read(file, folder, experiment.runtime.process_group)
     load_initial_weights_again(folder, experiment)
@@ -145,14 +132,6 @@ def load_trainer(
     progress = checkpoint.saved_progress(state, file)
     begin_epoch_again(trainer, progress)
     return TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
-
-
-def refuse_unread(overrides: Sequence[str], unread: Sequence[str]) -> None:
-    """Raise ConfigError for an override of one of these keys, or of what is below it."""
-    for override in overrides:
-        key = override.partition("=")[0]
-        if any(f"{key}.".startswith(f"{each}.") for each in unread):
-            raise ConfigError(f"override {override}: this command does not use {key}; leave it out")
 
 
 def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:

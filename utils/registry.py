@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from utils.arguments import of_field, parameters, takes_any_keyword
+from utils.arguments import annotations, of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
 from utils.late_compiler import import_compiler_late
@@ -27,6 +27,7 @@ from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 
 T = TypeVar("T", bound=Callable[..., Any])
+M = TypeVar("M")
 
 # the users' folders, whose files register components
 FOLDERS = ("data_loader", "model", "trainer")
@@ -249,6 +250,18 @@ def setting_at(path: KeyPath, component: str | None) -> inspect.Parameter | None
     if field := field_at(path):
         return of_field(field)
     return REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
+
+
+def markers(path: KeyPath, component: str | None, kind: type[M]) -> list[M]:
+    """What annotations of a kind say about a config path: the nearest in the schema, which applies to everything below
+    it without one of its own; then, in the arguments of the named component, that of the argument."""
+    fields = filter(None, (field_at(path[: length + 1]) for length in range(len(path))))
+    found = [item for field in fields for item in field.metadata if isinstance(item, kind)][-1:]
+    made = REGISTRIES[str(path[0])].get(component) if component and "args" in path[:-1] else None
+    if made:
+        arguments = annotations(made, str(path[path.index("args") + 1]))
+        found += [item for each in arguments for item in get_args(each) if isinstance(item, kind)][:1]
+    return found
 
 
 def registry_inside(registry: Registry) -> Registry:

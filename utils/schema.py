@@ -36,7 +36,20 @@ class OnResume(enum.Enum):
     REFUSED = "refused"
 
 
+class Command(enum.Flag):
+    """The commands that read a key. As annotated; by default, those that read the key above it."""
+
+    TRAIN = enum.auto()
+    TEST = enum.auto()
+    PREDICT = enum.auto()
+    EXPORT = enum.auto()
+
+
 T = TypeVar("T")
+TrainingOnly = Annotated[T, Command.TRAIN]
+TrainingAndTest = Annotated[T, Command.TRAIN | Command.TEST]
+NotExport = Annotated[T, ~Command.EXPORT]
+AllCommands = Annotated[T, ~Command(0)]
 Changeable = Annotated[T, OnResume.TAKES_EFFECT]
 BetweenEpochs = Annotated[T, OnResume.BETWEEN_EPOCHS]
 Fixed = Annotated[T, OnResume.REFUSED]
@@ -123,7 +136,7 @@ class WeightsConfig(Section):
 class ModelConfig(Component):
     """The network."""
 
-    weights: WeightsConfig | None = None
+    weights: TrainingOnly[WeightsConfig | None] = None
     """Initial weights of a new run; null: those set by the model's own code."""
 
 
@@ -232,9 +245,9 @@ class EmaConfig(Section):
 class TrainerConfig(Section):
     """How long to train, what to monitor and what to save."""
 
-    type: Fixed[str] = "Trainer"
+    type: AllCommands[Fixed[str]] = "Trainer"
     """The trainer class."""
-    args: Changeable[dict[str, Any]] = Field(default_factory=dict)
+    args: AllCommands[Changeable[dict[str, Any]]] = Field(default_factory=dict)
     """Additional arguments of your own trainer class."""
     epochs: Changeable[PositiveInt] = 10
     """Number of epochs of the whole run."""
@@ -248,7 +261,7 @@ class TrainerConfig(Section):
     """Maximum absolute value of each gradient; null: no clipping."""
     freeze: Changeable[list[FreezeConfig]] = Field(default_factory=list)
     """Parameters to freeze, for some epochs or for the whole run."""
-    ema: Fixed[EmaConfig | None] = None
+    ema: AllCommands[Fixed[EmaConfig | None]] = None
     """Keep an average of the weights, as in {"decay": 0.999}, and evaluate it; null: no average."""
     validate_every_steps: Changeable[PositiveInt | None] = None
     """Optimizer steps between validations within an epoch, for the writers only, not metrics.jsonl; null: none."""
@@ -256,7 +269,7 @@ class TrainerConfig(Section):
     """Which epoch counts as the best: "min NAME" or "max NAME" of a logged value, as in "min val_loss"; null: none."""
     early_stop: Changeable[PositiveInt | None] = None
     """Stop after this many epochs without an improvement of the monitored value; null: never."""
-    save_dir: Fixed[Annotated[str, Field(min_length=1)]] = "saved"
+    save_dir: TrainingAndTest[Fixed[Annotated[str, Field(min_length=1)]]] = "saved"
     """Folder of all runs; a run is saved in save_dir/name/time."""
     save_period: Changeable[PositiveInt] = 1
     """Epochs between checkpoints. The best and the last epoch are always saved."""
@@ -269,16 +282,19 @@ class TrainerConfig(Section):
     beside it."""
     log_every_steps: Changeable[PositiveInt] = 50
     """Optimizer steps between points of the training curves."""
-    writers: Changeable[list[Component]] = Field(default_factory=lambda: [Component(type="tensorboard")])
+    writers: TrainingAndTest[Changeable[list[Component]]] = Field(
+        default_factory=lambda: [Component(type="tensorboard")]
+    )
     """Where curves, pictures and texts are written, besides metrics.jsonl: "tensorboard", "csv", "mlflow", "wandb", or
     your own."""
-    tensorboard: Changeable[bool | None] = None
+    tensorboard: TrainingAndTest[Changeable[bool | None]] = None
     """Whether to write TensorBoard event files; overrides writers. null: decided by writers."""
     pictures_every: Changeable[NonNegativeInt | None] = None
     """Epochs between pictures of validation mistakes in TensorBoard; null: only at the end; 0: no pictures."""
     profile_steps: Changeable[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None] = None
     """First and last optimizer step to profile, as in [10, 20]; null: none."""
-    verbosity: Changeable[Annotated[int, Field(ge=0, le=2)]] = 2  # Literal[0, 1, 2] would take true for 1
+    # not Literal[0, 1, 2], which would take true for 1
+    verbosity: TrainingAndTest[Changeable[Annotated[int, Field(ge=0, le=2)]]] = 2
     """Console output: 0 warnings only, 1 a line per epoch, 2 also a progress bar (lines in a file) within it."""
 
     @property
@@ -307,25 +323,25 @@ class RuntimeConfig(Section):
     compile: Changeable[bool | Literal["reduce-overhead", "max-autotune"]] = False
     """Compile the model with torch.compile: slow to start, often faster after that. A string is the mode:
     "reduce-overhead" runs a step's kernels as a CUDA graph, for models limited by kernel launches on an NVIDIA GPU."""
-    deterministic: Changeable[bool | Literal["warn"]] = "warn"
+    deterministic: TrainingAndTest[Changeable[bool | Literal["warn"]]] = "warn"
     """Kernels whose results are the same in each run, for an exact resume: "warn" uses them where torch has them, and
     warns about other operations; true fails instead, and includes attention; false: the fastest kernels."""
-    strategy: Changeable[Literal["ddp", "fsdp"]] = "ddp"
+    strategy: TrainingOnly[Changeable[Literal["ddp", "fsdp"]]] = "ddp"
     """With several processes (torchrun): "ddp" keeps the whole model in each, "fsdp" a shard of it."""
-    unused_parameters: Changeable[bool] = False
+    unused_parameters: TrainingOnly[Changeable[bool]] = False
     """With "ddp": find parameters that did not contribute to the loss, at each step, which costs time."""
-    timeout: Changeable[PositiveFloat] = 600.0
+    timeout: TrainingAndTest[Changeable[PositiveFloat]] = 600.0
     """Seconds that a process waits for the others before the run fails."""
 
 
 class Config(Section):
     """One experiment."""
 
-    schema_path: Changeable[str | None] = Field(default=None, alias="$schema")
+    schema_path: TrainingOnly[Changeable[str | None]] = Field(default=None, alias="$schema")
     """JSON schema with which an editor completes and checks this file."""
     variables: Changeable[dict[str, Any] | None] = None
     """Values by name: "${NAME}" anywhere in the config is replaced by one. The config.json of a run has the values."""
-    name: Fixed[Annotated[str, Field(pattern=NAME, max_length=100)]]
+    name: Annotated[Fixed[Annotated[str, Field(pattern=NAME, max_length=100)]], ~Command.PREDICT]
     """Name of the experiment and of its folder under trainer.save_dir."""
     seed: Fixed[Annotated[NonNegativeInt, Field(lt=2**31)]] = 0
     """All randomness follows from this number: initial weights, order, augmentation, dropout."""
@@ -333,21 +349,21 @@ class Config(Section):
     """The data set."""
     model: Fixed[ModelConfig]
     """The network."""
-    validation: Fixed[OneOrSeveral[Component] | None] = None
+    validation: TrainingOnly[Fixed[OneOrSeveral[Component] | None]] = None
     """A separate validation set: the held-out part of this loader's data, or else its test data. Several by name, such
     as "day", are logged as val_day_loss and so on, with val_loss over all. null: the held-out part of data_loader."""
-    loss: Fixed[OneOrSeveral[LossConfig] | None] = None
+    loss: TrainingAndTest[Fixed[OneOrSeveral[LossConfig] | None]] = None
     """The loss to minimise: a function or class in model/loss.py, or a loss of torch.nn; with several by name, their
     weighted sum is minimised, and each is logged. null: the trainer has its own loss, or uses the model's."""
-    metrics: Changeable[list[MetricConfig]] = Field(default_factory=list)
+    metrics: TrainingAndTest[Changeable[list[MetricConfig]]] = Field(default_factory=list)
     """Functions in model/metric.py, or classes of torchmetrics."""
-    optimizer: Fixed[OneOrSeveral[OptimizerConfig]]
+    optimizer: TrainingOnly[Fixed[OneOrSeveral[OptimizerConfig]]]
     """An optimizer of torch.optim, or your own; or several by name, which the trainer steps itself."""
-    lr_scheduler: Changeable[OneOrSeveral[SchedulerConfig] | None] = None
+    lr_scheduler: TrainingOnly[Changeable[OneOrSeveral[SchedulerConfig] | None]] = None
     """Learning rate schedule; null: constant. With several optimizers: one for all, or one for each name given."""
-    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    trainer: TrainingOnly[TrainerConfig] = Field(default_factory=TrainerConfig)
     """The training loop."""
-    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    runtime: NotExport[RuntimeConfig] = Field(default_factory=RuntimeConfig)
     """Device, precision, compilation and processes."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from base.initial_weights import load_weights
-from base.load_run import EVALUATION_ONLY, TrainedRun, class_names_of, load_trainer
+from base.load_run import TrainedRun, class_names_of, load_trainer
 from extras.export.calls import Call, record_calls
 from extras.export.formats import FORMATS, Exportable, Format, check_installed, flat_names
 from utils.checkpoint.weights_file import evaluated_weights
@@ -19,6 +19,7 @@ from utils.errors import UserError, os_errors_as
 from utils.files import atomic_write
 from utils.paths import display_path
 from utils.run_folder import RunFolder
+from utils.schema import Command
 from utils.streams import say
 from utils.text import count, size, table
 from utils.tree import copied, tensors
@@ -27,8 +28,6 @@ TOLERANCE = 1e-3
 """Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""
 SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=false", "runtime.deterministic=false")
 """Exports are in fp32 on the CPU, however the run was trained."""
-UNREAD = (*EVALUATION_ONLY, "runtime", "data_loader.args.batch_size", "data_loader.args.eval_batch_size")
-"""Keys that an export does not use."""
 
 
 def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> Path:
@@ -40,7 +39,7 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
     folder, _ = RunFolder.of(run)
     path = _target(out or folder.path / f"model{kind.suffix}", kind)
     check_installed(kind)
-    trained = load_trainer(run, overrides, settings=SETTINGS, unread=UNREAD)
+    trained = load_trainer(run, overrides, command=Command.EXPORT, settings=SETTINGS)
     exportable, about = _read(trained, kind)
     expected = [exportable.run(call) for call in exportable.calls]
     try:

@@ -19,7 +19,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.data.images.folder import SUFFIXES
 from base.data.pictures import pictures_of
-from base.load_run import EVALUATION_ONLY, TrainedRun, load_trainer
+from base.load_run import TrainedRun, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.predict.arrays import Unreadable
 from extras.predict.inputs import Found, check_words, find_files, summary
@@ -30,14 +30,13 @@ from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file
+from utils.schema import Command
 from utils.streams import say_error
 from utils.text import count, duration, printable
 from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
-UNREAD = (*EVALUATION_ONLY, "name", "runtime.deterministic")
-"""Keys that a prediction does not use."""
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
 
@@ -46,7 +45,7 @@ def predict(options: argparse.Namespace) -> None:
     """Write a prediction for each input. Raises UserError, Stopped, or TrainingError if an input cannot be read."""
     out, as_json = _destination(options)
     check_words(options.inputs)  # before the model is built, which takes seconds
-    trained = load_trainer(Path(options.resume), options.overrides, settings=SETTINGS, unread=UNREAD)
+    trained = load_trainer(Path(options.resume), options.overrides, command=Command.PREDICT, settings=SETTINGS)
     run = Predictor(trained, _columns(options.columns), show=options.show is not None)
     files = find_files(options.inputs, run.data.input_suffixes or SUFFIXES)
     _check_destinations(files, out, options.show)

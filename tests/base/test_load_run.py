@@ -77,12 +77,15 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
     "override",
     [
         *("trainer.epochs=5", "optimizer.args.lr=0.5", "lr_scheduler=null", "trainer.freeze=[]"),
-        *("data_loader.args.drop_last=true", "runtime.strategy=fsdp"),
+        *("data_loader.args.drop_last=true", "runtime.strategy=fsdp", 'trainer={"verbosity": 0, "epochs": 5}'),
+        *('optimizer={"type": "SGD", "args": {"lr": 0.1}}', "optimizer.args={}", 'model.weights={"file": "a.pth"}'),
     ],
 )
 def test_an_override_that_only_training_reads_is_refused(fit: Fit, override: str) -> None:
     run = fit("trainer.epochs=1").run_dir
+    data = json.loads((run / "config.json").read_text())["data_loader"]["args"]
     load_trainer(run, ["data_loader.args.eval_batch_size=7", "trainer.verbosity=0", "metrics=[]"])
+    load_trainer(run, [f"data_loader.args={json.dumps(data)}", 'trainer={"verbosity": 0}'])
     with pytest.raises(ConfigError, match=r"^override (.*)=.*: this command does not use .*; leave it out$"):
         load_trainer(run, [override])
 

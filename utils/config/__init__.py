@@ -10,6 +10,7 @@ The stages, in order:
     dry_run         argument ranges that only torch knows
     ineffective     keys that have no effect because of other keys
     schedulers      schedulers laid out over the length of the run
+    unread          overrides of keys that a command does not read
     resume          the config of a resumed run compared with that of its checkpoint
 
 sources and located_json stop at the first mistake. The others yield Problems (a path and a message each), which are

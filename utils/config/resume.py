@@ -5,20 +5,19 @@ The rule for each key is in utils/schema.py; the rule for an argument is in its 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
-from utils import arguments
 from utils.arguments import shortened
 from utils.config.located_json import Problem
 from utils.config.problems import components
 from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
-from utils.registry import REGISTRIES, setting_at
+from utils.registry import REGISTRIES, markers, setting_at
 from utils.schema import KeyPath, LossConfig, MetricConfig, OnResume, is_below
-from utils.schema_fields import field_at, section_at
+from utils.schema_fields import section_at
 from utils.text import dotted
 
 _MISSING = object()
@@ -84,30 +83,14 @@ def saved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
     """The rule for a schema key, or for an argument of the named component; None for a key whose subkeys have rules."""
-    rule = None
-    for length in range(1, len(path) + 1):
-        if field := field_at(path[:length]):  # a rule applies to everything below it without a rule of its own
-            rule = _marker(field.metadata) or rule
-    if component and "args" in path[:-1]:
-        rule = _argument_rule(str(path[0]), component, str(path[path.index("args") + 1])) or rule
-    return rule
-
-
-def _argument_rule(kind: str, component: str, argument: str) -> OnResume | None:
-    if kind == "optimizer" and argument in INITIAL_ONLY.get(component, ()):
+    if path[0] == "optimizer" and "args" in path[:-1] and path[-1] in INITIAL_ONLY.get(component or "", ()):
         return OnResume.REFUSED
-    made = REGISTRIES[kind].get(component)
-    annotations = arguments.annotations(made, argument) if made else ()
-    return next(filter(None, (_marker(get_args(annotation)) for annotation in annotations)), None)
+    return next(reversed(markers(path, component, OnResume)), None)
 
 
 def _default(path: KeyPath, component: str | None) -> Any:
     setting = setting_at(path, component)
     return _MISSING if setting is None or setting.default is setting.empty else plain_default(setting.default)
-
-
-def _marker(metadata: Any) -> OnResume | None:
-    return next((item for item in metadata if isinstance(item, OnResume)), None)
 
 
 def _changes(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Iterator[Change]:
