@@ -60,7 +60,8 @@ class BaseDataLoader(ABC):
         sample. Validation and test data are always used completely.
 
     A subclass's arguments cannot change when a run is resumed, unless their annotation says so: ``Changeable[str]``, as
-    for a folder that was moved, or ``BetweenEpochs[int]`` (utils/schema.py).
+    for a folder that was moved, or ``BetweenEpochs[int]`` (utils/schema.py). ``TrainingOnly[bool]``, as for an
+    augmentation, makes test.py, predict.py and export.py refuse an override of it, which would have no effect.
     """
 
     class_names: Sequence[str] | None = None

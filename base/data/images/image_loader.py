@@ -16,7 +16,7 @@ from base.data.images.folder import read_image
 from base.data.sample_random import SampleRandom
 from base.data.sources import TensorSource
 from utils.errors import DataError
-from utils.schema import Changeable
+from utils.schema import Changeable, TrainingOnly
 from utils.tree import describe_batch
 
 
@@ -37,8 +37,8 @@ class ImageLoader(BaseDataLoader):
     def __init__(
         self,
         *,
-        crop: NonNegativeInt = 0,
-        flip: bool = False,
+        crop: TrainingOnly[NonNegativeInt] = 0,
+        flip: TrainingOnly[bool] = False,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         in_memory: Changeable[bool] = True,

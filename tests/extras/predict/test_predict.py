@@ -249,6 +249,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["two", "loss=mse_loss"], "this command does not use loss; leave it out"),
         (["two", "runtime.timeout=5"], "this command does not use runtime.timeout; leave it out"),
         (["two", "data_loader.args.fold=1"], "this command does not use data_loader.args.fold; leave it out"),
+        (["two", "data_loader.args.flip=true"], "this command does not use data_loader.args.flip; leave it out"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_one_message(
