@@ -127,6 +127,15 @@ PRIVATE = [
         lambda: backward._engine() is not None,
         "a step takes 20 us longer: loss.backward() is called as it is",
     ),
+    *(
+        Private(
+            name,
+            "utils/backward.py",
+            lambda: backward.in_transform() is False,
+            "a step takes 20 us longer: loss.backward() is called as it is",
+        )
+        for name in ("_C", "_are_functorch_transforms_active")
+    ),
     Private(
         "_rebuild_buckets",
         "utils/distributed/parallel.py",
