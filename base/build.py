@@ -174,12 +174,12 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    with isolated(loaded.config.seed, "trainer"):  # modules among its arguments are the same in training and testing
-        args = arguments_of(loaded, TRAINERS, settings.type, settings.args, ("trainer", "args"))
-    args = to_device(args, experiment.runtime.device)
-    kind = TRAINERS[settings.type]
-    make = functools.partial(kind, experiment, settings, **args)
-    trainer = call(loaded, ("trainer",), settings.type, make, BaseTrainer)
+    at = ("trainer", "args")
+    # modules that it gets or creates have the same weights in training, in tests and in every process
+    with isolated(loaded.config.seed, "trainer"):
+        args = to_device(arguments_of(loaded, TRAINERS, settings.type, settings.args, at), experiment.runtime.device)
+        make = functools.partial(TRAINERS[settings.type], experiment, settings, **args)
+        trainer = call(loaded, at, settings.type, make, BaseTrainer)
     check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
     check_overrides(loaded, ("trainer",), trainer, BaseTrainer)
     check_hooks(loaded, ("trainer",), type(trainer))

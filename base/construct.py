@@ -83,13 +83,14 @@ def call(
         built = make()
     except (CheckpointError, DataError) as error:  # also that of a teacher which a constructor loads
         message = str(error)
-        if named := re.match(r"data_loader\.args\.(\w+): ", message):  # of this one, which may be a validation set's
+        # of this data loader, which may be a validation set's
+        if path[0] != "trainer" and (named := re.match(r"data_loader\.args\.(\w+): ", message)):
             path, message = (*path, named[1]), message[named.end() :]
         raise type(error)(str(loaded.error(path, message))) from error
     except UserError:
         raise
     except Exception as error:
-        raise loaded.error(path, f"{name} cannot be built: {_reason(error)}") from error
+        raise loaded.error(path, f"{name} cannot be built: {_reason(error, name)}") from error
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -98,16 +99,17 @@ def call(
     return built
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, name: str) -> str:
     if not isinstance(error, ValidationError):
-        return format_error_with_source(error).removeprefix("ValueError: ") + _hint(error)
+        return format_error_with_source(error).removeprefix("ValueError: ") + _hint(error, name)
     found = [(".".join(map(str, item["loc"])), in_json_words(item["msg"])) for item in error.errors()]
     return "\n".join(filter(None, ["; ".join(": ".join(filter(None, each)) for each in found), user_line(error)]))
 
 
-def _hint(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, AttributeError) and ("has no attribute" in text or "before Module.__init__() call" in text):
+def _hint(error: Exception, name: str) -> str:
+    """name: of the component."""
+    lacks = (f"'{name}' object has no attribute", "before Module.__init__() call")
+    if isinstance(error, AttributeError) and any(each in str(error) for each in lacks):
         return "\nDoes its __init__ call super().__init__ before it uses self?"
     file = error.filename if isinstance(error, FileNotFoundError) else None
     if isinstance(file, (str, Path)) and not Path(file).is_absolute() and Path.cwd() != PROJECT:

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import train
-from base.load_run import load_run
+from base.build import build_experiment, build_trainer
+from base.load_run import load_run, load_trainer
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
-from tests.helpers import temporarily
+from tests.helpers import same, state, temporarily
 from trainer.trainer import Trainer
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.config import load_config
+from utils.errors import CheckpointError, ConfigError, DataError, UserError
+from utils.random import seed_generators
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
 Fit = Callable[..., train.Result]
@@ -110,8 +113,50 @@ def test_a_teacher_that_is_gone_is_named_at_the_trainer(fit: Fit) -> None:
             super().__init__(*args)
             self.teacher = load_run("saved/nothing")
 
-    with temporarily(TRAINERS, Taught), pytest.raises(CheckpointError, match=r"trainer: .*nothing: no such run folder"):
+    with temporarily(TRAINERS, Taught), pytest.raises(CheckpointError, match=r"trainer.args: .*nothing: no such run"):
         fit("trainer.type=Taught")
+
+
+class WithTarget(Trainer):
+    """Matches the outputs of a random net, which it creates itself and no checkpoint has."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.target = nn.Linear(6, 3).to(self.runtime.device).requires_grad_(False)
+
+
+def test_modules_of_a_trainers_constructor_are_the_same_in_tests_and_in_all_processes(fit: Fit) -> None:
+    with temporarily(TRAINERS, WithTarget):
+        run = fit("trainer.type=WithTarget").run_dir
+        loaded = load_config(run / "config.json")
+        experiment = build_experiment(loaded)
+        targets = [load_trainer(run).trainer.target]  # type: ignore[attr-defined]
+        for rank in range(2):
+            seed_generators(loaded.config.seed, "training", rank, 2)  # as before a trainer of two processes is built
+            targets.append(build_trainer(loaded, experiment).target)  # type: ignore[attr-defined]
+        assert all(same(each.state_dict(), targets[0].state_dict()) for each in targets)
+    assert same(state(run)["model"], state(fit().run_dir)["model"]), "it draws nothing from the training"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            ValueError("no width"),
+            r"36:\d+: trainer.args: Failing cannot be built: no width\n  .*: raise error\n +\d+ \|",
+        ),
+        (AttributeError("'Net' object has no attribute 'fc'"), r"has no attribute 'fc'\n  .*: raise error\n +\d+ \|"),
+        (DataError("data_loader.args.fold: none"), r"trainer.args: data_loader.args.fold: none"),
+    ],
+)
+def test_an_error_in_a_trainers_constructor_is_reported_at_its_arguments(fit: Fit, error: Exception, says: str) -> None:
+    class Failing(Trainer):
+        def __init__(self, *args: Any, width: int = 3) -> None:
+            super().__init__(*args)
+            raise error
+
+    with temporarily(TRAINERS, Failing), pytest.raises(UserError, match=says):
+        fit(trainer={"type": "Failing", "args": {"width": 2}})
 
 
 def test_trained_weights_that_no_checkpoint_would_have_are_refused(fit: Fit) -> None:
