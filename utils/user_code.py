@@ -37,11 +37,22 @@ def format_error_with_source(error: BaseException) -> str:
 
 
 def user_line(error: BaseException) -> str:
-    """File, number and text of the innermost line of user code in a traceback; empty if there is none."""
+    """File, number and text of the innermost line of user code in a traceback; empty if there is none.
+
+    Preceded by the line of a trainer's step that called it, which shows with what, as ``self.criterion(...)`` does.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return _code_line(error.filename, error.lineno or 1)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
-    return _code_line(frames[-1].filename, frames[-1].lineno or 1) if frames else ""
+    in_steps = [frame for frame in frames if frame.name in ("train_step", "eval_step")]
+    shown = [_code_line(frame.filename, frame.lineno or 1) for frame in (*in_steps[-1:], *frames[-1:])]
+    return "\n".join(dict.fromkeys(shown))
+
+
+def raised_by_user(error: BaseException) -> bool:
+    """Whether the user's own code says ``raise``, rather than torch or Python in a line of it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return _is_users(Path(last.filename)) and (last.line or "").startswith("raise ")
 
 
 def _is_users(path: Path) -> bool:

@@ -21,9 +21,10 @@ from utils.extras import find_extra
 from utils.optimizers import parameters_in
 from utils.text import count
 from utils.tree import describe_batch
-from utils.user_code import format_error, user_line
+from utils.user_code import format_error, raised_by_user, user_line
 
-FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError)  # and of dtypes, which torch raises for tensors
+FORWARD_ERRORS = (*OF_SHAPES, LookupError, AttributeError, NameError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -153,8 +154,16 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
     line = line or f"  {format_error(error)}"
     first = "the first batch" if phase == "training" else f"the first batch of the {phase}"
     what = f"{first} ({describe_batch(micro_batch.data)}) failed in the model, the loss or a metric"
-    further = advice.step_advice(trainer, error, micro_batch.data) if advice else DO_THEY_MATCH
+    if advice:
+        further = advice.step_advice(trainer, error, micro_batch.data)
+    else:
+        further = DO_THEY_MATCH if may_not_match(error) else ""
     return current().peer_failure(error) or UserError(f"{what}: {_reason(error)}\n{line}\n{further}".rstrip())
+
+
+def may_not_match(error: Exception) -> bool:
+    """Whether the shapes or dtypes of model, loss and data may be the cause of an error in a step."""
+    return isinstance(error, OF_SHAPES) and not raised_by_user(error)
 
 
 def _reason(error: Exception) -> str:

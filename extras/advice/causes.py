@@ -10,7 +10,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
 from base.data.stream import StreamBatches
-from base.training.first_batch import DO_THEY_MATCH
+from base.training.first_batch import DO_THEY_MATCH, may_not_match
 from utils.text import closest
 from utils.tree import tensors
 
@@ -150,7 +150,7 @@ def step_advice(trainer: BaseTrainer, error: Exception, batch: Any) -> str:
         return f"The usual cause is {cause}.{classes}"
     as_dict = "The batch is a dict: train_step reads its parts by their keys." if isinstance(batch, dict) else ""
     eager = "Does it run with runtime.compile=false? " if trainer.runtime.settings.compile else ""
-    if isinstance(error, (AttributeError, NameError, KeyError)):
+    if not may_not_match(error):
         meant = f'Did you mean "{close}"?' if (close := _meant(error)) else ""
         return f"{eager}{meant} {as_dict}".strip()
     return f"{eager}{DO_THEY_MATCH}{classes} {as_dict}".strip()

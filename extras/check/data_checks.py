@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
+from base.training.first_batch import may_not_match
 from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
 from utils.errors import UserError
@@ -17,6 +18,8 @@ from utils.extras import find_extra
 from utils.tree import has_strides, named_tensors, stored_values, tensors
 from utils.user_code import format_error_with_source, user_line
 
+Failed = dict[str, tuple[Exception, Any]]
+"""By the name of a step, "train_step" or "eval_step": its error, and what the model returned; None: nothing."""
 SAME = "all values are the same"
 ITEMS = 4
 """Maximum number of list items in a batch to show, as of a list of images."""
@@ -127,23 +130,33 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll:
     return CheckResult("first loss", "ok", text)
 
 
-def explain_forward(error: Exception, outputs: Any, batch: Any, *, training: bool) -> CheckResult:
-    """Why a batch failed in the model or the loss."""
+def explain_forward(failed: Failed, batch: Any, *, other: str = "") -> Iterator[CheckResult]:
+    """Why a batch failed in some steps. other: the step that took it."""
+    lines = [user_line(error).splitlines()[-1:] or [str(error)] for error, _ in failed.values()]
+    steps = list[str]()
+    for number, (step, (error, outputs)) in enumerate(failed.items()):
+        steps.append(step)
+        if lines[number] in lines[number + 1 :]:  # as in the model; the error of a forward pass alone says more
+            continue
+        if number and isinstance(error, NotImplementedError):  # the trainer has a validation of its own
+            continue
+        yield _explain(error, outputs, batch, " and ".join(steps), other)
+        steps.clear()
+
+
+def _explain(error: Exception, outputs: Any, batch: Any, step: str, other: str) -> CheckResult:
     if failure := device_failure(error, user_line(error)):
         return CheckResult("forward", "FAIL", failure)
     cause = cause_of(error, batch, otherwise="shapes of data_loader, model and loss that do not match")
+    where = f"{step} failed" + (f"; {other} took the same batch" if other else "")
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
-    if first is not None and targets is not None:
-        where = f"the model returns {tuple(first.shape)}, the targets are {tuple(targets.shape)}"
+    if first is not None and targets is not None and may_not_match(error):
+        where += f"; the model returned {tuple(first.shape)}, the targets are {tuple(targets.shape)}"
         indices = _class_indices(targets) and first.dim() == 2
         if indices and int(targets.max()) >= first.shape[1]:
             where += f" with class indices up to {int(targets.max())}"
             cause = f"a model with {first.shape[1]} outputs for more classes; class indices start at 0"
-    else:
-        where = "the batch failed in the model"
-    if training:
-        where += "; it runs in evaluation but not in training"
     return CheckResult("forward", "FAIL", f"{format_error_with_source(error)}\n{where}", cause)
 
 
@@ -190,7 +203,7 @@ def cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
         return ""
     advice = find_extra("advice")
     cause: str = advice.usual_cause(error, batch) if advice else ""
-    return cause or ("" if isinstance(error, (AttributeError, NameError)) else otherwise)
+    return cause or (otherwise if may_not_match(error) else "")
 
 
 def _named_tensors(batch: Any) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from base.outputs import chosen_writers
 from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import same_statistics
 from base.training.first_batch import (
+    ONE_SAMPLE,
     check_backward_was_called,
     check_loss_was_called,
     check_next_step,
@@ -44,7 +45,7 @@ from logger.writers import Writers
 from utils.checkpoint import check_parts
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
@@ -109,6 +110,7 @@ class _Check:
         """Whether ``eval_step`` takes training batches."""
         self.measures_training = False
         """Whether losses are those of ``train_step``, since those of ``eval_step`` cannot follow the training."""
+        self.failed = data_checks.Failed()
         self.fetching: list[float] = []
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule is unaffected: its length is that of the run
@@ -133,11 +135,9 @@ class _Check:
             return
         yield from self._contents()
         batch = self._copied()
-        try:
-            result = self._forward(batch, trace)
-        except Exception as error:
-            yield data_checks.explain_forward(error, trace.outputs, self.batch, training=False)
-            return
+        result = self._forward(batch, trace)
+        if result is None:
+            return (yield from data_checks.explain_forward(self.failed, self.batch))
         self.measures_training |= trace.outputs is None  # eval_step calls another model, as of averaged weights
         if not self.evaluates_training and not self.training.validation and not own_validation(self.trainer):
             text = "eval_step does not take training batches, and the config has no validation data to try it on"
@@ -155,7 +155,8 @@ class _Check:
                 check_next_step(self.trainer, "train_step", "training")
             self._train()
         except Exception as error:
-            yield data_checks.explain_forward(error, trace.outputs, self.batch, training=True)
+            other = "eval_step" if self.evaluates_training else ""
+            yield from data_checks.explain_forward({"train_step": (error, trace.outputs)}, self.batch, other=other)
             return
         yield self._lenient(model_checks.check_gradients(self.model))
         yield from self._calls()
@@ -209,26 +210,26 @@ class _Check:
         self.training.batches.close()
         return self.runtime.to_device(batch)
 
-    def _forward(self, batch: Any, trace: Trace) -> StepResult:
+    def _forward(self, batch: Any, trace: Trace) -> StepResult | None:
         """The result of a copy of the first batch: of ``eval_step``, or of ``train_step`` if only that takes it, as
-        where training batches have unlabelled samples too.
+        where training batches have unlabelled samples too; None if both fail.
         """
         try:
             check_next_step(self.trainer, "eval_step", "training")
             with traced(self.model, trace), self.evaluated.watch():
                 return self._evaluate(batch)
         except Exception as error:
-            outputs, self.evaluates_training, self.measures_training = trace.outputs, False, True
-            trace.layers.clear()
-            try:
-                check_next_step(self.trainer, "train_step", "training")
-                with traced(self.model, trace):
-                    return self._train()
-            except Exception:
-                if isinstance(error, NotImplementedError):  # the trainer has a validation of its own
-                    raise
-                trace.outputs = outputs  # the error of eval_step says more: that of a forward pass alone
-            raise
+            in_evaluation = error, trace.outputs
+        self.evaluates_training, self.measures_training = False, True
+        trace.layers.clear()
+        trace.outputs = None
+        try:
+            check_next_step(self.trainer, "train_step", "training")
+            with traced(self.model, trace):
+                return self._train()
+        except Exception as error:
+            self.failed = {"train_step": (error, trace.outputs), "eval_step": in_evaluation}
+        return None
 
     def _evaluate(self, batch: Any) -> StepResult:
         self.model.eval()
@@ -347,18 +348,17 @@ class _Check:
         size, stop = batches.last_batch_size(), batches.samples_per_pass
         if size == self.first.size:
             return
+        what = f"the last batch of an epoch has {count(size, 'sample')}"
         try:
             [micro_batch] = batches.load([BatchRange(0, stop - size, stop)])
             self.model.train()
             self.trainer.train_step(self.runtime.to_device(micro_batch.data))
         except Exception as error:
-            text = (
-                f"the last batch of an epoch has {count(size, 'sample')} and fails: {format_error_with_source(error)}"
-            )
-            cause = "BatchNorm on a single sample; set data_loader.args.drop_last=true, or change batch_size"
-            yield CheckResult("last batch", "FAIL", text, cause)
+            cause = "BatchNorm on a single sample" if ONE_SAMPLE in str(error) else "code that expects full batches"
+            cause = "" if isinstance(error, UserError) else f"{cause}; data_loader.args.drop_last=true leaves it out"
+            yield CheckResult("last batch", "FAIL", f"{what} and fails: {format_error_with_source(error)}", cause)
         else:
-            yield CheckResult("last batch", "ok", f"the last batch of an epoch has {count(size, 'sample')}")
+            yield CheckResult("last batch", "ok", what)
         batches.close()
 
     def _validation_batch(self) -> Iterator[CheckResult]:

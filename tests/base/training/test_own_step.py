@@ -612,6 +612,42 @@ def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause:
         fit("trainer.type=Own")
 
 
+def raises(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    raise ValueError("the memory is empty")
+
+
+def misspelt(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
+    raise NameError("name 'outptus' is not defined")
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (raises, r"the memory is empty\n(.*\n)+ .*: raise ValueError"),
+        (misspelt, "'outptus' is not defined"),
+    ],
+)
+def test_an_error_that_is_not_of_shapes_is_not_blamed_on_them(fit: Fit, step: Any, says: str) -> None:
+    with (
+        temporarily(TRAINERS, step_of(step)),
+        pytest.raises(UserError, match=f"the first batch .*: .*{says}") as caught,
+    ):
+        fit("trainer.type=Own")
+    assert "Do the shapes" not in str(caught.value)
+
+
+def test_an_error_in_a_loss_shows_the_line_of_the_step_that_called_it(fit: Fit) -> None:
+    class Columns(Trainer):
+        def train_step(self, batch: Any) -> StepResult:
+            inputs, targets = batch
+            loss = self.criterion(self.model(inputs), targets[:, None])
+            return StepResult(loss, inputs, targets)
+
+    says = r"\n  tests/.*: loss = self.criterion\(.*\n  model/loss.py:\d+: "
+    with temporarily(TRAINERS, Columns), pytest.raises(UserError, match=says):
+        fit("trainer.type=Columns")
+
+
 def test_a_trainer_is_not_in_a_mode(fit: Fit) -> None:
     """As a LightningModule is."""
     with temporarily(TRAINERS, step_of(by_its_training)), pytest.raises(UserError, match=r"ask self.model.training"):

@@ -211,7 +211,11 @@ def made(kind: str) -> dict[str, Any]:
             "forward       FAIL  RuntimeError",
             "usually: a tensor on another device than the batch",
         ),
-        (planted("training"), "forward       FAIL  ValueError: not with this batch", "but not in training"),
+        (
+            planted("training"),
+            "forward       FAIL  ValueError: not with this batch",
+            "train_step failed; eval_step took the same batch",
+        ),
         ({**planted(""), "optimizer": {"type": "SGD", "args": {"lr": 1e30}}}, "optimizer     FAIL", "a learning rate"),
         ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number per sample"),
         (

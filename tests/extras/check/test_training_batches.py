@@ -129,11 +129,18 @@ def test_without_validation_data_a_note_says_that_eval_step_was_not_tried(
     )
 
 
-def test_a_step_that_fails_in_both_is_reported_as_in_evaluation(check: Callable[..., tuple[int, str]]) -> None:
+def test_a_mistake_in_both_steps_is_reported_once(check: Callable[..., tuple[int, str]]) -> None:
     status, shown = check("Trainer")
     assert status == 1
-    assert "forward       FAIL" in shown
-    assert "runs in evaluation but not in training" not in shown
+    assert shown.count("forward       FAIL") == 1
+    assert "train_step and eval_step failed" in shown
+
+
+def test_steps_that_fail_in_different_ways_are_both_reported(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("FailsInTraining")
+    assert status == 1
+    own = r"FAIL  ValueError: no training\n .*: raise ValueError\(\"no training\"\)\n +train_step failed\n"
+    assert re.search(rf"forward       {own}forward       FAIL  .*\n .*\n(.*\n)?.*eval_step failed\n", shown), shown
 
 
 def test_a_gradient_in_an_evaluation_is_named_as_the_cause(check: Callable[..., tuple[int, str]]) -> None:
