@@ -43,6 +43,10 @@ def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
     sums = [name for name, (_, reduction) in made.items() if reduction == "sum"]
     if sums and len(sums) < len(made):
         raise loaded.error(("loss", sums[0]), "this loss is a sum over the samples, but another one is a mean")
+    taken = dir(LossSum({}, {}))
+    if of_torch := [name for name, (loss, _) in made.items() if name in taken and stateful_loss(loss)]:
+        message = "a loss with a state of its own is a module inside another, which has an attribute of this name"
+        raise loaded.error(("loss", of_torch[0]), f"{message} already; give it another name")
     weights = {name: component.weight for name, component in losses.items()}
     return LossSum({name: loss for name, (loss, _) in made.items()}, weights).to(device), bool(sums)
 
@@ -144,10 +148,9 @@ class LossSum(nn.Module):
     def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
         super().__init__()
         self.losses, self.weights = dict(losses), dict(weights)
-        # registered by name, so that their parameters are trained and saved
-        modules = {name: stateful_loss(loss) for name, loss in losses.items()}
-        for name, module in modules.items():
-            self.add_module(name, module)
+        for name, loss in losses.items():
+            if module := stateful_loss(loss):  # registered by name, so that its parameters are trained and saved
+                self.add_module(name, module)
         self.last_count: Tensor | float | None = None
         self.counts_differ: Tensor | bool = False
         """Whether the losses are averaged over different numbers, so that no single count is right for their sum."""

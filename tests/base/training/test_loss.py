@@ -627,6 +627,23 @@ def test_a_mistake_in_several_losses_is_located(fit: Fit, loss: Any, says: str) 
         on_two_targets(fit, loss=loss)
 
 
+def test_losses_may_have_names_of_attributes_of_modules(fit: Fit) -> None:
+    named = {"half": {"type": "cross_entropy", "weight": 0.5}, "training": {"type": "CrossEntropyLoss", "weight": 0.5}}
+    run = fit(loss={**named, "weights": "cross_entropy"})
+    assert run.last["half"] == pytest.approx(run.last["weights"])
+    assert run.last["loss"] == pytest.approx(2 * run.last["training"])
+
+
+class WithState(nn.CrossEntropyLoss):
+    pass
+
+
+def test_a_loss_with_a_state_needs_a_name_that_modules_do_not_have(fit: Fit) -> None:
+    says = r"config.json:\d+:\d+: loss.half: .* already; give it another name"
+    with temporarily(LOSSES, WithState), pytest.raises(ConfigError, match=says):
+        fit(loss={"half": "WithState", "whole": "cross_entropy"})
+
+
 def test_losses_by_name_alone(fit: Fit) -> None:
     result = on_two_targets(fit, loss={"kind": "cross_entropy", "size": "MSELoss"})
     assert result.last["loss"] == pytest.approx(result.last["kind"] + result.last["size"], rel=1e-5)
