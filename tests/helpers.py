@@ -4,7 +4,7 @@ import json
 import subprocess
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,19 @@ def temporarily(registry: Registry, *components: Callable[..., Any]) -> Iterator
             registry.unregister(name)
             if previous is not None:
                 registry.register(previous)
+
+
+def registering(*of_kinds: tuple[Any, ...], scope: Any = "function") -> Any:
+    """A fixture that registers components for each test of a file. of_kinds: each a registry, and its components."""
+
+    @pytest.fixture(autouse=True, scope=scope)
+    def registered() -> Iterator[None]:
+        with ExitStack() as stack:
+            for registry, *components in of_kinds:
+                stack.enter_context(temporarily(registry, *components))
+            yield
+
+    return registered
 
 
 def extended(mixin: type[Any]) -> list[type[Any]]:

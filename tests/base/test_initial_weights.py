@@ -8,7 +8,7 @@ import struct
 import sys
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,7 @@ import train
 from tests import forked
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import PATIENCE, ROOT, same, state, temporarily
+from tests.helpers import PATIENCE, ROOT, registering, same, state, temporarily
 from tests.utils.checkpoint.test_untrusted import Payload, sign
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
@@ -45,10 +45,7 @@ class Net(nn.Module):
         return self.output(self.hidden(inputs).relu())
 
 
-@pytest.fixture(autouse=True)
-def _net() -> Iterator[None]:
-    with temporarily(MODELS, Net):
-        yield
+_net = registering((MODELS, Net))
 
 
 def weights(**more: Any) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Settings and components as arguments of a component: checked, completed in an editor, located, and built."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import train
 from base.build import build_experiment, build_trainer
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import lines, same, state, temporarily
+from tests.helpers import lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -115,10 +115,7 @@ class Distilling(Trainer):
         return super().train_step(batch)
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Backbone, Nested), temporarily(LOSSES, SumOfLosses), temporarily(TRAINERS, Distilling):
-        yield
+_registered = registering((MODELS, Backbone, Nested), (LOSSES, SumOfLosses), (TRAINERS, Distilling))
 
 
 def model(**args: Any) -> dict[str, Any]:

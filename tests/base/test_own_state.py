@@ -1,6 +1,6 @@
 """What users' own models, trainers and data loaders keep, and what would be lost without a word."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from base.build import build_experiment, build_trainer
 from base.load_run import load_run, load_trainer
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
-from tests.helpers import same, state, temporarily
+from tests.helpers import registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError, DataError, UserError
@@ -90,14 +90,7 @@ class OwnTest(RandomTensorLoader):
         return [1, 2]
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with (
-        temporarily(MODELS, Adapted),
-        temporarily(TRAINERS, Counting),
-        temporarily(DATA_LOADERS, Growing, WithoutAugment, OwnTest),
-    ):
-        yield
+_registered = registering((MODELS, Adapted), (TRAINERS, Counting), (DATA_LOADERS, Growing, WithoutAugment, OwnTest))
 
 
 def test_a_checkpoint_of_adapters_alone_is_resumed_tested_and_loaded(fit: Fit) -> None:

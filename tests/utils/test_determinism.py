@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import train
 from base.base_model import BaseModel
 from tests.conftest import load_script
-from tests.helpers import lines, needs_extra, same, state, temporarily
+from tests.helpers import lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.determinism import CUBLAS_VARIABLE, accept_cublas, fastest_kernels, use_deterministic_kernels
 from utils.errors import UserError
@@ -55,10 +55,7 @@ class Unpooling(BaseModel):
         return outputs
 
 
-@pytest.fixture(autouse=True)
-def models() -> Iterator[None]:
-    with temporarily(MODELS, Neighbours, Unpooling):
-        yield
+models = registering((MODELS, Neighbours, Unpooling))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from base.base_model import BaseModel
 from base.data import TensorSource
 from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import needs_extra, temporarily
+from tests.helpers import needs_extra, registering, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 
@@ -136,10 +136,7 @@ class OwnEpoch(OwnData):
         pass
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, OwnData, OwnCollate, Doubling, Dropping, OwnPictures, OwnNames, OwnEpoch):
-        yield
+_registered = registering((DATA_LOADERS, OwnData, OwnCollate, Doubling, Dropping, OwnPictures, OwnNames, OwnEpoch))
 
 
 HERE = r"\n  tests/base/data/test_own_data.py:\d+: "

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import train
 from base.base_model import BaseModel
 from base.training.averaging import AveragedWeights
 from tests.conftest import load_script
-from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from tests.helpers import copy_run, curves, lines, registering, same, state
 from utils import checkpoint
 from utils.errors import UserError
 from utils.registry import MODELS
@@ -56,10 +56,7 @@ class Fourier(BaseModel):
         return torch.view_as_real(inputs.to(self.mixed.dtype) @ self.mixed).sum(-1) + self.bias
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Normed, Tied, Fourier):
-        yield
+_registered = registering((MODELS, Normed, Tied, Fourier))
 
 
 @pytest.mark.parametrize(

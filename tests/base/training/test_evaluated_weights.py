@@ -1,6 +1,6 @@
 """What is validated is what is tested, and what trains is what the optimizer has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from base.base_model import BaseModel
 from base.metric import StepResult
 from tests.averaged import AveragedTrainer
 from tests.conftest import load_script
-from tests.helpers import lines, state, temporarily
+from tests.helpers import lines, registering, state
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
 
@@ -37,10 +37,7 @@ class Frozen(BaseModel):
         return self.second(self.first(inputs))
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, AveragedTrainer, Thawing), temporarily(MODELS, Frozen):
-        yield
+_registered = registering((TRAINERS, AveragedTrainer, Thawing), (MODELS, Frozen))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.progress import Progress
 from tests.conftest import load_script
-from tests.helpers import lines, needs_extra, same, state, temporarily
+from tests.helpers import lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
@@ -93,18 +93,6 @@ class Direct(Trainer):
         return StepResult(loss, outputs, targets)
 
 
-@pytest.fixture(autouse=True)
-def _components() -> Iterator[None]:
-    with (
-        temporarily(MODELS, Squeezed, Normalised),
-        temporarily(DATA_LOADERS, Lines),
-        temporarily(LOSSES, own_loss, distance, F.smooth_l1_loss, F.gaussian_nll_loss),
-        temporarily(METRICS, own_metric),
-        temporarily(TRAINERS, Direct),
-    ):
-        yield
-
-
 def own_lines(wrong: str = "") -> dict[str, Any]:
     args = {"wrong": wrong, "batch_size": 10, "validation_split": 8}
     return {"type": "Lines", "args": args}
@@ -164,6 +152,15 @@ def no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 def distance(outputs: Tensor, targets: Tensor) -> Tensor:
     """A number in one step."""
     return torch.dist(outputs, targets)
+
+
+_registered = registering(
+    (MODELS, Squeezed, Normalised),
+    (DATA_LOADERS, Lines),
+    (LOSSES, own_loss, distance, F.smooth_l1_loss, F.gaussian_nll_loss),
+    (METRICS, own_metric),
+    (TRAINERS, Direct),
+)
 
 
 def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:

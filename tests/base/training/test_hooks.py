@@ -1,7 +1,7 @@
 """What a trainer or data loader may define for the start of an epoch, and show in TensorBoard."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from base.data.batches import StepBatches
 from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
-from tests.helpers import copy_run, curves, lines, same, state, temporarily
+from tests.helpers import copy_run, curves, lines, registering, same, state, temporarily
 from tests.small_data import SmallSamples
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
@@ -117,10 +117,7 @@ class _Brightened(torch.utils.data.Dataset[Any]):
         return inputs + self.loader.epoch, target
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(TRAINERS, Warming, Wrong, Still, Showing, Changing), temporarily(DATA_LOADERS, Growing, Changed):
-        yield
+_registered = registering((TRAINERS, Warming, Wrong, Still, Showing, Changing), (DATA_LOADERS, Growing, Changed))
 
 
 def resumed_in_mid_epoch(run: Path, tmp_path: Path, step: int) -> Path:

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from base.training.loss import CountedLoss, count_targets
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
 from tests.conftest import load_script
-from tests.helpers import copy_run, curves, keep_on_device, lines, same, state, temporarily
+from tests.helpers import copy_run, curves, keep_on_device, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, UserError
@@ -133,15 +133,12 @@ class CountingTrainer(BaseTrainer):
         return StepResult(losses.sum() / kept.sum().clamp(min=1), outputs, targets, count=kept.sum())
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with (
-        temporarily(DATA_LOADERS, Tokens, PartlyPadded),
-        temporarily(MODELS, TokenNet),
-        temporarily(LOSSES, Weighted, Masked, Undefined, Focal, Scaled, OfTokens),
-        temporarily(TRAINERS, CountingTrainer),
-    ):
-        yield
+_registered = registering(
+    (DATA_LOADERS, Tokens, PartlyPadded),
+    (MODELS, TokenNet),
+    (LOSSES, Weighted, Masked, Undefined, Focal, Scaled, OfTokens),
+    (TRAINERS, CountingTrainer),
+)
 
 
 def tokens(

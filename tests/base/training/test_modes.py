@@ -1,6 +1,6 @@
 """Training and evaluation: what a model or loss does in one of them only, and a step without ``backward``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import train
 from base.metric import StepResult
-from tests.helpers import lines, needs_extra, same, state, temporarily
+from tests.helpers import lines, needs_extra, registering, same, state
 from trainer.trainer import Trainer
 from utils.distributed import parallel
 from utils.errors import ConfigError, UserError
@@ -88,14 +88,7 @@ class PlainBackward(Trainer):
         return StepResult(loss, outputs, targets)
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with (
-        temporarily(LOSSES, RunningLoss, DroppingLoss),
-        temporarily(MODELS, Table, Replacing),
-        temporarily(TRAINERS, PlainBackward),
-    ):
-        yield
+_registered = registering((LOSSES, RunningLoss, DroppingLoss), (MODELS, Table, Replacing), (TRAINERS, PlainBackward))
 
 
 @pytest.mark.parametrize("loss", ["RunningLoss", {"only": {"type": "RunningLoss"}}])

@@ -1,6 +1,6 @@
 """Any state of an optimizer is resumed to the bit, or refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
-from tests.helpers import copy_run, lines, same, state, temporarily
+from tests.helpers import copy_run, lines, registering, same, state
 from utils.errors import ConfigError
 from utils.registry import MODELS, OPTIMIZERS
 
@@ -108,10 +108,7 @@ class SavedSAM(SAM):
 OWN = (Precise, Shared, SAM, SavedSAM)
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Double), temporarily(OPTIMIZERS, *OWN):
-        yield
+_registered = registering((MODELS, Double), (OPTIMIZERS, *OWN))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from base.training.parameters import no_match
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
-from tests.helpers import Json, copy_run, curves, lines, needs_extra, same, state, temporarily
+from tests.helpers import Json, copy_run, curves, lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
@@ -230,27 +230,13 @@ class LearntScale(nn.Module):
         return nn.functional.cross_entropy(outputs * self.log_scale.exp(), targets)
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with (
-        temporarily(MODELS, Parts, Pair, PlainPair, Dropped),
-        temporarily(OPTIMIZERS, Twice, Unasked, Asserting),
-        temporarily(LOSSES, LearntScale),
-        temporarily(
-            TRAINERS,
-            Adversarial,
-            Careful,
-            Careless,
-            Idle,
-            OwnGradients,
-            Steady,
-            Layers,
-            LayersAtOnce,
-            Sometimes,
-            SometimesOdd,
-        ),
-    ):
-        yield
+_registered = registering(
+    (MODELS, Parts, Pair, PlainPair, Dropped),
+    (OPTIMIZERS, Twice, Unasked, Asserting),
+    (LOSSES, LearntScale),
+    (TRAINERS, Adversarial, Careful, Careless, Idle, OwnGradients),
+    (TRAINERS, Steady, Layers, LayersAtOnce, Sometimes, SometimesOdd),
+)
 
 
 GROUPS: Json = {

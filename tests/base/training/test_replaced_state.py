@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from base.load_run import load_run
 from base.metric import StepResult
 from base.training.schedule import gradient_norm
 from tests.base.training.test_resume import equal, fork
-from tests.helpers import curves, lines, needs_extra, state, temporarily
+from tests.helpers import curves, lines, needs_extra, registering, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError
 from utils.registry import LOSSES, MODELS, TRAINERS
@@ -141,14 +141,7 @@ class Alternating(Trainer):
         return StepResult(loss, outputs, targets)
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with (
-        temporarily(MODELS, Net),
-        temporarily(LOSSES, LateLoss),
-        temporarily(TRAINERS, Anchored, Critical, Alternating),
-    ):
-        yield
+_registered = registering((MODELS, Net), (LOSSES, LateLoss), (TRAINERS, Anchored, Critical, Alternating))
 
 
 @pytest.mark.parametrize("more", [[], ['trainer.ema={"decay": 0.8}']], ids=["plain", "ema"])

@@ -1,6 +1,6 @@
 """What a run tries at each start, for its checks and for TensorBoard, leaves nothing that a checkpoint would hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import train
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.state import untouched
-from tests.helpers import lines, needs_extra, same, state, temporarily
+from tests.helpers import lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
 from utils.schema import TrainerConfig
@@ -69,10 +69,7 @@ class Keeping(Trainer):
         return result
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Normed), temporarily(TRAINERS, Keeping):
-        yield
+_registered = registering((MODELS, Normed), (TRAINERS, Keeping))
 
 
 @needs_extra("tensorboard")

@@ -1,6 +1,6 @@
 """Warnings about a first batch that runs without an error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from tests.base.test_training import REGRESSION
 from tests.base.training.test_evaluated_weights import Frozen
 from tests.base.training.test_loss import SUM, UNEQUAL, on_two_targets
 from tests.base.training.test_own_step import StepsForItsProbe
-from tests.helpers import keep_on_device, temporarily
+from tests.helpers import keep_on_device, registering, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
 from utils.schema import TrainerConfig
@@ -79,13 +79,9 @@ class ListTrainer(LateTrainer):
         return StepResult(loss, outputs, targets)
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    with (
-        temporarily(TRAINERS, Forgetful, LateTrainer, ListTrainer, StepsForItsProbe),
-        temporarily(MODELS, Frozen, Softmaxed),
-    ):
-        yield
+_registered = registering(
+    (TRAINERS, Forgetful, LateTrainer, ListTrainer, StepsForItsProbe), (MODELS, Frozen, Softmaxed)
+)
 
 
 def test_a_step_without_gradients_is_told(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

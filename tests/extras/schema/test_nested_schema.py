@@ -1,7 +1,7 @@
 """What an editor and --list know of settings and components that are arguments."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,13 @@ import pytest
 from extras.schema.catalogue import listing
 from extras.schema.json_schema import config_schema
 from tests.base.test_nested_arguments import Backbone, Nested, model
-from tests.helpers import Json, temporarily
+from tests.helpers import Json, registering
 from utils.registry import MODELS
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registered() -> Iterator[None]:
-    with temporarily(MODELS, Backbone, Nested):
-        yield
+_registered = registering((MODELS, Backbone, Nested), scope="module")
 
 
 @pytest.fixture(scope="module")

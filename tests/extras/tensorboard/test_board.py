@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from extras.tensorboard.histograms import FEWEST, histograms
 from extras.tensorboard.model_summary import MOST, Recorder, recording
 from model.lenet import LeNet
 from model.two_layer_net import TwoLayerNet
-from tests.helpers import Json, curves, lines, same, state, temporarily
+from tests.helpers import Json, curves, lines, registering, same, state, temporarily
 from tests.small_data import SmallTensors
 from tests.utils.checkpoint.test_exactness import killed_in
 from trainer.trainer import Trainer
@@ -59,10 +59,7 @@ LINE: Json = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _small_tensors() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, SmallTensors):
-        yield
+_small_tensors = registering((DATA_LOADERS, SmallTensors))
 
 
 def read(run: Path) -> EventAccumulator:

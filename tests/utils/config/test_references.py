@@ -1,7 +1,7 @@
 """References in a config: what they become, where their mistakes are shown, and that a run needs them only once."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from tests.base.training.test_resume import equal, fork
 from tests.configs import sound
 from tests.conftest import load_script
-from tests.helpers import ROOT, temporarily
+from tests.helpers import ROOT, registering
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS
@@ -36,10 +36,7 @@ class Telling(RandomTensorLoader):
         return super().training_data(augment=augment)
 
 
-@pytest.fixture(autouse=True)
-def _telling() -> Iterator[None]:
-    with temporarily(DATA_LOADERS, Telling):
-        yield
+_telling = registering((DATA_LOADERS, Telling))
 
 
 @pytest.fixture
