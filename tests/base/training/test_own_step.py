@@ -683,7 +683,7 @@ class EndsEpochs(Trainer):
     ],
 )
 def test_methods_that_other_frameworks_call_are_refused(fit: Fit, trainer: type[Trainer], says: str) -> None:
-    with temporarily(TRAINERS, trainer), pytest.raises(ConfigError, match=says) if says else nullcontext():
+    with pytest.raises(ConfigError, match=says) if says else nullcontext():
         fit(f"trainer.type={trainer.__name__}", "trainer.epochs=1")
 
 
@@ -855,8 +855,7 @@ class CountsItself(Trainer):
 
 
 def test_a_step_that_counts_itself_needs_no_optimizer(fit: Fit) -> None:
-    with temporarily(TRAINERS, CountsItself):
-        assert fit("trainer.type=CountsItself", "trainer.epochs=1").steps == 5
+    assert fit("trainer.type=CountsItself", "trainer.epochs=1").steps == 5
 
 
 class ReturnsNoLoss(Trainer):
@@ -868,7 +867,7 @@ class ReturnsNoLoss(Trainer):
 def test_an_optimizer_step_of_ones_own_must_call_the_base_class(fit: Fit, kind: type[Trainer]) -> None:
     name = kind.__name__
     says = rf"{name}.optimizer_step must call super\(\).optimizer_step\(step\), and return what it returns\nNo step c"
-    with temporarily(TRAINERS, kind), pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says):
         fit(f"trainer.type={name}", "trainer.epochs=1")
 
 
@@ -879,7 +878,7 @@ class EndsWithoutCounting(Trainer):
 
 def test_an_end_of_an_epoch_of_ones_own_must_call_the_base_class(fit: Fit) -> None:
     says = r"EndsWithoutCounting.end_epoch must call super\(\).end_epoch\(validation\)"
-    with temporarily(TRAINERS, EndsWithoutCounting), pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says):
         fit("trainer.type=EndsWithoutCounting")
 
 
@@ -908,10 +907,9 @@ def test_a_validation_of_ones_own_may_return_a_tensor_of_one_number(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, value: Any
 ) -> None:
     monkeypatch.setattr(AddsAValue, "value", value)
-    with temporarily(TRAINERS, AddsAValue):
-        run = fit("trainer.type=AddsAValue")
-        assert [epoch["val_spread"] for epoch in run.history] == [0.5, 0.5]
-        assert load_script("test").main(["-r", str(run.run_dir)])["spread"] == 0.5
+    run = fit("trainer.type=AddsAValue")
+    assert [epoch["val_spread"] for epoch in run.history] == [0.5, 0.5]
+    assert load_script("test").main(["-r", str(run.run_dir)])["spread"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -926,7 +924,7 @@ def test_a_validation_of_ones_own_that_returns_no_number_is_named(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, value: Any, says: str
 ) -> None:
     monkeypatch.setattr(AddsAValue, "value", value)
-    with temporarily(TRAINERS, AddsAValue), pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says):
         fit("trainer.type=AddsAValue")
 
 
@@ -946,7 +944,7 @@ def test_a_validation_of_ones_own_returns_the_values(fit: Fit, kind: type[Traine
     data = {"type": "RandomTensorLoader", "args": args}
     several: Any = {"validation": {"day": data, "night": data}, "data_loader": data} if sets == "two" else {}
     within = ["trainer.validate_every_steps=2"] if sets == "within" else []
-    with temporarily(TRAINERS, kind), pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says):
         fit(f"trainer.type={kind.__name__}", *within, **several)
 
 
@@ -967,7 +965,7 @@ def test_of_two_errors_in_a_row_the_first_is_shown(fit: Fit, monkeypatch: pytest
         raise RuntimeError("the second")
 
     monkeypatch.setattr(BrokenValidation, "save", broken, raising=False)
-    with temporarily(TRAINERS, BrokenValidation), pytest.raises(UserError, match="a mistake of mine"):
+    with pytest.raises(UserError, match="a mistake of mine"):
         fit("trainer.type=BrokenValidation")
 
 
@@ -980,15 +978,14 @@ def test_a_mistake_in_the_validation_costs_no_epoch(
     often: tuple[str, ...],
 ) -> None:
     broken = ("trainer.type=BrokenValidation", "trainer.epochs=2", *often)
-    with temporarily(TRAINERS, BrokenValidation):
-        with pytest.raises(UserError, match="a mistake of mine"):
-            fit(*broken)
-        assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
-        (run,) = (tmp_path / "saved/small").iterdir()
-        assert not (run / "metrics.jsonl").exists()
-        monkeypatch.setattr(BrokenValidation, "broken", False)
-        trained = train.main(["-r", str(run)])
-        whole = fit(*broken)
+    with pytest.raises(UserError, match="a mistake of mine"):
+        fit(*broken)
+    assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
+    (run,) = (tmp_path / "saved/small").iterdir()
+    assert not (run / "metrics.jsonl").exists()
+    monkeypatch.setattr(BrokenValidation, "broken", False)
+    trained = train.main(["-r", str(run)])
+    whole = fit(*broken)
     assert same(state(run)["model"], state(whole.run_dir)["model"])
     assert lines(run) == lines(whole.run_dir)
     assert trained.steps == whole.steps
@@ -1004,15 +1001,12 @@ def test_a_monitored_value_that_nothing_logs_costs_no_epoch(
     fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monitor = "trainer.monitor=min val_loss"
-    with temporarily(TRAINERS, Forgetful):
-        with pytest.raises(
-            ConfigError, match=r"trainer\.monitor: no step has logged val_beta; expected one of: loss, "
-        ):
-            fit("trainer.type=Forgetful", "trainer.epochs=2", "trainer.monitor=min val_beta")
-        assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
-        (run,) = (tmp_path / "saved/small").iterdir()
-        train.main(["-r", str(run), monitor])
-        whole = fit("trainer.type=Forgetful", "trainer.epochs=2", monitor)
+    with pytest.raises(ConfigError, match=r"trainer\.monitor: no step has logged val_beta; expected one of: loss, "):
+        fit("trainer.type=Forgetful", "trainer.epochs=2", "trainer.monitor=min val_beta")
+    assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
+    (run,) = (tmp_path / "saved/small").iterdir()
+    train.main(["-r", str(run), monitor])
+    whole = fit("trainer.type=Forgetful", "trainer.epochs=2", monitor)
     assert same(state(run)["model"], state(whole.run_dir)["model"])
     assert lines(run) == lines(whole.run_dir)
 
@@ -1028,17 +1022,16 @@ class Similar(Trainer):
 
 def test_a_monitored_value_is_not_taken_for_one_with_the_same_end(fit: Fit) -> None:
     missing = r"trainer\.monitor: no step has logged val_my_bleu; .* let Similar log it in each epoch, as None where"
-    with temporarily(TRAINERS, Similar), pytest.raises(ConfigError, match=missing):
+    with pytest.raises(ConfigError, match=missing):
         fit("trainer.type=Similar", "trainer.epochs=1", "trainer.monitor=max val_my_bleu")
 
 
 def test_a_value_that_is_measured_in_no_epoch_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("trainer.type=Similar", "trainer.epochs=2", "trainer.early_stop=1")
-    with temporarily(TRAINERS, Similar):
-        assert fit(*keys, "trainer.monitor=max val_bleu").epochs == 2
-        assert "none: val_bleu was not measured in any epoch, so no best.pth was saved" in capsys.readouterr().out
-        with pytest.raises(ConfigError, match=r'no step has logged bleu; .*, val_bleu; did you mean "val_bleu"\?'):
-            fit(*keys, "trainer.monitor=max bleu")
+    assert fit(*keys, "trainer.monitor=max val_bleu").epochs == 2
+    assert "none: val_bleu was not measured in any epoch, so no best.pth was saved" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r'no step has logged bleu; .*, val_bleu; did you mean "val_bleu"\?'):
+        fit(*keys, "trainer.monitor=max bleu")
 
 
 class Seldom(Trainer):
@@ -1065,28 +1058,25 @@ def test_a_monitored_value_need_not_be_measured_in_every_epoch(fit: Fit, name: s
     monitor = f"trainer.monitor=max val_{name}"
     plateau = {"type": "ReduceLROnPlateau", "args": {"patience": 0}}
     keys = ("trainer.type=Seldom", "trainer.epochs=7", monitor, "trainer.early_stop=2")
-    with temporarily(TRAINERS, Seldom):
-        run = fit(*keys, lr_scheduler=plateau)
-        tested = load_script("test").main(["-r", str(run.run_dir)])
+    run = fit(*keys, lr_scheduler=plateau)
+    tested = load_script("test").main(["-r", str(run.run_dir)])
     logged = lines(run.run_dir)
     assert [line["epoch"] for line in logged if f"val_{name}" in line] == [3, 6]
     assert len(logged) == 7
     assert run.best == max(line[f"val_{name}"] for line in logged if f"val_{name}" in line)
     assert state(run.run_dir, "best.pth")["progress"]["epochs"] in (3, 6)
     assert name in tested
-    with temporarily(TRAINERS, Seldom):
-        train.main(["-r", str(run.run_dir), "trainer.monitor=min val_loss", "trainer.epochs=8"])
-        train.main(["-r", str(run.run_dir), monitor, "trainer.epochs=9"])
+    train.main(["-r", str(run.run_dir), "trainer.monitor=min val_loss", "trainer.epochs=8"])
+    train.main(["-r", str(run.run_dir), monitor, "trainer.epochs=9"])
     assert len(lines(run.run_dir)) == 9
 
 
 def test_a_run_stops_early_by_the_measured_epochs(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    with temporarily(TRAINERS, Seldom):
-        keys = ("trainer.type=Seldom", "trainer.epochs=9", "trainer.early_stop=1")
-        assert len(lines(fit(*keys, "trainer.monitor=min val_score").run_dir)) == 6
-        assert "stopped early: val_score did not improve for 1 measured epoch\n" in capsys.readouterr().out
-        fit(*keys, "trainer.monitor=max val_loss")
-        assert "stopped early: val_loss did not improve for 1 epoch\n" in capsys.readouterr().out
+    keys = ("trainer.type=Seldom", "trainer.epochs=9", "trainer.early_stop=1")
+    assert len(lines(fit(*keys, "trainer.monitor=min val_score").run_dir)) == 6
+    assert "stopped early: val_score did not improve for 1 measured epoch\n" in capsys.readouterr().out
+    fit(*keys, "trainer.monitor=max val_loss")
+    assert "stopped early: val_loss did not improve for 1 epoch\n" in capsys.readouterr().out
 
 
 def test_a_first_training_batch_after_a_validation_is_checked_as_one(
@@ -1097,14 +1087,13 @@ def test_a_first_training_batch_after_a_validation_is_checked_as_one(
     def mistaken(self: Trainer, batch: Any) -> StepResult:
         raise ValueError("another mistake of mine")
 
-    with temporarily(TRAINERS, BrokenValidation):
-        with pytest.raises(UserError, match="a mistake of mine"):
-            fit("trainer.type=BrokenValidation", "trainer.epochs=2")
-        (run,) = (tmp_path / "saved/small").iterdir()
-        monkeypatch.setattr(BrokenValidation, "broken", False)
-        monkeypatch.setattr(BrokenValidation, "train_step", mistaken)
-        with pytest.raises(UserError, match=r"the first batch .* failed in the model, the loss or a metric: another"):
-            train.main(["-r", str(run)])
+    with pytest.raises(UserError, match="a mistake of mine"):
+        fit("trainer.type=BrokenValidation", "trainer.epochs=2")
+    (run,) = (tmp_path / "saved/small").iterdir()
+    monkeypatch.setattr(BrokenValidation, "broken", False)
+    monkeypatch.setattr(BrokenValidation, "train_step", mistaken)
+    with pytest.raises(UserError, match=r"the first batch .* failed in the model, the loss or a metric: another"):
+        train.main(["-r", str(run)])
 
 
 class UsesSelfFirst(Trainer):
@@ -1115,7 +1104,7 @@ class UsesSelfFirst(Trainer):
 
 def test_a_constructor_that_uses_self_before_its_base_class_is_asked_about_it(fit: Fit) -> None:
     says = r"(?s)no attribute 'model'.*self.teacher = self.model.*call super\(\).__init__ before it uses self"
-    with temporarily(TRAINERS, UsesSelfFirst), pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says):
         fit("trainer.type=UsesSelfFirst")
 
 
@@ -1144,7 +1133,7 @@ class ReadsOtherKey(Trainer):
 
 @needs_extra("advice")
 def test_a_missing_key_is_not_blamed_on_shapes(fit: Fit) -> None:
-    with temporarily(TRAINERS, ReadsOtherKey), pytest.raises(UserError, match="KeyError: 'logit'") as error:
+    with pytest.raises(UserError, match="KeyError: 'logit'") as error:
         fit("trainer.type=ReadsOtherKey")
     assert "shapes" not in str(error.value)
 
@@ -1161,10 +1150,9 @@ class PlaysEpisodes(Trainer):
 
 def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["data_loader.args.validation_split=0", "trainer.type=PlaysEpisodes", "trainer.monitor=max val_episode"]
-    with temporarily(TRAINERS, PlaysEpisodes):
-        run = fit(*overrides, "trainer.tensorboard=true")
-        with pytest.raises(ConfigError, match=r'logged episode; expected one of: .*did you mean "val_episode"\?'):
-            fit(*overrides[:2], "trainer.monitor=max episode")
+    run = fit(*overrides, "trainer.tensorboard=true")
+    with pytest.raises(ConfigError, match=r'logged episode; expected one of: .*did you mean "val_episode"\?'):
+        fit(*overrides[:2], "trainer.monitor=max episode")
     assert run.best == max(epoch["val_episode"] for epoch in run.history)
     shown = unquote(capsys.readouterr().out)
     assert '"tag":"episode/valid"' in shown
@@ -1180,8 +1168,7 @@ class OnlyPlays(PlaysEpisodes):
 
 @needs_extra("advice")
 def test_a_validation_of_ones_own_without_data_needs_no_eval_step(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    with temporarily(TRAINERS, OnlyPlays):
-        run = fit("data_loader.args.validation_split=0", "trainer.type=OnlyPlays", "trainer.tensorboard=true")
-        assert "warning" not in capsys.readouterr().err
-        with pytest.raises(UserError, match=r"metric: NotImplementedError\n(.|\n)*test\.py calls evaluate\(\)"):
-            load_script("test").main(["-r", str(run.run_dir)])
+    run = fit("data_loader.args.validation_split=0", "trainer.type=OnlyPlays", "trainer.tensorboard=true")
+    assert "warning" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"metric: NotImplementedError\n(.|\n)*test\.py calls evaluate\(\)"):
+        load_script("test").main(["-r", str(run.run_dir)])
