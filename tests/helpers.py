@@ -1,6 +1,8 @@
 """What several tests look at."""
 
 import json
+import re
+import shutil
 import subprocess
 import types
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from base.base_trainer import BaseTrainer
 from utils import checkpoint
-from utils.registry import TRAINERS, Registry
+from utils.registry import REGISTRIES, TRAINERS, Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
@@ -102,6 +104,37 @@ def registering(*of_kinds: tuple[Any, ...], scope: Any = "function") -> Any:
             yield
 
     return registered
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of code in a page of the documentation."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def registering_page(page: Path) -> Any:
+    """A fixture that runs the Python of a page for each test of a file, and registers what it defines."""
+
+    @pytest.fixture(autouse=True)
+    def registered() -> Iterator[None]:
+        before = {registry: registry.own().keys() for registry in {*REGISTRIES.values()}}
+        for number, block in enumerate(blocks(page, "python")):
+            exec(compile(block, f"docs/{page.name}, block {number}", "exec"), {"__name__": f"{page.stem}_{number}"})
+        yield
+        for registry, names in before.items():
+            for name in registry.own().keys() - names:
+                registry.unregister(name)
+
+    return registered
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of the project in a folder, without its environment, runs and data."""
+    left_out = shutil.ignore_patterns(".git", ".venv", "saved", "__pycache__", ".*_cache", ".hypothesis")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return left_out(folder, names) | ({"data"} if Path(folder) == ROOT else set())  # not base/data
+
+    return shutil.copytree(ROOT, folder / "project", ignore=ignored)
 
 
 def extended(mixin: type[Any]) -> list[type[Any]]:

@@ -3,33 +3,26 @@
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import forked
-from tests.helpers import PATIENCE, ROOT, state
+from tests.helpers import PATIENCE, ROOT, blocks, copy_project, state
 from utils.config.located_json import parse
 
 pytestmark = pytest.mark.slow
 
-GUIDE = (ROOT / "docs" / "config_guide.md").read_text()
-WEIGHTS, REFERENCES, NESTED = re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL)
-(MODEL,) = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+GUIDE = ROOT / "docs" / "config_guide.md"
+WEIGHTS, REFERENCES, NESTED = blocks(GUIDE, "json")
+(MODEL,) = blocks(GUIDE, "python")
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the guide's model in it."""
-    target = tmp_path_factory.mktemp("guide") / "project"
-    left_out = shutil.ignore_patterns(".git", ".venv", "saved", "__pycache__", ".*_cache", ".hypothesis")
-
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        return left_out(folder, names) | ({"data"} if Path(folder) == ROOT else set())  # not base/data
-
-    shutil.copytree(ROOT, target, ignore=ignored)
+    target = copy_project(tmp_path_factory.mktemp("guide"))
     (target / "model" / "with_head.py").write_text(MODEL)
     return target
 

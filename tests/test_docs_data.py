@@ -1,10 +1,8 @@
 """The examples of docs/data.md run as printed."""
 
-import ast
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,26 +11,14 @@ import torch
 import train
 from base.base_data_loader import BaseDataLoader
 from base.data import Batches
-from tests.helpers import ROOT, same
+from tests.helpers import ROOT, blocks, registering_page, same
 from utils.registry import DATA_LOADERS
 
 pytestmark = pytest.mark.slow
 
-PAGE = (ROOT / "docs" / "data.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-CONFIGS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)]
-
-
-@pytest.fixture(autouse=True)
-def _loaders() -> Iterator[None]:
-    """The page's loaders, registered."""
-    names = []
-    for number, block in enumerate(PYTHON):
-        names += [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef) and node.decorator_list]
-        exec(compile(block, f"docs/data.md, block {number}", "exec"), {"__name__": f"docs_data_{number}"})
-    yield
-    for name in names:
-        DATA_LOADERS.unregister(name)
+PAGE = ROOT / "docs" / "data.md"
+CONFIGS = [json.loads(block) for block in blocks(PAGE, "json")]
+_registered = registering_page(PAGE)
 
 
 def loaded(batches: Batches) -> list[Any]:

@@ -1,9 +1,6 @@
 """The examples of docs/training.md run as printed, and resume exactly."""
 
-import ast
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +8,13 @@ import pytest
 
 import train
 from tests.conftest import load_script
-from tests.helpers import ROOT, copy_run, lines, same, state
-from utils.registry import DATA_LOADERS, MODELS, SCHEDULERS, TRAINERS
+from tests.helpers import ROOT, blocks, copy_run, lines, registering_page, same, state
 
 pytestmark = pytest.mark.slow
 
-PAGE = (ROOT / "docs" / "training.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-CONFIGS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)]
-
-
-@pytest.fixture(autouse=True)
-def _components() -> Iterator[None]:
-    """The components of the page, registered."""
-    names: list[str] = []
-    for number, block in enumerate(PYTHON):
-        names += [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef)]
-        exec(compile(block, f"docs/training.md, block {number}", "exec"), {"__name__": f"docs_training_{number}"})
-    yield
-    for name in names:
-        next(each for each in (DATA_LOADERS, MODELS, TRAINERS, SCHEDULERS) if name in each.own()).unregister(name)
+PAGE = ROOT / "docs" / "training.md"
+CONFIGS = [json.loads(block) for block in blocks(PAGE, "json")]
+_registered = registering_page(PAGE)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["name"])

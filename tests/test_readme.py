@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,27 +13,21 @@ import pytest
 
 from base.base_trainer import BaseTrainer
 from tests import forked
-from tests.helpers import PATIENCE, ROOT, same, state
+from tests.helpers import PATIENCE, ROOT, blocks, copy_project, same, state
 from utils.config.located_json import parse
 
 pytestmark = pytest.mark.slow
 
 PATH = ROOT / "TEMPLATE.md"  # in a project made from the template, whose README is its own
-README = (PATH if PATH.exists() else ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGE = PATH if PATH.exists() else ROOT / "README.md"
+README = PAGE.read_text()
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the README's model, data, metric and trainer in it."""
-    target = tmp_path_factory.mktemp("readme") / "project"
-    left_out = shutil.ignore_patterns(".git", ".venv", "saved", "__pycache__", ".*_cache", ".hypothesis")
-
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        return left_out(folder, names) | ({"data"} if Path(folder) == ROOT else set())  # not base/data
-
-    shutil.copytree(ROOT, target, ignore=ignored)
-    my_net, my_data, my_metric, my_trainer = PYTHON
+    target = copy_project(tmp_path_factory.mktemp("readme"))
+    my_net, my_data, my_metric, my_trainer = blocks(PAGE, "python")
     (target / "trainer" / "mixup.py").write_text(my_trainer)
     (target / "model" / "my_net.py").write_text(my_net)
     (target / "data_loader" / "my_data.py").write_text(my_data)
@@ -91,7 +84,7 @@ def test_the_readmes_trainer_resumes_exactly(project: Path) -> None:
 
 
 def test_configs_in_the_readme_are_json() -> None:
-    for block in re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL):
+    for block in blocks(PAGE, "json"):
         assert parse(block, "README.md").value["name"]
 
 

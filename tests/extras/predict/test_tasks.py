@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from base.training.saved_data import SavedData
 from extras.predict.arrays import ArrayRows
 from extras.predict.outputs import Interpreter, Task
 from extras.predict.writing import opened
-from tests.helpers import ROOT, temporarily
+from tests.helpers import ROOT, blocks, temporarily
 from trainer.trainer import Trainer
 from utils import cli
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
@@ -487,8 +486,7 @@ def test_masks_are_arrays(fit: Fit, ask: Ask) -> None:
 
 
 def test_the_examples_of_the_page(fit: Fit, ask: Ask) -> None:
-    page = (ROOT / "docs" / "predict.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+    for block in blocks(ROOT / "docs" / "predict.md", "python"):
         exec(compile(block, "docs/predict.md", "exec"), {"__name__": "docs_predict"})
     try:
         run = fit(

@@ -15,7 +15,6 @@ import functools
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -38,7 +37,7 @@ from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
 from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
 from tests.conftest import leave_out_waste, load_script
-from tests.helpers import PATIENCE, ROOT
+from tests.helpers import PATIENCE, ROOT, blocks
 from tests.small_data import SmallSamples, SmallTensors
 from trainer.trainer import Trainer
 from utils.checkpoint.file import file_name
@@ -232,7 +231,7 @@ def register() -> None:
     TRAINERS.register(DirectTrainer)
     TRAINERS.register(GatheringTrainer)
     TRAINERS.register(ReplayTrainer)
-    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)[0], documented)
+    exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)
     if (ROOT / "tests" / "docs").exists():  # not in a project without extras/
         recipes = importlib.import_module("tests.docs.recipes")
         for name in recipes.NAMES:
