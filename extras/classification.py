@@ -35,6 +35,11 @@ def may_be_classes(loss: str, outputs: int, names: Sequence[str] | None, highest
     return (names is None or len(names) == outputs) and (highest is None or highest < outputs)
 
 
+def names_of_classes(names: Sequence[str] | None, count: int) -> list[str]:
+    """The class names of a data set if there is one for every class, otherwise the classes' numbers."""
+    return list(map(str, names if names is not None and len(names) == count else range(count)))
+
+
 def classification_warnings(result: StepResult, criterion: Any, class_names: Sequence[str] | None) -> Iterator[str]:
     """Warnings about a first batch that ran without an error."""
     warnings = (

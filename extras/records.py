@@ -1,5 +1,6 @@
 """What run folders contain: the values in metrics.jsonl and which of them share a chart, and the keys of a config."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -56,6 +57,11 @@ def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] |
     sign = 1 if monitor.startswith("min") else -1
     finite = [(place, value) for place, value in enumerate(values) if value is not None and math.isfinite(value)]
     return min(finite, key=lambda pair: sign * pair[1], default=None)
+
+
+def value_text(value: Any) -> str:
+    """A value of a config or of a file's metadata as text: plain, or as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as module
 
 from utils.errors import ConfigError
-from utils.tree import Keys, map_with_keys
+from utils.tree import Keys, by_keys, map_with_keys
 
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
 """Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
@@ -195,8 +195,7 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
 
 def _in_saved_dtypes(loaded: Any, saved: Any) -> Any:
     """The loaded state of a parameter with its saved dtypes: torch casts it to the parameter's, except for "step"."""
-    originals = dict[Keys, Tensor]()
-    map_with_keys(originals.__setitem__, saved)
+    originals = by_keys(saved)
 
     def original(keys: Keys, tensor: Tensor) -> Tensor:
         if keys not in originals or originals[keys].dtype == tensor.dtype or keys[-1:] == ("step",):

@@ -89,6 +89,13 @@ def tensors(nest: Any) -> Iterator[Tensor]:
         yield from tensors([*values.values()])
 
 
+def by_keys(nest: Any) -> dict[Keys, Tensor]:
+    """Every tensor in a nest by its path."""
+    found = dict[Keys, Tensor]()
+    map_with_keys(found.__setitem__, nest)
+    return found
+
+
 def named_tensors(nest: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Tensor]]:
     """Every tensor in a nest with its path, to describe it; also those in objects of other types (``attributes``)."""
     if isinstance(nest, Tensor):

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extras.records import RATES, best_of, charts, flat
+from extras.records import RATES, best_of, charts, flat, value_text
 from utils.errors import CheckpointError
 from utils.files import read_json_object, read_text
 from utils.paths import display_path, project_path
@@ -220,7 +220,7 @@ def direction(name: str, runs: Iterable[Run]) -> str:
 
 
 def shown_value(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else value_text(value)
 
 
 @dataclass

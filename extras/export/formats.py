@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from extras.export.calls import Call, dynamic_shapes
+from extras.records import value_text
 from utils.errors import UserError
 from utils.extras import need_package
 from utils.text import dotted
-from utils.tree import Keys, copied, map_with_keys, tensors
+from utils.tree import by_keys, copied, tensors
 from utils.user_code import in_project, user_line
 
 Run = Callable[[Call], list[Tensor]]
@@ -87,14 +88,7 @@ class Exportable:
 
 def flat_names(nest: Any, single: str = "") -> list[str]:
     """A name for each tensor in a nest, from its keys. single: for a nest that is a tensor, a list or a tuple."""
-    names = list[str]()
-
-    def add(keys: Keys, _: Tensor) -> None:
-        prefix = [] if keys and isinstance(keys[0], str) else [single]
-        names.append(dotted([*prefix, *keys]))
-
-    map_with_keys(add, nest)
-    return names
+    return [dotted(keys if keys and isinstance(keys[0], str) else [single, *keys]) for keys in by_keys(nest)]
 
 
 def in_short(error: BaseException) -> str:
@@ -202,7 +196,7 @@ class OnnxFormat(Format):
         except Exception as error:
             raise UserError(f"torch.onnx cannot convert it: {in_short(error)}{caller(program, error)}") from error
         assert made is not None
-        made.model.metadata_props.update({key: _text(value) for key, value in about.items()})
+        made.model.metadata_props.update({key: value_text(value) for key, value in about.items()})
         content: bytes = made.model_proto.SerializeToString()
         return content
 
@@ -237,7 +231,7 @@ class SafetensorsFormat(Format):
         if others:
             raise UserError(f"safetensors can only store tensors, but the model's {others[0]} is not one")
         weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
-        content: bytes = safetensors.torch.save(weights, {key: _text(value) for key, value in about.items()})
+        content: bytes = safetensors.torch.save(weights, {key: value_text(value) for key, value in about.items()})
         return content
 
     def load(self, path: Path, exportable: Exportable) -> Run:
@@ -248,11 +242,6 @@ class SafetensorsFormat(Format):
                 tensor.zero_()
         exportable.model.load_state_dict(safetensors.torch.load_file(path))
         return exportable.run
-
-
-def _text(value: Any) -> str:
-    """A metadata value as text, the only type these formats accept: plain, or as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 FORMATS: dict[str, Format] = {"torch": TorchFormat(), "onnx": OnnxFormat(), "safetensors": SafetensorsFormat()}

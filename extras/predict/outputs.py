@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from base.training.library_metric import LOGITS, PROBABILITIES
-from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
+from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes, names_of_classes
 from utils.errors import DataError
 from utils.tree import describe_batch, map_tensors, tensors
 
@@ -46,29 +46,29 @@ class Task:
 
     def part(self, name: str) -> "Task":
         """The task for one entry of outputs that are a dict."""
-        parts = {}
-        for key, spec in self.first_batch.items():
-            inner = spec.get("parts") if isinstance(spec, Mapping) else None
-            parts[key] = inner.get(name) if isinstance(inner, Mapping) else None
+        inner = {key: self._about(key, "parts") for key in self.first_batch}
+        parts = {key: each.get(name) if isinstance(each, Mapping) else None for key, each in inner.items()}
         losses = {"": self.losses[name]} if name in self.losses else {}
         return Task(losses, parts, None, self.supervised)
 
     def shape(self, what: str) -> list[int] | None:
         """Shape of one sample of the inputs, outputs or targets in training; None: unknown, or not a tensor."""
-        spec = self.first_batch.get(what)
-        shape = spec.get("shape") if isinstance(spec, Mapping) else None
+        shape = self._about(what, "shape")
         return list(shape) if isinstance(shape, (list, tuple)) else None
 
     def highest_target(self) -> int | None:
         """The highest target in the run's first batch; None: unknown, or not integers."""
-        spec = self.first_batch.get("targets")
-        highest = spec.get("highest") if isinstance(spec, Mapping) else None
+        highest = self._about("targets", "highest")
         return highest if isinstance(highest, int) else None
 
     def dtype(self, what: str) -> str:
         """Dtype of the inputs, outputs or targets; empty: unknown, or not a tensor."""
-        spec = self.first_batch.get(what)
-        return str(spec.get("dtype", "")) if isinstance(spec, Mapping) else ""
+        return str(self._about(what, "dtype") or "")
+
+    def _about(self, what: str, key: str) -> Any:
+        """What is known of the inputs, outputs or targets; None: unknown."""
+        known = self.first_batch.get(what)
+        return known.get(key) if isinstance(known, Mapping) else None
 
 
 class Interpreter:
@@ -146,7 +146,7 @@ def kind_of(outputs: Tensor, task: Task) -> str:
 
 def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
     """Classes from probabilities, float32 of (B, C). An output that is NaN has no class."""
-    names = names if names is not None and len(names) == chances.shape[1] else list(map(str, range(chances.shape[1])))
+    names = names_of_classes(names, chances.shape[1])
     best, indices = chances.max(1)
     chosen = [
         names[index] if value == value else "" for value, index in zip(best.tolist(), indices.tolist(), strict=True)
@@ -168,7 +168,7 @@ def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fiel
             Field(_joined(name, "class"), chosen),
             Field(_joined(name, "probability"), of_one.numpy(), digits=6),  # of the second class
         ]
-    names = names if names is not None and len(names) == chances.shape[1] else list(map(str, range(chances.shape[1])))
+    names = names_of_classes(names, chances.shape[1])
     several = [
         [each for each, is_there in zip(names, row, strict=True) if is_there] for row in (chances >= 0.5).tolist()
     ]

@@ -1,6 +1,5 @@
 """The head of a report: what was tested, and how it performed in training."""
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from extras.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.letters import shortened
+from extras.records import value_text
 from extras.report.statistics import Classification, Regression
 from utils.environment import git_state
 from utils.run_folder import RunFolder
@@ -75,8 +75,7 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
 
 def component(item: Component) -> str:
     """A component as a call: LeNet(in_channels=3, kernel_size=5)."""
-    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in item.args.items()}
-    given = ", ".join(f"{key}={word}" for key, word in words.items())
+    given = ", ".join(f"{key}={value_text(value)}" for key, value in item.args.items())
     return f"{item.type}({shortened(given, 160)})" if given else item.type
 
 

@@ -13,7 +13,7 @@ from base.metric import StepResult
 from base.training.broadcast import name_of
 from base.training.library_metric import LOGITS, PROBABILITIES
 from base.training.observer import Observer
-from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes
+from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes, names_of_classes
 from extras.report.statistics import Classification, Mistake, Regression, as_probabilities, of_two_classes
 from utils.errors import DataError
 from utils.tree import tensors
@@ -183,8 +183,7 @@ class EvaluationStats(Observer):
     def class_names(self) -> list[str]:
         """The data set's class names if it has one for every class, otherwise their numbers."""
         assert self.classification is not None
-        names, count = self.data.class_names, self.classification.classes
-        return list(map(str, names if names is not None and len(names) == count else range(count)))
+        return names_of_classes(self.data.class_names, self.classification.classes)
 
     def _recognise(self, result: StepResult) -> None:
         self._begun = True

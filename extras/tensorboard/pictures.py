@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import Tensor
 from torch.utils import tensorboard
 
 from base.base_data_loader import BaseDataLoader
 from base.data.pictures import pictures_of
 from logger.writers import image_grid
-from utils.tree import map_with_keys
+from utils.tree import by_keys
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
@@ -35,14 +34,12 @@ def training(data: BaseDataLoader, batch: Any) -> Iterator[Summary]:
     Inputs in a nest, such as two views of each image, get a grid each, if they have the shape of the first.
     """
     inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    named = dict[str, Tensor]()
-    map_with_keys(lambda keys, tensor: named.update({"/".join(map(str, ("images/training", *keys))): tensor}), inputs)
-    images = {tag: tensor for tag, tensor in named.items() if tensor.dim() == 4 or tensor is inputs}
-    for tag, tensor in list(images.items())[:VIEWS]:
+    images = {keys: tensor for keys, tensor in by_keys(inputs).items() if tensor.dim() == 4 or tensor is inputs}
+    for keys, tensor in list(images.items())[:VIEWS]:
         if tensor.shape[1:] == next(iter(images.values())).shape[1:]:
             shown = pictures_of(data, tensor[:GRID])
             if shown is not None and len(shown):
-                yield image_grid(tag, shown)
+                yield image_grid("/".join(map(str, ("images/training", *keys))), shown)
 
 
 def precision_recall(stats: "EvaluationStats") -> Iterator[Summary]:
