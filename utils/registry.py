@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, get_args
 
+from pydantic import PositiveInt
+
 from utils.arguments import annotations, of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
@@ -54,6 +56,8 @@ class Registry:
     """Number of leading function arguments passed in each call, such as outputs and targets of a loss."""
     default: str | None = None
     """The component used if a config names none."""
+    types: Mapping[str, Any] = field(default_factory=dict)
+    """Of arguments of the library's components, in place of its annotations."""
     _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
     _defined_in: dict[str, object] = field(default_factory=dict, init=False)
     """By name: in which execution of its file a component was defined."""
@@ -129,6 +133,8 @@ class Registry:
         if component is None:
             return {}
         found = parameters(component)
+        if name not in self._own:
+            found |= {key: found[key].replace(annotation=self.types[key]) for key in found.keys() & self.types.keys()}
         names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
         return {key: found[key] for key in names if key not in self.passed}
 
@@ -222,6 +228,9 @@ SCHEDULERS = Registry(
     accepts=_is_schedule,
     passed=("optimizer", "last_epoch"),
     passed_first=1,
+    # LinearLR with total_iters=0, say, would stay at start_factor for the whole run
+    types=dict.fromkeys(("T_max", "T_0", "step_size", "step_size_up", "total_iters"), PositiveInt)
+    | dict.fromkeys(("step_size_down", "total_steps", "epochs", "steps_per_epoch"), PositiveInt | None),
 )
 # files in extras/writers register on import, which happens only if a config names one
 WRITERS = Registry("writer", library="extras.writers", passed=("run",), passed_first=1)

@@ -29,7 +29,7 @@ def test_the_whole_of_one() -> None:
     assert "validation_split: float >= 0 < 1 or int >= 0 or null = null" in text
     assert "held-out part of the training data" in text
     assert '"data_loader": {"type": "CIFAR10Loader", "args": {"batch_size": ...}}' in text
-    assert "total_steps: int or null, taken from the length of the run" in listing("OneCycleLR")
+    assert "total_steps: int > 0 or null, taken from the length of the run" in listing("OneCycleLR")
     assert '"metrics": [{"type": "F1Score", "args": {"task": ...}}]' in listing("F1Score")
 
 

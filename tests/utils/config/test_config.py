@@ -74,7 +74,9 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ),
         ("loss", "CTCLoss", 'unknown loss "CTCLoss"'),
         ("loss", {"type": "MSELoss", "args": {"reduce": False}}, 'MSELoss has no argument "reduce"'),
-        ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "lr_scheduler.args: the scheduler cannot step"),
+        ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "args.step_size: should be greater than 0"),
+        ("lr_scheduler", {"type": "CosineAnnealingLR", "args": {"T_max": -1}}, "args.T_max: should be greater than 0"),
+        ("lr_scheduler", {"type": "LinearLR", "args": {"total_iters": 0}}, "total_iters: should be greater than 0"),
         ("lr_scheduler", {"type": "ExponentialLR", "args": {"gamma": -0.5}}, "the learning rate would be -0.005"),
         pytest.param(
             "lr_scheduler",
