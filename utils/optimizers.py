@@ -17,6 +17,8 @@ INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_siz
 """Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
 history longer than a new ``history_size``."""
 
+ZERO_GRAD: Any = Optimizer.zero_grad
+
 
 def needs_closure(optimizer: Optimizer) -> bool:
     """Whether ``step`` needs a closure that evaluates the loss, as in LBFGS."""
@@ -64,7 +66,7 @@ def start_momentum(optimizer: Optimizer) -> None:
 
 def zero_grad_unmarked(optimizer: Optimizer) -> None:
     """``optimizer.zero_grad()``."""
-    if type(optimizer).zero_grad is not Optimizer.zero_grad:  # an override
+    if getattr(optimizer.zero_grad, "__func__", None) is not ZERO_GRAD:  # the user's, in a class or in its place
         optimizer.zero_grad()
         return
     for group in optimizer.param_groups:

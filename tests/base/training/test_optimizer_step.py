@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.helpers import ROOT, same
 from utils.late_compiler import import_compiler_late
-from utils.optimizers import step_unmarked
+from utils.optimizers import step_unmarked, zero_grad_unmarked
 
 
 def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:
@@ -119,6 +119,31 @@ def test_a_wrapper_that_a_user_put_around_the_step_is_called() -> None:
     for _ in range(2):
         step_unmarked(made)
     assert seen == [1, 1]
+
+
+class OwnClearing(SGD):
+    """Keeps its gradients."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.cleared = True
+
+
+@pytest.mark.parametrize("place", ["a class", "the optimizer", "torch's class"])
+def test_a_users_own_way_to_clear_gradients_is_called(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    made: Any = optimizer(OwnClearing if place == "a class" else SGD)
+    if place == "the optimizer":
+        made.zero_grad = MethodType(OwnClearing.zero_grad, made)
+    elif place == "torch's class":
+        monkeypatch.setattr(Optimizer, "zero_grad", OwnClearing.zero_grad)
+    zero_grad_unmarked(made)
+    assert made.cleared
+    assert made.param_groups[0]["params"][0].grad is not None
+
+
+def test_gradients_are_cleared() -> None:
+    made = optimizer()
+    zero_grad_unmarked(made)
+    assert made.param_groups[0]["params"][0].grad is None
 
 
 def test_where_torch_is_another_its_step_is_called(monkeypatch: pytest.MonkeyPatch, marks: list[str]) -> None:
