@@ -21,7 +21,7 @@ from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder
 from utils.schema import WeightsConfig
 from utils.text import at_most, closest, count, listed
-from utils.tree import describe_batch
+from utils.tree import describe_batch, has_strides
 from utils.user_code import format_error_with_source
 
 AT = ("model", "weights")
@@ -87,8 +87,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
 
     file: their origin, for messages. Raises CheckpointError listing what does not match.
     """
-    if not partial:
-        fit_buffers(model, weights)
+    # of initial weights only sparse buffers: the others keep the model's dtypes
+    sparse = {name: each for name, each in weights.items() if isinstance(each, Tensor) and not has_strides(each)}
+    fit_buffers(model, sparse if partial else weights)
     try:
         result = model.load_state_dict(dict(weights), strict=not partial)
         unexpected = getattr(result, "unexpected_keys", ())  # a model's own method may return anything

@@ -20,7 +20,7 @@ from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.text import dotted
-from utils.tree import Keys, copied, same
+from utils.tree import Keys, copied, has_strides, same
 from utils.user_code import format_error_with_source
 
 # our own parts, whose values keep their type; a user's part may change it
@@ -119,6 +119,7 @@ def fit_buffers(module: Any, state: Any) -> None:
         leaf = name.rpartition(".")[2]
         buffer = getattr(owner, leaf)
         fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+        fits &= has_strides(value)  # torch copies the values of a CSR matrix only into as many others
         first = shared.setdefault(id(buffer), name)
         if not fits or (first != name and not same(state[first], value)):
             device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)

@@ -60,6 +60,34 @@ class OnGraph(nn.Module):
         return outputs
 
 
+class Growing(nn.Module):
+    """(B, 6) -> (B, 3), with edges in a buffer that it adds in training."""
+
+    steps: Tensor
+
+    def __init__(self, *, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("steps", torch.ones((), dtype=torch.int64))
+        self.register_buffer("edges", self.first_edges())
+        self.linear = nn.Linear(6, 3)
+
+    def first_edges(self) -> Tensor:
+        edges = torch.linspace(0.1, 1, 36).reshape(6, 6)
+        edges.view(-1)[int(self.steps) :] = 0
+        if self.kind == "coo":
+            return edges.to_sparse()
+        converted: Tensor = getattr(edges, f"to_sparse_{self.kind}")(*[(2, 2)] * self.kind.startswith("b"))
+        return converted
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            self.edges = self.first_edges()
+        outputs: Tensor = self.linear(x @ self.edges.to_dense())
+        return outputs
+
+
 class Graphs(Dataset[Any]):
     def __len__(self) -> int:
         return 40
@@ -131,6 +159,19 @@ def test_a_run_with_a_sparse_buffer_is_tested_and_resumes(fit: Fit, kind: str, e
         half = fork(whole.run_dir, 7)
         train.main(["-r", str(half)])
         load_script("test").main(["-r", str(half)])
+    assert lines(half) == lines(whole.run_dir)
+    assert same(state(half)["model"], state(whole.run_dir)["model"])
+
+
+@pytest.mark.parametrize("kind", ["coo", "csr", "csc", "bsr", "bsc"])
+def test_a_sparse_buffer_whose_values_become_more_is_resumed(fit: Fit, kind: str) -> None:
+    growing = {"type": "Growing", "args": {"kind": kind}}
+    with temporarily(MODELS, Growing):
+        whole = fit("trainer.save_every_steps=1", "trainer.keep_last=null", model=growing)
+        half = fork(whole.run_dir, 7)
+        train.main(["-r", str(half)])
+        load_script("test").main(["-r", str(half)])
+        fit("--init-from", str(half), model=growing)
     assert lines(half) == lines(whole.run_dir)
     assert same(state(half)["model"], state(whole.run_dir)["model"])
 
