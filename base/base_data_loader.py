@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from base.data.batches import Batches
 from base.data.collate import collate_samples
 from base.data.device_cache import DeviceCache
+from base.data.errors import call_hook
 from base.data.orders import (
     Bucketed,
     Order,
@@ -289,8 +290,8 @@ class BaseDataLoader(ABC):
         asked = {
             held_out_by: bool(held_out_by),
             "balanced": self.balanced,
-            "sample_weights()": self.sample_weights() is not None,
-            "lengths()": self.lengths() is not None,
+            "sample_weights()": call_hook(self, "sample_weights") is not None,
+            "lengths()": call_hook(self, "lengths") is not None,
         }
         for name, value in asked.items():
             if value:
@@ -318,8 +319,8 @@ class BaseDataLoader(ABC):
 
         train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
-        lengths = self.lengths()
-        weighted = self.balanced or self.sample_weights() is not None
+        lengths = call_hook(self, "lengths")
+        weighted = self.balanced or call_hook(self, "sample_weights") is not None
         if not self.shuffle:
             if weighted or lengths is not None:
                 hook = "sample_weights() draws" if weighted else "lengths() sorts"
@@ -332,21 +333,19 @@ class BaseDataLoader(ABC):
             order = Weighted(partial(self._weights, source, train), seed)
         if lengths is None:
             return order
-        lengths = check_lengths(lengths, len(source))
+        lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""
-        given = self.sample_weights()
+        given, kind = call_hook(self, "sample_weights"), type(self).__name__
         if given is not None and self.balanced:
-            raise DataError(
-                f"data_loader.args.balanced: {type(self).__name__} has its own sample_weights(); leave balanced out"
-            )
+            raise DataError(f"data_loader.args.balanced: {kind} has its own sample_weights(); leave balanced out")
         if given is not None:
-            weights = check_weights(given, len(source))
+            weights = check_weights(given, len(source), kind=kind)
             weights = weights if train is None else weights[train]
             if not weights.any():
-                raise DataError("sample_weights() is 0 for every sample to train on, so none can be drawn")
+                raise DataError(f"{kind}.sample_weights() is 0 for every sample to train on, so none can be drawn")
             return weights
         if not self.balanced:
             return once(len(source) if train is None else len(train))

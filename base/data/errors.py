@@ -15,10 +15,18 @@ from utils.user_code import format_error_with_source
 
 
 def sample_error(error: Exception, what: str) -> Exception:
-    """The error to raise for one in a data set's own code. what: which sample, or how many."""
+    """The error to raise for one in a data set's own code. what: which sample, how many, or which method."""
     if isinstance(error, (UserError, MemoryError)):
         return error
     return DataError(f"{what}: {format_error_with_source(error)}")
+
+
+def call_hook(data: Any, name: str) -> Any:
+    """What a method of a data loader returns. Raises DataError naming it, and the line of it that raised an error."""
+    try:
+        return getattr(data, name)()
+    except Exception as error:  # of the user's code
+        raise sample_error(error, f"{type(data).__name__}.{name}() failed") from error
 
 
 def collate_error(error: Exception, name: str, indices: Sequence[int], samples: Sequence[Any] = ()) -> Exception:

@@ -153,16 +153,18 @@ def number_repeats(indices: Tensor, count: int) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def check_weights(weights: Tensor, count: int) -> Tensor:
-    """Validate the weights of all training samples; float64 of shape (count,). Raises DataError."""
-    weights = _as_numbers("sample_weights()", weights, count)
+def check_weights(weights: Tensor, count: int, *, kind: str) -> Tensor:
+    """Validate the weights of all training samples; float64 of shape (count,). Raises DataError.
+
+    kind: the class of the data loader.
+    """
+    weights = _as_numbers(f"{kind}.sample_weights()", weights, count)
     weights = weights.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
     wrong = ~torch.isfinite(weights) | (weights < 0)
     if wrong.any():
         index = int(wrong.nonzero()[0])
-        raise DataError(
-            f"sample_weights() returned {float(weights[index])} for sample {index}; a weight is a finite number >= 0"
-        )
+        returned = f"{kind}.sample_weights() returned {float(weights[index])} for sample {index}"
+        raise DataError(f"{returned}; a weight is a finite number >= 0")
     return weights
 
 
@@ -181,11 +183,11 @@ def balancing_weights(counts: Tensor) -> list[float]:
     return [float(counts.sum()) / (len(counts) * each) if each else 0.0 for each in counts.tolist()]
 
 
-def check_lengths(lengths: Tensor, count: int) -> Tensor:
-    """Validate the lengths of all training samples, shape (count,). Raises DataError."""
-    lengths = _as_numbers("lengths()", lengths, count).cpu()
+def check_lengths(lengths: Tensor, count: int, *, kind: str) -> Tensor:
+    """Validate the lengths of all training samples, shape (count,). Raises DataError. kind: of the data loader."""
+    lengths = _as_numbers(f"{kind}.lengths()", lengths, count).cpu()
     if lengths.is_complex() or bool(torch.isnan(lengths).any()):
-        raise DataError("lengths() returned values that are not numbers")
+        raise DataError(f"{kind}.lengths() returned values that are not numbers")
     return lengths
 
 

@@ -86,7 +86,7 @@ def indexed(count: int) -> TensorSource:
 
 def test_samples_are_drawn_in_proportion_to_their_weights() -> None:
     weights = torch.tensor([0.0, 1.0, 2.0, 0.0, 5.0, 0.0]).repeat(100)
-    order = Weighted(lambda: check_weights(weights, 600), seed=1)
+    order = Weighted(lambda: check_weights(weights, 600, kind="Loader"), seed=1)
     drawn = torch.cat([order(passes) for passes in range(50)])
     counts = torch.bincount(drawn % 6, minlength=6)
     assert counts[weights[:6] == 0].sum() == 0
@@ -195,7 +195,7 @@ def test_every_length_may_be_left_out_by_drop_last() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "negative": ([-1.0, *[1.0] * 49], r"sample_weights\(\) returned -1.0 for sample 0"),
+    "negative": ([-1.0, *[1.0] * 49], r"Uneven.sample_weights\(\) returned -1.0 for sample 0"),
     "nan": ([*[1.0] * 49, float("nan")], r"returned nan for sample 49"),
     "zero": ([0.0] * 50, "0 for every sample"),
     "text": ("hard", r"sample_weights\(\) returned type str; expected one number per training sample"),
@@ -209,6 +209,27 @@ def test_weights_that_cannot_be_are_refused(fit: Fit, case: str, monkeypatch: py
     with temporarily(DATA_LOADERS, Uneven), pytest.raises(UserError, match=WRONG[case][1]) as caught:
         fit(data_loader={"type": "Uneven"} | SIZES)
     assert "config.json:" in str(caught.value)
+
+
+class Failing(RandomTensorLoader):
+    """Raises from some call of ``sample_weights`` on."""
+
+    calls = 0
+    fails_at = 1
+
+    def sample_weights(self) -> Tensor | None:
+        self.calls += 1
+        return [None][self.calls // self.fails_at]
+
+
+@pytest.mark.parametrize(("fails_at", "place"), [(1, r"config.json:.*data_loader.args: "), (5, "^")])
+def test_weights_that_raise_are_reported_with_their_line(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, fails_at: int, place: str
+) -> None:
+    monkeypatch.setattr(Failing, "fails_at", fails_at)
+    says = rf"{place}Failing.sample_weights\(\) failed: IndexError: list index out of range\n  tests/.*: return \[None"
+    with temporarily(DATA_LOADERS, Failing), pytest.raises(DataError, match=says):
+        fit(data_loader={"type": "Failing"} | SIZES, trainer={"epochs": 5})
 
 
 SIZES: dict[str, Any] = {

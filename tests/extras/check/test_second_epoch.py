@@ -45,7 +45,11 @@ class TooFew(RandomTensorLoader):
     ("trainer", "loader", "problem"),
     [
         ("Late", "RandomTensorLoader", "note  AttributeError: 'Late' object has no attribute 'missing_name'"),
-        ("Sound", "TooFew", "FAIL  sample_weights() returned shape (3,) for 50 training samples; expected (50,)"),
+        (
+            "Sound",
+            "TooFew",
+            "FAIL  TooFew.sample_weights() returned shape (3,) for 50 training samples; expected (50,)",
+        ),
         ("Sound", "RandomTensorLoader", ""),
     ],
 )
