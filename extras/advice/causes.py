@@ -119,7 +119,13 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
     in_step = called[-1] in ("train_step", "eval_step")
     if re.search(r"element \d+ of tensors does not require grad", str(error)):
         second = "a second derivative needs create_graph=True in the first"
-        if "eval_step" in called and "train_step" not in called:
+        in_evaluation = not {"eval_step", "evaluate", "_evaluate"}.isdisjoint(called)
+        if in_evaluation and "backward" in called:  # eval_step may be train_step, or call it
+            return (
+                "a backward pass in an evaluation, which runs without gradients: if torch.is_grad_enabled(): "
+                "self.backward(loss)"
+            )
+        if in_evaluation and "train_step" not in called:
             return (
                 "a gradient in eval_step, which runs without gradients: compute it inside torch.enable_grad(); "
                 f"{second}, too"

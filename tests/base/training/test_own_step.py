@@ -1,5 +1,6 @@
 """Common mistakes in your own step, loss, metric or model: each ends with one message that names it."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -646,6 +647,54 @@ def test_an_error_in_a_loss_shows_the_line_of_the_step_that_called_it(fit: Fit) 
     says = r"\n  tests/.*: loss = self.criterion\(.*\n  model/loss.py:\d+: "
     with temporarily(TRAINERS, Columns), pytest.raises(UserError, match=says):
         fit("trainer.type=Columns")
+
+
+class EvaluatesByTraining(Trainer):
+    """One step for both, as in much code for GANs and language models."""
+
+    always = False
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        with self.optimizing(*self.settings.args.get("names", ())):
+            outputs = self.model(inputs)
+            loss = self.criterion(outputs, targets)
+            if self.always or torch.is_grad_enabled():
+                self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+    def eval_step(self, batch: Any) -> StepResult:
+        return self.train_step(batch)
+
+
+class Alias(EvaluatesByTraining):
+    eval_step = EvaluatesByTraining.train_step
+
+
+@pytest.mark.parametrize("trainer", [EvaluatesByTraining, Alias])
+@pytest.mark.parametrize("names", [(), ("fc1", "fc2")])
+def test_an_evaluation_may_call_train_step(fit: Fit, trainer: type[Any], names: tuple[str, ...]) -> None:
+    class Named(trainer):  # type: ignore[misc]
+        def __init__(self, *args: Any, names: list[str]) -> None:
+            super().__init__(*args)
+
+    sgd = {"type": "SGD", "args": {"lr": 0.1}}
+    optimizer: Any = dict.fromkeys(names, sgd) or sgd
+    with temporarily(TRAINERS, Named):
+        run = fit(f"trainer.args.names={json.dumps(names)}", "trainer.type=Named", optimizer=optimizer).run_dir
+        load_script("test").main(["-r", str(run)])
+    assert same(state(run)["model"], state(fit().run_dir)["model"])
+
+
+@needs_extra("advice")
+@pytest.mark.parametrize("trainer", [EvaluatesByTraining, Alias])
+def test_a_backward_pass_in_an_evaluation_is_named_as_the_cause(fit: Fit, trainer: type[Any]) -> None:
+    class Always(trainer):  # type: ignore[misc]
+        always = True
+
+    says = "(?s)the first batch of the evaluation .*The usual cause is a backward pass in an evaluation"
+    with temporarily(TRAINERS, Always), pytest.raises(UserError, match=says):
+        fit("trainer.type=Always")
 
 
 def test_a_trainer_is_not_in_a_mode(fit: Fit) -> None:

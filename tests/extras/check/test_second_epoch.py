@@ -41,6 +41,9 @@ class TooFew(RandomTensorLoader):
         return torch.ones(self.num_samples if self.epoch == 1 else 3)
 
 
+SHORT = "FAIL  TooFew.sample_weights() returned shape (3,) for 50 training samples; expected (50,)"
+
+
 @pytest.mark.parametrize(
     ("trainer", "loader", "problem"),
     [
@@ -48,7 +51,7 @@ class TooFew(RandomTensorLoader):
         (
             "Sound",
             "TooFew",
-            "FAIL  TooFew.sample_weights() returned shape (3,) for 50 training samples; expected (50,)",
+            SHORT,
         ),
         ("Sound", "RandomTensorLoader", ""),
     ],
