@@ -62,7 +62,7 @@ class RunFolder:
             (unnamed / "checkpoints").mkdir(parents=True)
             (unnamed / ".started").write_text(f"{time.time_ns()}\n")
             prepare(cls(unnamed))
-            return cls(_rename(unnamed, parent / timestamp))
+            return cls(rename_to_free(unnamed, parent / timestamp))
         except (OSError, RuntimeError, TrainingError) as error:
             shutil.rmtree(unnamed, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
@@ -281,7 +281,7 @@ def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _rename(folder: Path, name: Path) -> Path:
+def rename_to_free(folder: Path, name: Path) -> Path:
     """Rename a folder to this name, or to the first free name of name-2, name-3 ..."""
     for number in itertools.count(1):
         path = name if number == 1 else name.with_name(f"{name.name}-{number}")

@@ -31,7 +31,7 @@ from utils.config import load_config, to_json
 from utils.errors import ConfigError, TrainingError, UserError, os_errors_as
 from utils.files import lock_file, read_text
 from utils.paths import PROJECT, display_path, project_path
-from utils.run_folder import RunFolder, replace_file
+from utils.run_folder import RunFolder, rename_to_free, replace_file
 
 Record = TypeVar("Record")
 TRIAL = re.compile(r"trial-(\d{3,})")
@@ -178,25 +178,22 @@ class SweepFolder:
         parent = project_path(save_dir) / spec.name
         stamp = re.sub(r"\W+", "-", job) if job else time.strftime("%Y%m%d-%H%M%S")
         unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
+        path = parent / f"sweep-{stamp}"
         try:
-            unnamed.mkdir(parents=True)
-            _write(unnamed / "base.json", as_json(base, parent / "sweep"))
-            _write_record(unnamed / "sweep.json", spec)
-            for number in range(1, 1000):
-                path = parent / (f"sweep-{stamp}" if number == 1 else f"sweep-{stamp}-{number}")
+            with os_errors_as(UserError, f"cannot create a folder for the sweep in {parent}"):
+                unnamed.mkdir(parents=True)
+                _write(unnamed / "base.json", as_json(base, parent / "sweep"))
+                _write_record(unnamed / "sweep.json", spec)
+                if not job:
+                    return cls(rename_to_free(unnamed, path))
                 try:
-                    unnamed.rename(path)
-                    return cls(path)
+                    return cls(unnamed.rename(path))
                 except OSError:
                     if not path.exists():
                         raise
-                    if job:  # another process of the launcher was first
-                        break
-        except OSError as error:
-            raise UserError(f"cannot create a folder for the sweep in {parent}: {error.strerror}") from error
         finally:
             shutil.rmtree(unnamed, ignore_errors=True)
-        folder = cls(path)
+        folder = cls(path)  # another process of the launcher was first
         folder.check_same(spec.spaces, base)
         return folder
 
