@@ -25,7 +25,7 @@ from base.training.state import own_parts
 from extras.check.check_result import CheckResult
 from utils.errors import UserError
 from utils.text import listed
-from utils.tree import copied, fields, has_strides, same, size_of, tensors
+from utils.tree import Keys, copied, fields, has_strides, same, size_of, tensors
 from utils.user_code import format_error_with_source
 
 SAMPLES = 8
@@ -67,7 +67,7 @@ class Kept:
         self.modules = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         parts = {f"part {name}": part for name, part in own_parts(trainer).items() if isinstance(part, nn.Module)}
         self.modules |= {what: part for what, part in parts.items() if part not in self.modules.values()}
-        self.unsaved = {what: _content(_unsaved(module)) for what, module in self.modules.items()}
+        self.unsaved = {what: copied(_unsaved(module)) for what, module in self.modules.items()}
         self.noted: list[str] = []
         """Attributes that have a note."""
 
@@ -85,7 +85,7 @@ class Kept:
     def of_modules(self) -> Iterator[CheckResult]:
         """A note for each module with values that have changed since the last call, but are in no checkpoint."""
         for what, module in self.modules.items():
-            before, self.unsaved[what] = self.unsaved[what], _content(_unsaved(module))
+            before, self.unsaved[what] = self.unsaved[what], copied(_unsaved(module))
             changed = [
                 name
                 for name, value in self.unsaved[what].items()
@@ -173,7 +173,7 @@ class Evaluated:
     def watch(self) -> Iterator[None]:
         """Compare the model before and after the block, unless copies would be large."""
         state = {name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
-        before = {} if size_of(state) > LARGE else _content(state)
+        before = {} if size_of(state) > LARGE else copied(state)
         yield
         after = self.model.state_dict()
         for name, value in before.items():
@@ -262,7 +262,7 @@ class _Saved:
         buffers = [part.buffers() for part in self.parts if isinstance(part, nn.Module)]
         self.pointers = set(map(_address, itertools.chain(tensors(states), *buffers)))
         further = [state for name, state in zip(trainer.stateful(), states, strict=True) if name not in _PARTS]
-        leaves = list(_leaves(_content(further, copied=False)))
+        leaves = [leaf for _, leaf in _leaves(further) if leaf is not None]
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self.values = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
 
@@ -272,7 +272,7 @@ class _Saved:
             return True
         if isinstance(value, nn.Module):
             return all(self._has_tensor(tensor) for tensor in (*value.parameters(), *value.buffers()))
-        return all(map(self._has_leaf, _leaves(_content(value, copied=False))))
+        return all(self._has_leaf(leaf) for _, leaf in _leaves(value) if leaf is not None)
 
     def _has_leaf(self, leaf: Any) -> bool:
         if isinstance(leaf, Tensor):
@@ -300,17 +300,23 @@ def _trains(value: Any) -> bool:
     return isinstance(value, nn.Module) and any(parameter.requires_grad for parameter in value.parameters())
 
 
-def _content(value: Any, *, copied: bool = True) -> Any:
-    """All tensors and plain values in an object; None for anything else."""
+def _content(value: Any) -> dict[Keys, Any]:
+    """Copies of all tensors and plain values in an object, by their path; None for anything else."""
+    found: dict[Keys, Any] = copied(dict(_leaves(value)))
+    return found
+
+
+def _leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """The same one by one, without copies."""
     value = _state(value)
-    if isinstance(value, Tensor):
-        return value.detach().clone() if copied else value.detach()
     value = fields(value) or value
-    if isinstance(value, dict):
-        return {key: _content(item, copied=copied) for key, item in value.items()}
-    if isinstance(value, (list, tuple, deque)):
-        return [_content(item, copied=copied) for item in value]
-    return value if isinstance(value, (int, float, str, bool)) else None
+    if isinstance(value, (dict, list, tuple, deque)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, (*keys, key))
+    elif isinstance(value, Tensor):
+        yield keys, value.detach()
+    else:
+        yield keys, value if isinstance(value, (int, float, str, bool)) else None
 
 
 def _state(value: Any) -> Any:
@@ -327,16 +333,6 @@ def _state(value: Any) -> Any:
         return value.getstate()
     state = None if isinstance(value, type) else getattr(value, "state_dict", None)
     return state() if callable(state) else value
-
-
-def _leaves(content: Any) -> Iterator[Any]:
-    if isinstance(content, dict):
-        content = list(content.values())
-    if isinstance(content, (list, tuple)):
-        for item in content:
-            yield from _leaves(item)
-    elif content is not None:
-        yield content
 
 
 def _unsaved(module: nn.Module | None) -> dict[str, Any]:
