@@ -15,7 +15,6 @@ sweep/          sweep.py
 writers/        writers that a config can name: CSV, MLflow, Weights & Biases
 
 Each folder's ``__init__.py`` exports what the scripts call, found through utils/extras.py. No folder needs another:
-``axis``, ``classification``, ``document``, ``drawing``, ``layers``, ``letters``, ``pen``, ``picture_grid``, ``records``
-and ``spreadsheets`` are shared, and without curves/ or report/ their figures are left out of the report and of
-TensorBoard.
+``classification``, ``document``, ``drawing``, ``layers``, ``letters``, ``pen``, ``picture_grid``, ``records`` and
+``spreadsheets`` are shared, and without curves/ or report/ their figures are left out of the report and of TensorBoard.
 """

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from extras.axis import Axis, ticks
-from extras.pen import BLACK, COLOURS, GREY, GRID, Point, png, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, Axis, Point, png, ticks, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
 from utils.text import number, number_or_dash
 

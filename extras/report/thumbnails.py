@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from extras.axis import Axis, labelled, ticks
-from extras.pen import BLACK, COLOURS, GREY, GRID, legible, opacity, png, write
+from extras.pen import BLACK, COLOURS, GREY, GRID, Axis, labelled, legible, opacity, png, ticks, write
 from extras.picture_grid import Cell, file_label, picture_grid
 from extras.report.statistics import Counts, Mistake, Regression
 from utils.text import number

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from extras import picture_grid
-from extras.axis import Axis, labelled, ticks
+from extras.pen import Axis, labelled, ticks
 from extras.report import thumbnails
 from extras.report.statistics import Mistake, Regression
 from tests.helpers import ROOT
