@@ -222,7 +222,8 @@ def _of_annotation(kind: str, annotation: Any) -> Schema | None:
         several = [_with_objects(kind, one) for one in alternatives(annotation)]
         return several[0] if len(several) == 1 else {"anyOf": several}
     try:
-        return dict(_draft_7(TypeAdapter(value, config=STRICT).json_schema()))
+        schema = TypeAdapter(value, config=STRICT).json_schema()
+        return dict(_draft_7(schema, schema.pop("$defs", {})))
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
 
@@ -282,27 +283,19 @@ def _or_reference(schema: Schema) -> Schema:
     return {**about, "anyOf": [*about.get("anyOf", [value]), REFERENCE]}
 
 
-def _draft_7(schema: Any) -> Any:
-    """Convert tuples, which pydantic writes in the style of JSON Schema 2020-12."""
+def _draft_7(schema: Any, definitions: Schema) -> Any:
+    """pydantic's schema in draft 7, without titles, and with definitions in place of references to them."""
     if isinstance(schema, list):
-        return [_draft_7(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    renamed = {"items" if key == "prefixItems" else key: _draft_7(value) for key, value in schema.items()}
-    renamed.pop("title", None)
-    return renamed
-
-
-def _inlined(schema: Any, definitions: Schema) -> Any:
-    """Replace pydantic's references by their definitions."""
-    if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in schema]
+        return [_draft_7(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         named = definitions[schema["$ref"].removeprefix("#/$defs/")]
-        return _inlined({**named, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
-    return {key: _inlined(value, definitions) for key, value in schema.items()}
+        return _draft_7({**named, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
+    # pydantic writes tuples in the style of JSON Schema 2020-12
+    renamed = {"items" if key == "prefixItems" else key: _draft_7(value, definitions) for key, value in schema.items()}
+    renamed.pop("title", None)
+    return renamed
 
 
 def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
@@ -331,7 +324,7 @@ def _plain(section: type[BaseModel], key: str) -> Schema:
     """A key of the schema itself."""
     field = keys_of(section)[key]
     whole = section.model_json_schema(by_alias=True)
-    schema = _or_reference(_draft_7(_inlined(whole["properties"][key], whole.get("$defs", {}))))
+    schema = _or_reference(_draft_7(whole["properties"][key], whole.get("$defs", {})))
     return _about(field.description, schema)
 
 
