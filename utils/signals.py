@@ -47,7 +47,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     command = shlex.join(["python", *sys.argv])
     status = 128 + number
     _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
-    if first_status == status and os.environ.get("RANK", "0") == "0":
+    if first_status == status and (os.environ.get("RANK") or "0") == "0":
         unchanged = "" if has_written() else "; nothing was changed"  # test.py writes several files
         _say_at_once(f"stopped{unchanged}. To run it again:\n{command}\n")
     remove_unfinished()

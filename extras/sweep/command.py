@@ -32,7 +32,7 @@ def sweep(options: argparse.Namespace) -> Result:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     if options.trials is not None and options.trials < 1:
         raise UserError(f"--trials {options.trials}: must be at least 1")
-    job, first = _job(), os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    job, first = _job(), (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
     processes = TrialProcesses()
     processes.prepare()
     import_components()

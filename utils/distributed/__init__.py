@@ -18,13 +18,21 @@ def get_process_group() -> ProcessGroup:
     """The processes of this run. The first call connects to the others, if torchrun or the like started several."""
     global _group
     if _group is None:
-        if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        if _launched():
             from utils.distributed.torchrun import TorchProcessGroup  # imports what a single process does not need
 
             _group = TorchProcessGroup()
         else:
             _group = ProcessGroup()
     return _group
+
+
+def _launched() -> bool:
+    """Whether the environment says that this is one of several processes, or perhaps says so: then it is checked."""
+    rank, size, address = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    if size == "1":
+        return bool(rank and address)
+    return bool(size) or rank not in (None, "", "0")
 
 
 def current() -> ProcessGroup:

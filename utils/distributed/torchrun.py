@@ -1,6 +1,7 @@
 """Several processes with torch.distributed: imported only if a launcher such as torchrun started them."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from utils.errors import ConfigError, UserError
 from utils.tree import tensors
 
 T = TypeVar("T")
+SETS_ALL = "torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; unset them all to run a single process"
 JOIN_SECONDS = 600.0
 """Timeout for connecting the processes, before the config with runtime.timeout is read."""
 DOWNLOAD_TIMEOUT = timedelta(days=1)
@@ -32,8 +34,15 @@ class TorchProcessGroup(ProcessGroup):
 
     def __init__(self) -> None:
         self.rank = _number("RANK")
-        self.world_size = _number("WORLD_SIZE")
+        self.world_size = _number("WORLD_SIZE", least=1)
         self.local_rank = _number("LOCAL_RANK", str(self.rank))
+        if self.rank >= self.world_size:
+            raise UserError(
+                f"the environment variable RANK is {self.rank}, but WORLD_SIZE {self.world_size}; ranks begin with 0"
+            )
+        if not os.environ.get("MASTER_ADDR"):
+            raise UserError(f"the environment variable MASTER_ADDR is not set; {SETS_ALL}")
+        _number("MASTER_PORT", most=65535)
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
@@ -196,16 +205,22 @@ class TorchProcessGroup(ProcessGroup):
             if meeting is None:
                 raise (self.peer_failure(error) or error) from error
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            late = any(word in str(error) for word in ("imed out", "timeout", "no answer", "missing"))
+            happened = f"timed out after {meeting:g} s waiting for" if late else "cannot connect to"
             raise UserError(
-                f"process {self.rank} of {self.world_size}: timed out after {meeting:g} s waiting for the other "
-                f"processes at {address}: {str(error).splitlines()[0]}"
+                f"process {self.rank} of {self.world_size}: {happened} the other processes at {address}: "
+                f"{str(error).splitlines()[0]}"
             ) from error
 
 
-def _number(name: str, default: str | None = None) -> int:
-    text = os.environ.get(name, default)
-    if text is None or not text.isdigit():
-        raise UserError(f"the environment variable {name} is {text!r}, not a number; torchrun sets it")
+def _number(name: str, default: str | None = None, *, least: int = 0, most: float = math.inf) -> int:
+    """A number that the launcher has set. Raises UserError."""
+    text = os.environ.get(name) or default
+    if text is None:
+        raise UserError(f"the environment variable {name} is not set; {SETS_ALL}")
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        allowed = f"from {least} to {most}" if math.isfinite(most) else f">= {least}"
+        raise UserError(f"the environment variable {name} is {text!r}, not a number {allowed}; {SETS_ALL}")
     return int(text)
 
 

@@ -5,7 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import MappingProxyType
@@ -16,8 +17,9 @@ import train
 from tests import forked
 from tests.helpers import PATIENCE, ROOT, lines, state
 from tests.utils.distributed.test_processes import differences, environment
+from utils import distributed
 from utils.checkpoint.file import step_files
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +170,44 @@ def test_a_rendezvous_that_nobody_joins_ends_with_a_message(write_config: Write,
     done = forked.run(*command, cwd=tmp_path, env={**environment(), **place}, timeout=PATIENCE)
     assert done.returncode == 2, done.stderr
     assert f"error: process {rank} of 2: timed out after 0.5 s waiting for the other processes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"RANK": "1"}, "WORLD_SIZE is not set"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', not a number >= 0"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number >= 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE 2; ranks begin with 0"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "65536"}, "not a number from 0 to 65535"),
+    ],
+)
+def test_variables_of_a_launcher_that_do_not_fit_are_named(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str
+) -> None:
+    with set_variables(monkeypatch, variables), pytest.raises(UserError, match=f"^the environment variable .*{says}"):
+        distributed.get_process_group()
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "", "WORLD_SIZE": ""}, {"RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_variables_for_one_process_need_no_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    with set_variables(monkeypatch, variables):
+        assert not distributed.get_process_group().launched
+
+
+@contextmanager
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Iterator[None]:
+    """The variables of a launcher in this process, which has no process group yet."""
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "_group", None)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
 
 
 def test_fsdp_wants_a_launcher(fit: Callable[..., train.Result], tmp_path: Path) -> None:
