@@ -206,6 +206,8 @@ def _load_checked(name: str, part: Any, saved: Any) -> None:
         _check(saved, own, (name,))
     if isinstance(part, Optimizer):
         _check_optimizer(saved, part, name)
+    if isinstance(part, nn.Module):
+        _check_dtypes(saved, part, name)
     load_part(part, saved)
 
 
@@ -283,6 +285,19 @@ def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def _check_dtypes(saved: Any, module: nn.Module, name: str) -> None:
+    """Raise _Unlike if a parameter has another dtype than when it was saved: torch would convert its value."""
+    for key, parameter in module.named_parameters():
+        value = saved.get(key) if isinstance(saved, Mapping) else None
+        if isinstance(value, Tensor) and value.dtype != parameter.dtype:
+            saved_as, now = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, parameter.dtype))
+            raise _Unlike(
+                (name, key),
+                f"saved in {saved_as}, but the code now creates it in {now}. Undo that change, or start a new run from "
+                "these weights with --init-from, which converts them",
+            )
 
 
 def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import train
@@ -509,3 +510,31 @@ def test_another_metric_whose_name_ends_alike_changes_no_best_value(fit: Fit) ->
     changed = json.dumps([monitored, other | {"args": {"k": 1}}])
     train.main(["-r", run, f"metrics={changed}", "trainer.epochs=3"])
     assert state(run)["progress"]["best_epoch"] == 1  # every epoch has the value 1
+
+
+class Converted(TwoLayerNet):
+    """Creates its parameters in the dtype that the class says."""
+
+    dtype: torch.dtype
+
+    def __init__(self, **args: Any) -> None:
+        super().__init__(**args)
+        self.to(self.dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.to(self.dtype)).float()
+
+
+def test_parameters_in_another_dtype_are_not_converted(fit: Fit) -> None:
+    model = {"type": "Converted", "args": {"in_features": 6, "hidden_features": 5, "out_features": 3}}
+    with temporarily(MODELS, Converted):
+        Converted.dtype = torch.float32
+        run = fit(model=model).run_dir
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        Converted.dtype = torch.bfloat16
+        message = r"model\.\S*weight: saved in float32, but the code now creates it in bfloat16\. Undo .* --init-from"
+        with pytest.raises(CheckpointError, match=message):
+            train.main(["-r", str(run), "trainer.epochs=3"])
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        converted = fit("--init-from", str(run), model=model).run_dir
+    assert {value.dtype for value in state(converted)["model"].values()} == {torch.bfloat16}
