@@ -33,6 +33,7 @@ from base.load_run import load_trainer
 from base.training.evaluation import check_returned
 from base.training.observer import Observer
 from base.training.resume import latest_run
+from base.training.saved_data import changed_facts
 from logger.writers import EventWriter, points
 from utils import cli
 from utils.determinism import restore_kernels
@@ -79,6 +80,8 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         test = call(
             run.loaded, ("data_loader",), f"{type(experiment.data).__name__}.test", experiment.data.test, Batches
         )
+    if warning := changed_facts(experiment.data, run.state.get("data")):
+        experiment.console.warn(warning)
     test.divide(process_group.rank, process_group.world_size)
     about = {**run.about, "samples": test.num_samples, "overrides": list(options.overrides)}
     out = options.out or run.folder.path / "test"

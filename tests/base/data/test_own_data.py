@@ -262,7 +262,7 @@ class Standardized(BaseDataLoader):
         return {"scale": self.scale, "names": ["a"], "all": torch.full((2,), self.scale), "size": 200_000}
 
 
-def test_data_that_is_now_prepared_differently_is_noticed_on_resume(
+def test_data_that_is_now_prepared_differently_is_noticed_on_resume_and_in_a_test(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warning = "Standardized.input_facts gives another scale, all than in this run so far: the data has changed"
@@ -271,8 +271,14 @@ def test_data_that_is_now_prepared_differently_is_noticed_on_resume(
         for scale, changed in ((2.0 * (1 + 1e-7), False), (3.0, True)):
             monkeypatch.setattr(Standardized, "scale", scale)
             capsys.readouterr()
+            load_script("test").main(["-r", str(run)])
+            assert capsys.readouterr().err.count(warning) == changed
             train.main(["-r", str(run), f"trainer.epochs={3 + changed}"])
-            assert (warning in capsys.readouterr().err) is changed
+            assert capsys.readouterr().err.count(warning) == changed
+        monkeypatch.delattr(Standardized, "scale")  # as if it were known only with the training data
+        monkeypatch.setattr(Standardized, "test_data", lambda _: TensorSource(INPUTS, TARGETS))
+        load_script("test").main(["-r", str(run)])
+        assert "input_facts" not in capsys.readouterr().err
 
 
 class Noisy(BaseModel):
