@@ -47,7 +47,7 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
 
     Values are checked too, as a checksum proves nothing: anybody can compute it. Changes nothing on disk.
     """
-    parts = trainer.stateful()
+    parts = {"data": trainer.saved_data, **trainer.stateful()}  # first: other parts may depend on the size of the data
     checkpoint.saved_progress(state, source)
     if gone := [name for name in state if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS]:
         raise _mismatch(gone[0], source, f"{gone[0]}: stateful() of the trainer no longer returns it")

@@ -110,6 +110,35 @@ def test_a_teacher_that_is_gone_is_named_at_the_trainer(fit: Fit) -> None:
         fit("trainer.type=Taught")
 
 
+class OneOfEachSample(Trainer):
+    """Has a part before the others, of the size of the data."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.bank = nn.Embedding(self.experiment.data.num_samples, 1)  # type: ignore[attr-defined]
+
+    def stateful(self) -> dict[str, Any]:
+        return {"bank": self.bank, **super().stateful()}
+
+
+class Lengthened(RandomTensorLoader):
+    more = 0
+
+    def __init__(self, **args: Any) -> None:
+        super().__init__(**args)
+        self.num_samples += self.more
+
+
+def test_data_of_another_size_is_named_before_a_part_that_does_not_fit_it(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with temporarily(TRAINERS, OneOfEachSample), temporarily(DATA_LOADERS, Lengthened):
+        run = fit("data_loader.type=Lengthened", "trainer.type=OneOfEachSample").run_dir
+        monkeypatch.setattr(Lengthened, "more", 10)
+        with pytest.raises(DataError, match="this run had 40 samples for training, and now there are 50"):
+            train.main(["-r", run, "trainer.epochs=3"])
+
+
 class WithTarget(Trainer):
     """Matches the outputs of a random net, which it creates itself and no checkpoint has."""
 
