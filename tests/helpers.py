@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from base.base_trainer import BaseTrainer
 from utils import checkpoint
 from utils.registry import REGISTRIES, TRAINERS, Registry
+from utils.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
@@ -74,6 +75,25 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def fork(run: Path, step: int) -> Path:
+    """A copy of a run that was killed without a checkpoint after this step; its logs are those of the whole run."""
+    copy = run.with_name("20000101-000000")
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").iterdir():
+        if path.name in ("last.pth", "best.pth") or int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
+    RunFolder(copy).write_outcome("")
+    return copy
+
+
+def equal(left: Path, right: Path) -> None:
+    """Two runs have the same states and the same metrics.jsonl, figures of time and the configs (workers) aside."""
+    one, other = state(left), state(right)
+    for name in one.keys() - {"writers", "config"}:
+        assert same(one[name], other[name]), name
+    assert lines(left) == lines(right)
 
 
 @contextmanager

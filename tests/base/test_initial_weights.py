@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 import train
 from tests import forked
-from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import PATIENCE, ROOT, registering, same, state, temporarily
+from tests.helpers import PATIENCE, ROOT, equal, fork, registering, same, state, temporarily
 from tests.utils.checkpoint.test_untrusted import Payload, sign
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights

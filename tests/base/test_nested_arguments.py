@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 import train
 from base.build import build_experiment, build_trainer
-from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import lines, registering, same, state, temporarily
+from tests.helpers import equal, fork, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError

@@ -10,9 +10,8 @@ from torch.utils.data import Dataset
 
 import train
 from base.base_data_loader import BaseDataLoader
-from tests.base.training.test_resume import fork
 from tests.conftest import load_script
-from tests.helpers import lines, needs_extra, state, temporarily
+from tests.helpers import fork, lines, needs_extra, state, temporarily
 from utils.distributed.parallel import replicate
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS

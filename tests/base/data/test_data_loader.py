@@ -17,9 +17,8 @@ from base.data import Batches, SampleRandom, TensorSource
 from base.data.sample_source import as_source
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
-from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import needs_extra, state, temporarily
+from tests.helpers import equal, fork, needs_extra, state, temporarily
 from utils.config.resume import saved_changes, saved_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS

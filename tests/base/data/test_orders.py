@@ -15,8 +15,7 @@ from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights,
 from base.experiment import Experiment
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
-from tests.base.training.test_resume import equal, fork
-from tests.helpers import lines, temporarily
+from tests.helpers import equal, fork, lines, temporarily
 from trainer.trainer import Trainer
 from utils.distributed.process_group import ProcessGroup, T
 from utils.errors import CheckpointError, DataError, UserError

@@ -14,9 +14,8 @@ import train
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.data import TensorSource
-from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import needs_extra, registering, temporarily
+from tests.helpers import equal, fork, needs_extra, registering, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 

@@ -18,9 +18,8 @@ import train
 from base.base_data_loader import BaseDataLoader
 from base.data import Source, StreamSource
 from base.data.stream import StreamBatches
-from tests.base.training.test_resume import equal, fork
 from tests.conftest import load_script
-from tests.helpers import needs_extra, state, temporarily
+from tests.helpers import equal, fork, needs_extra, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import DataError, UserError
 from utils.random import global_generators, seed_generators

@@ -16,8 +16,7 @@ from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
 from base.training.schedule import gradient_norm
-from tests.base.training.test_resume import equal, fork
-from tests.helpers import curves, lines, needs_extra, registering, state, temporarily
+from tests.helpers import curves, equal, fork, lines, needs_extra, registering, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError
 from utils.registry import LOSSES, MODELS, TRAINERS

@@ -21,7 +21,7 @@ from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
-from tests.helpers import ROOT, copy_run, curves, lines, same, state, temporarily
+from tests.helpers import ROOT, copy_run, curves, equal, fork, lines, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
@@ -34,25 +34,6 @@ BUSY = (
     "trainer.keep_last=null",
     "trainer.tensorboard=true",
 )
-
-
-def fork(run: Path, step: int) -> Path:
-    """A copy of a run that was killed without a checkpoint after this step; its logs are those of the whole run."""
-    copy = run.with_name("20000101-000000")
-    shutil.copytree(run, copy)
-    for path in (copy / "checkpoints").iterdir():
-        if path.name in ("last.pth", "best.pth") or int(path.stem.removeprefix("step-")) > step:
-            path.unlink()
-    RunFolder(copy).write_outcome("")
-    return copy
-
-
-def equal(left: Path, right: Path) -> None:
-    """Two runs have the same states and the same metrics.jsonl, figures of time and the configs (workers) aside."""
-    one, other = state(left), state(right)
-    for name in one.keys() - {"writers", "config"}:
-        assert same(one[name], other[name]), name
-    assert lines(left) == lines(right)
 
 
 def equal_with_curves(left: Path, right: Path) -> None:

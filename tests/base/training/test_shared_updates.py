@@ -17,8 +17,7 @@ import train
 from base.metric import StepResult
 from base.training.library_metric import LibraryMetric, share_updates
 from base.training.metrics import Metrics
-from tests.base.training.test_resume import fork
-from tests.helpers import curves, lines
+from tests.helpers import curves, fork, lines
 from utils.tree import same
 
 Fit = Callable[..., train.Result]

@@ -11,10 +11,9 @@ import pytest
 import train
 from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
-from tests.base.training.test_resume import equal, fork
 from tests.configs import sound
 from tests.conftest import load_script
-from tests.helpers import ROOT, registering
+from tests.helpers import ROOT, equal, fork, registering
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS
