@@ -11,9 +11,10 @@ from pathlib import Path
 from utils.paths import PROJECT
 from utils.registry import FOLDERS, REGISTRIES, Registry
 
-# the variables of utils/registry.py
-VARIABLES = {"data_loader": "DATA_LOADERS", "model": "MODELS", "loss": "LOSSES", "metrics": "METRICS",
-             "optimizer": "OPTIMIZERS", "lr_scheduler": "SCHEDULERS", "trainer": "TRAINERS"}  # fmt: skip
+# the variables of utils/registry.py, by the key of a config
+VARIABLES = {"data_loader": "DATA_LOADERS", "validation": "DATA_LOADERS", "model": "MODELS", "loss": "LOSSES",
+             "metrics": "METRICS", "optimizer": "OPTIMIZERS", "lr_scheduler": "SCHEDULERS",
+             "trainer": "TRAINERS"}  # fmt: skip
 # where a library lists all its public names
 SOURCES = {"torch.nn": ("torch", "nn/modules/__init__.py"), "torch.optim": ("torch", "optim/__init__.py"),
            "torch.optim.lr_scheduler": ("torch", "optim/lr_scheduler.py"),
@@ -111,10 +112,6 @@ def _words(path: Path) -> frozenset[str]:
 def is_known(kind: str, name: str, own: OwnNames) -> bool:
     """Whether a component with this name may exist; if not, there is certainly none."""
     registry: Registry = REGISTRIES[kind]
-    if name in own.registered[variable_of(kind)]:
+    if name in own.registered[VARIABLES[kind]]:
         return True
     return bool(registry.library) and name in library_words(str(registry.library))
-
-
-def variable_of(kind: str) -> str:
-    return VARIABLES["data_loader" if kind == "validation" else kind]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from extras.early.names import OwnNames, in_a_package_of, is_known, own_names, variable_of
+from extras.early.names import VARIABLES, OwnNames, in_a_package_of, is_known, own_names
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
 from utils.config.references import References
@@ -78,7 +78,7 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     if hints and name in hints.FORMER_NAMES:
         hint = f"use {hints.FORMER_NAMES[name]}"
     else:
-        registered = sorted(own.registered[variable_of(kind)])
+        registered = sorted(own.registered[VARIABLES[kind]])
         close = closest(name, registered, [*registered, *_library_names(kind, own)])
         if close is None:
             raise ImportError

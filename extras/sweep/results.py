@@ -12,7 +12,8 @@ from extras.document import Block, Command, Heading, Paragraph, Picture, Table, 
 from extras.spreadsheets import csv_table
 from extras.sweep.ranking import Repeated, best_setting, repeated, repeated_rows, result_rows, train_command
 from extras.sweep.search import direction, frozen
-from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, as_json, best_trial, rank
+from extras.sweep.sweep_folder import Spec, SweepFolder, Trial, best_trial, rank
+from utils.config import as_json
 from utils.errors import TrainingError, UserError
 from utils.extras import need_package
 from utils.files import read_text

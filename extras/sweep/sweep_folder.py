@@ -27,10 +27,10 @@ from pydantic import TypeAdapter, ValidationError
 from extras.letters import short_key
 from extras.records import flat
 from extras.sweep.spaces import Space
-from utils.config import load_config, to_json
+from utils.config import as_json, load_config, to_json
 from utils.errors import ConfigError, TrainingError, UserError, os_errors_as
 from utils.files import lock_file, read_text
-from utils.paths import PROJECT, display_path, project_path
+from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder, rename_to_free, replace_file
 
 Record = TypeVar("Record")
@@ -328,12 +328,6 @@ def is_running(run: RunFolder) -> bool:
             return True
         file.close()
     return False
-
-
-def as_json(config: dict[str, Any], folder: Path) -> str:
-    """A config as it was written, in the form that ``train.py -c`` reads from a folder."""
-    schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
-    return json.dumps({**config, **(schema if "$schema" in config else {})}, indent=2) + "\n"
 
 
 def _read_record(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:

@@ -17,6 +17,6 @@ sources and located_json stop at the first mistake. The others yield Problems (a
 reported together.
 """
 
-from utils.config.load import LoadedConfig, load_config, to_json
+from utils.config.load import LoadedConfig, as_json, load_config, to_json
 
-__all__ = ["LoadedConfig", "load_config", "to_json"]
+__all__ = ["LoadedConfig", "as_json", "load_config", "to_json"]

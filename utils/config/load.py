@@ -118,8 +118,13 @@ def _checked(
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
     """The whole config with all defaults filled in, as ``train.py -c`` reads it. folder: where it is saved."""
     values = escaped(config.model_dump(by_alias=True, exclude={"schema_path", "variables"}))
+    return as_json(({"$schema": config.schema_path} if config.schema_path else {}) | values, folder)
+
+
+def as_json(config: dict[str, Any], folder: Path) -> str:
+    """A config as it was written, in the form that ``train.py -c`` reads from a folder."""
     schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
-    return json.dumps((schema if config.schema_path else {}) | values, indent=2) + "\n"
+    return json.dumps(config | (schema if "$schema" in config else {}), indent=2) + "\n"
 
 
 def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]:

@@ -164,7 +164,7 @@ def test_the_names_are_those_of_the_registries() -> None:
         pytest.skip("this project registers in other ways, too")
     for kind, registry in REGISTRIES.items():
         assert {name for name in registry.own() if not registry.own()[name].__module__.startswith("tests")} <= set(
-            own.registered[names.variable_of(kind)]
+            own.registered[names.VARIABLES[kind]]
         )
         assert all(names.is_known(kind, name, own) for name in registry.names() if name not in registry.own())
 
