@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train
 from base.base_trainer import BaseTrainer
 from utils import checkpoint
 from utils.registry import REGISTRIES, TRAINERS, Registry
@@ -21,6 +22,8 @@ from utils.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 Json = dict[str, Any]
+Fit = Callable[..., train.Result]
+"""The fixture of this name."""
 PATIENCE = 900
 """Seconds to wait for a process or a page; only a hanging process reaches it, however busy the machine is."""
 TIMES = ("samples_per_second", "seconds", "memory/process_MB", "memory/accelerator_MB")

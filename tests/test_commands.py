@@ -17,12 +17,11 @@ import pytest
 import train
 from tests import forked
 from tests.conftest import load_script
-from tests.helpers import PATIENCE, ROOT, lines
+from tests.helpers import PATIENCE, ROOT, Fit, lines
 from utils import cli
 from utils.distributed import ProcessGroup
 from utils.errors import TrainingError, UserError
 
-Fit = Callable[..., train.Result]
 Write = Callable[..., Path]
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers import Fit
 from train import Result
-
-Fit = Callable[..., Result]
 
 
 @pytest.fixture

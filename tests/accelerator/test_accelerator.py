@@ -27,13 +27,11 @@ from base.data.batches import BatchRange, StepBatches
 from base.metric import StepResult
 from base.training.metrics import Mean
 from base.training.training_log import TrainingLog
-from tests.helpers import ROOT, lines, same, state, temporarily
+from tests.helpers import ROOT, Fit, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed.process_group import ProcessGroup
 from utils.registry import MODELS, TRAINERS
 from utils.tree import tensors
-
-Fit = Callable[..., train.Result]
 
 
 def falls(result: train.Result) -> bool:

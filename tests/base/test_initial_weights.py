@@ -22,14 +22,12 @@ from torch import Tensor, nn
 import train
 from tests import forked
 from tests.conftest import load_script
-from tests.helpers import PATIENCE, ROOT, equal, fork, registering, same, state, temporarily
+from tests.helpers import PATIENCE, ROOT, Fit, equal, fork, registering, same, state, temporarily
 from tests.utils.checkpoint.test_untrusted import Payload, sign
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.registry import MODELS
-
-Fit = Callable[..., train.Result]
 
 
 class Net(nn.Module):

@@ -1,7 +1,6 @@
 """The trained model of another run."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 import train
 from base.build import build_experiment
 from base.load_run import load_run, load_trainer
-from tests.helpers import state, temporarily
+from tests.helpers import Fit, state, temporarily
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import MODELS
-
-Fit = Callable[..., train.Result]
 
 
 def test_it_has_the_weights_that_a_test_evaluates(fit: Fit) -> None:

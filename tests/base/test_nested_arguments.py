@@ -14,14 +14,12 @@ from torch import Tensor, nn
 import train
 from base.build import build_experiment, build_trainer
 from tests.conftest import load_script
-from tests.helpers import equal, fork, lines, registering, same, state, temporarily
+from tests.helpers import Fit, equal, fork, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, MODELS, TRAINERS
-
-Fit = Callable[..., train.Result]
 
 
 @dataclass

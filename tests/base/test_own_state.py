@@ -1,6 +1,5 @@
 """What users' own models, trainers and data loaders keep, and what would be lost without a word."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,14 +12,12 @@ from base.build import build_experiment, build_trainer
 from base.load_run import load_run, load_trainer
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
-from tests.helpers import registering, same, state, temporarily
+from tests.helpers import Fit, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError, DataError, UserError
 from utils.random import seed_generators
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
-
-Fit = Callable[..., train.Result]
 
 
 class Adapted(nn.Module):

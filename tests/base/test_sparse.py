@@ -11,13 +11,11 @@ from torch.utils.data import Dataset
 import train
 from base.base_data_loader import BaseDataLoader
 from tests.conftest import load_script
-from tests.helpers import fork, lines, needs_extra, state, temporarily
+from tests.helpers import Fit, fork, lines, needs_extra, state, temporarily
 from utils.distributed.parallel import replicate
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.tree import same
-
-Fit = Callable[..., train.Result]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse .* tensor support:UserWarning"),

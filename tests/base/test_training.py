@@ -3,7 +3,6 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from torch.utils.data import Dataset
 
 import train
 from data_loader.random_tensor import RandomTensorLoader
-from tests.helpers import curves, equal, fork, lines, needs_extra, state, temporarily
+from tests.helpers import Fit, curves, equal, fork, lines, needs_extra, state, temporarily
 from utils.config import load_config
 from utils.errors import ConfigError, DataError, TrainingError, UserError
 from utils.registry import DATA_LOADERS, METRICS, OPTIMIZERS, SCHEDULERS
 from utils.run_folder import RunFolder
-
-Fit = Callable[..., train.Result]
 
 
 def quick(all_names: list[str], *some: str) -> list[Any]:

@@ -7,11 +7,9 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
 import train
-from tests.helpers import curves, lines
+from tests.helpers import Fit, curves, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tensorboard")]
-
-Fit = Callable[..., train.Result]
 
 
 def event_file(run: Path) -> Path:

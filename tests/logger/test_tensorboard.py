@@ -1,7 +1,6 @@
 """A TensorBoard that is open on the run folder shows one clean curve across kills and resumes."""
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,11 @@ from base.base_trainer import BaseTrainer
 from logger.writers import EventWriter
 from tests.campaign import records
 from tests.conftest import load_script
-from tests.helpers import TIMES, curves, needs_extra
+from tests.helpers import TIMES, Fit, curves, needs_extra
 from tests.utils.checkpoint.test_exactness import killed_in
 from utils.errors import Stopped
 from utils.run_folder import RunFolder
 
-Fit = Callable[..., train.Result]
 Curves = dict[str, list[tuple[int, float]]]
 pytestmark = pytest.mark.usefixtures("tensorboard")
 

@@ -26,13 +26,13 @@ from base.base_trainer import BaseTrainer
 from base.training.summary import tensorboard_address
 from logger.console import Console
 from tests.conftest import load_script
+from tests.helpers import Fit
 from tests.helpers import lines as records
 from utils import cli
 from utils.errors import DataError, Stopped
 from utils.run_folder import RunFolder
 from utils.streams import clear_loading
 
-Fit = Callable[..., train.Result]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 METRICS: list[Any] = ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]
 

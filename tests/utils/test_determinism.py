@@ -3,7 +3,7 @@
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,14 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-import train
 from base.base_model import BaseModel
 from tests.conftest import load_script
-from tests.helpers import lines, needs_extra, registering, same, state, temporarily
+from tests.helpers import Fit, lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.determinism import CUBLAS_VARIABLE, accept_cublas, fastest_kernels, use_deterministic_kernels
 from utils.errors import UserError
 from utils.registry import MODELS, TRAINERS
 
-Fit = Callable[..., train.Result]
 CPU = torch.device("cpu")
 
 

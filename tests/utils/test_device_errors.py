@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
-from tests.helpers import needs_extra, temporarily
+from tests.helpers import Fit, needs_extra, temporarily
 from utils import cli
 from utils.device_errors import device_failure
 from utils.errors import TrainingError, UserError
@@ -28,7 +28,6 @@ CUDA_ASSERT = (
     "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
 )
 HINTS = CUDA_ASSERT.partition("\n")[2]
-Fit = Callable[..., train.Result]
 
 
 class Failing(BaseModel):

@@ -1,7 +1,6 @@
 """Batches of any form reach the device, and optimizers of any kind get a model that they can train."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,15 +11,13 @@ from torch.nn.utils.rnn import pack_sequence
 
 import train
 from base.base_model import BaseModel
-from tests.helpers import lines, temporarily
+from tests.helpers import Fit, lines, temporarily
 from utils.errors import ConfigError
 from utils.prepare import prepare_model
 from utils.registry import MODELS
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
-
-Fit = Callable[..., train.Result]
 
 
 @dataclass

@@ -18,13 +18,12 @@ from base.data.sample_source import as_source
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
-from tests.helpers import equal, fork, needs_extra, state, temporarily
+from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
 from utils.config.resume import saved_changes, saved_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 from utils.tree import describe_batch
 
-Fit = Callable[..., train.Result]
 ARGS: dict[str, Any] = {"num_samples": 50, "input_shape": [6], "num_classes": 3, "batch_size": 8}
 RANDOM = {"type": "RandomTensorLoader", "args": ARGS}
 OFTEN = ("trainer.epochs=3", "trainer.save_every_steps=3", "trainer.keep_last=null")

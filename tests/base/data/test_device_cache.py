@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import train
 from base.build import build_experiment, build_training
 from base.data.batches import Batches
 from base.data.device_cache import DeviceCache
@@ -20,13 +19,12 @@ from base.data.sample_source import as_source
 from base.data.sources import TensorSource
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
-from tests.helpers import lines, same, state, temporarily
+from tests.helpers import Fit, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import DATA_LOADERS, TRAINERS
 
-Fit = Callable[..., train.Result]
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,14 +14,12 @@ from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights,
 from base.experiment import Experiment
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
-from tests.helpers import equal, fork, lines, temporarily
+from tests.helpers import Fit, equal, fork, lines, temporarily
 from trainer.trainer import Trainer
 from utils.distributed.process_group import ProcessGroup, T
 from utils.errors import CheckpointError, DataError, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.schema import TrainerConfig
-
-Fit = Callable[..., train.Result]
 
 
 def jitter(inputs: Tensor, draws: SampleRandom) -> Tensor:

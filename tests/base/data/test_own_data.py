@@ -15,11 +15,10 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.data import TensorSource
 from tests.conftest import load_script
-from tests.helpers import equal, fork, needs_extra, registering, temporarily
+from tests.helpers import Fit, equal, fork, needs_extra, registering, temporarily
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 
-Fit = Callable[..., train.Result]
 INPUTS, TARGETS = torch.arange(240.0).view(40, 6) / 240, torch.arange(40) % 3
 
 

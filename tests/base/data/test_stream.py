@@ -19,7 +19,7 @@ from base.base_data_loader import BaseDataLoader
 from base.data import Source, StreamSource
 from base.data.stream import StreamBatches
 from tests.conftest import load_script
-from tests.helpers import equal, fork, needs_extra, state, temporarily
+from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import DataError, UserError
 from utils.random import global_generators, seed_generators
@@ -28,7 +28,6 @@ from utils.tree import same
 
 pytestmark = pytest.mark.slow
 
-Fit = Callable[..., train.Result]
 OFTEN = ("trainer.epochs=3", "trainer.steps_per_epoch=5", "trainer.save_every_steps=3", "trainer.keep_last=null")
 
 

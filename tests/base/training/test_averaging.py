@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import train
 from base.base_model import BaseModel
 from base.training.averaging import AveragedWeights
 from tests.conftest import load_script
-from tests.helpers import copy_run, curves, lines, registering, same, state
+from tests.helpers import Fit, copy_run, curves, lines, registering, same, state
 from utils import checkpoint
 from utils.errors import UserError
 from utils.registry import MODELS
 
-Fit = Callable[..., train.Result]
 EMA = 'trainer.ema={"decay": 0.8}'
 
 

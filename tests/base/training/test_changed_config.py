@@ -5,7 +5,6 @@ import functools
 import inspect
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from base.base_data_loader import BaseDataLoader
 from base.training.schedule import Schedule
 from base.training.schedule_state import ScheduleState
 from tests.conftest import small_config
-from tests.helpers import copy_run, lines, needs_extra, same, state, temporarily
+from tests.helpers import Fit, copy_run, lines, needs_extra, same, state, temporarily
 from utils import arguments
 from utils.config.resume import rule_of
 from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
@@ -30,7 +29,6 @@ from utils.registry import MODELS, OPTIMIZERS, SCHEDULERS
 from utils.schema import Config, OnResume
 from utils.schema_fields import keys_of, section_at
 
-Fit = Callable[..., train.Result]
 RULES = OnResume
 
 # another value of every key

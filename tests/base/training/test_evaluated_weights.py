@@ -1,6 +1,5 @@
 """What is validated is what is tested, and what trains is what the optimizer has."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from base.base_model import BaseModel
 from base.metric import StepResult
 from tests.averaged import AveragedTrainer
 from tests.conftest import load_script
-from tests.helpers import lines, registering, state
+from tests.helpers import Fit, lines, registering, state
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
-
-Fit = Callable[..., train.Result]
 
 
 class Thawing(Trainer):

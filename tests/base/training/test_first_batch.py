@@ -22,12 +22,11 @@ from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.progress import Progress
 from tests.conftest import load_script
-from tests.helpers import lines, needs_extra, registering, same, state, temporarily
+from tests.helpers import Fit, lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 
-Fit = Callable[..., train.Result]
 REGRESSION = {"num_samples": 48, "input_shape": [6], "target_shape": [1], "batch_size": 10, "validation_split": 8}
 
 

@@ -1,7 +1,6 @@
 """What a trainer or data loader may define for the start of an epoch, and show in TensorBoard."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,14 +15,12 @@ from base.data.batches import StepBatches
 from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
-from tests.helpers import copy_run, curves, lines, registering, same, state, temporarily
+from tests.helpers import Fit, copy_run, curves, lines, registering, same, state, temporarily
 from tests.small_data import SmallSamples
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.schema import TrainerConfig
-
-Fit = Callable[..., train.Result]
 
 
 class Warming(Trainer):

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,13 +25,12 @@ from base.training.loss import CountedLoss, count_targets
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
 from tests.conftest import load_script
-from tests.helpers import copy_run, curves, keep_on_device, lines, registering, same, state, temporarily
+from tests.helpers import Fit, copy_run, curves, keep_on_device, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 
-Fit = Callable[..., train.Result]
 IGNORED = -100
 
 

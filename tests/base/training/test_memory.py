@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +10,8 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.metric import StepResult
-from tests.helpers import needs_extra
-from train import Result
+from tests.helpers import Fit, needs_extra
 from trainer.trainer import Trainer
-
-Fit = Callable[..., Result]
 
 
 def test_a_run_holds_no_more_after_many_epochs_than_after_few(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """A metric over batches is the metric over all samples at once, and its sums can be saved in the middle."""
 
 import inspect
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,12 +19,10 @@ from base.metric import StepResult
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from model import metric
-from tests.helpers import Json, temporarily
+from tests.helpers import Fit, Json, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError
 from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
-
-Fit = Callable[..., train.Result]
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(103, 5, generator=GENERATOR)

@@ -1,6 +1,5 @@
 """Training and evaluation: what a model or loss does in one of them only, and a step without ``backward``."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,15 +8,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-import train
 from base.metric import StepResult
-from tests.helpers import lines, needs_extra, registering, same, state
+from tests.helpers import Fit, lines, needs_extra, registering, same, state
 from trainer.trainer import Trainer
 from utils.distributed import parallel
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, TRAINERS
 
-Fit = Callable[..., train.Result]
 IMAGES = {"num_samples": 33, "input_shape": [1, 4, 4], "num_classes": 3, "batch_size": 8, "validation_split": 8}
 
 

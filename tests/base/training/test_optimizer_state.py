@@ -1,6 +1,5 @@
 """Any state of an optimizer is resumed to the bit, or refused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
-from tests.helpers import copy_run, lines, registering, same, state
+from tests.helpers import Fit, copy_run, lines, registering, same, state
 from utils.errors import ConfigError
 from utils.registry import MODELS, OPTIMIZERS
-
-Fit = Callable[..., train.Result]
 
 
 class Double(BaseModel):

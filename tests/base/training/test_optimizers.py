@@ -18,12 +18,10 @@ from base.training.parameters import no_match
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
-from tests.helpers import Json, copy_run, curves, lines, needs_extra, registering, same, state, temporarily
+from tests.helpers import Fit, Json, copy_run, curves, lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
-
-Fit = Callable[..., train.Result]
 
 
 class Parts(BaseModel):

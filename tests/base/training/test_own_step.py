@@ -19,14 +19,12 @@ from base.base_model import BaseModel
 from base.experiment import Experiment
 from base.metric import StepResult
 from tests.conftest import load_script
-from tests.helpers import keep_on_device, lines, needs_extra, same, state, temporarily
+from tests.helpers import Fit, keep_on_device, lines, needs_extra, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 from utils.schema import TrainerConfig
 from utils.tree import describe_batch
-
-Fit = Callable[..., train.Result]
 
 
 class ReturnsNothing(Trainer):

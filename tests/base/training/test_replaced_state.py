@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +15,12 @@ from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
 from base.training.schedule import gradient_norm
-from tests.helpers import curves, equal, fork, lines, needs_extra, registering, state, temporarily
+from tests.helpers import Fit, curves, equal, fork, lines, needs_extra, registering, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError
 from utils.registry import LOSSES, MODELS, TRAINERS
 from utils.schema import TrainerConfig
 
-Fit = Callable[..., train.Result]
 OFTEN = ("trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.epochs=3")
 
 

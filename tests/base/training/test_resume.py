@@ -21,12 +21,11 @@ from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
-from tests.helpers import ROOT, copy_run, curves, equal, fork, lines, same, state, temporarily
+from tests.helpers import ROOT, Fit, copy_run, curves, equal, fork, lines, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
 
-Fit = Callable[..., train.Result]
 BUSY = (
     "trainer.epochs=4",
     "trainer.save_every_steps=3",

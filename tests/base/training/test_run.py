@@ -12,14 +12,12 @@ from torch import nn
 
 import train
 from base.base_trainer import BaseTrainer
-from tests.helpers import temporarily
+from tests.helpers import Fit, temporarily
 from utils import files
 from utils.device import describe_device
 from utils.environment import environment_changes
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.registry import MODELS
-
-Fit = Callable[..., train.Result]
 
 
 def environment(run: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Metrics of torchmetrics that add up the same are updated once for all, and have the values that each has alone."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,10 +17,9 @@ import train
 from base.metric import StepResult
 from base.training.library_metric import LibraryMetric, share_updates
 from base.training.metrics import Metrics
-from tests.helpers import curves, fork, lines
+from tests.helpers import Fit, curves, fork, lines
 from utils.tree import same
 
-Fit = Callable[..., train.Result]
 CLASSES = 4
 ARGUMENTS: list[dict[str, Any]] = [
     *({}, {"threshold": 0.3}, {"beta": 2.0}, {"min_recall": 0.5}),

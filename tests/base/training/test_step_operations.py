@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
 from base.data.sources import TensorSource
-from tests.helpers import keep_on_device, temporarily
+from tests.helpers import Fit, keep_on_device, temporarily
 from utils.registry import DATA_LOADERS, MODELS
 
-Fit = Callable[..., train.Result]
 Batch = tuple[Tensor, Tensor]
 
 NO_KERNEL = ("view", "_unsafe_view", "detach", "t", "transpose", "expand", "unsqueeze", "empty_like", "new_empty")

@@ -1,6 +1,5 @@
 """What a run tries at each start, for its checks and for TensorBoard, leaves nothing that a checkpoint would hold."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,12 @@ import train
 from base.experiment import Experiment
 from base.metric import StepResult
 from base.training.state import untouched
-from tests.helpers import lines, needs_extra, registering, same, state, temporarily
+from tests.helpers import Fit, lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
 from utils.schema import TrainerConfig
 from utils.tree import same as same_nest
 
-Fit = Callable[..., train.Result]
 # in the training data, a last batch of one sample
 IMAGES = {"num_samples": 33, "input_shape": [1, 4, 4], "num_classes": 3, "batch_size": 8, "validation_split": 8}
 

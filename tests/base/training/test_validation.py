@@ -1,7 +1,6 @@
 """Data sets of their own to validate on, one or several by name, and validation within the epoch."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,10 @@ from base.load_run import load_trainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
-from tests.helpers import Json, copy_run, curves, lines, same, state, temporarily
+from tests.helpers import Fit, Json, copy_run, curves, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
-
-Fit = Callable[..., train.Result]
 
 
 def loader(samples: int, split: int = 0, **args: Any) -> Json:

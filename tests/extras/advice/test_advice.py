@@ -1,16 +1,11 @@
 """The advice of a run: what it says of a monitored value, and that nothing depends on it."""
 
-from collections.abc import Callable
-
 import pytest
 
-import train
 from tests.base.training.test_first_batch import never
-from tests.helpers import lines, same, state, temporarily
+from tests.helpers import Fit, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import METRICS
-
-Fit = Callable[..., train.Result]
 
 
 def test_a_monitored_value_that_is_nan_is_warned_about_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

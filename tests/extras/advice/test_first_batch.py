@@ -1,26 +1,21 @@
 """Warnings about a first batch that runs without an error."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassF1Score
 
-import train
 from base.experiment import Experiment
 from base.metric import StepResult
 from tests.base.test_training import REGRESSION
 from tests.base.training.test_evaluated_weights import Frozen
 from tests.base.training.test_loss import SUM, UNEQUAL, on_two_targets
 from tests.base.training.test_own_step import StepsForItsProbe
-from tests.helpers import keep_on_device, registering, temporarily
+from tests.helpers import Fit, keep_on_device, registering, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
 from utils.schema import TrainerConfig
-
-Fit = Callable[..., train.Result]
-
 
 BROADCAST: dict[str, Any] = {
     "data_loader": {

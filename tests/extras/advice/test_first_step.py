@@ -1,6 +1,6 @@
 """What only the first optimizer step shows of a user's own optimizers and parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,17 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-import train
 from base.metric import StepResult
 from extras.advice.first_step import parts_that_differ
 from model.loss import cross_entropy
 from tests.base.training.test_optimizer_state import Own, Precise, SavedSAM, Shared
 from tests.base.training.test_optimizers import GAN, Adversarial, Careful, Pair
-from tests.helpers import temporarily
+from tests.helpers import Fit, temporarily
 from utils.registry import MODELS, OPTIMIZERS, TRAINERS
-
-Fit = Callable[..., train.Result]
-
 
 # ------------------------------------------------------------------ a user's own optimizers
 

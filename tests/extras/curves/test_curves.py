@@ -4,7 +4,6 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import train
 from extras.curves import CurvesWriter, curves_writer, picture
 from extras.letters import readable, shortened
 from extras.records import charts
+from tests.helpers import Fit
 from utils.distributed import process_group as processes
 from utils.files import atomic_write
 from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("curves_picture")
 
-Fit = Callable[..., train.Result]
 Numbers = list[float | None]
 
 

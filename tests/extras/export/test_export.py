@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from base.load_run import load_run
 from base.metric import StepResult
 from extras.export import calls
 from tests.conftest import small_config
-from tests.helpers import copy_run, state, temporarily
+from tests.helpers import Fit, copy_run, state, temporarily
 from trainer.trainer import Trainer
 from utils import cli
 from utils.checkpoint.weights_file import read_weights
@@ -33,7 +33,6 @@ from utils.config import load_config
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
 Capture = pytest.CaptureFixture[str]
-Fit = Callable[..., train.Result]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

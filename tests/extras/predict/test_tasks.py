@@ -25,12 +25,11 @@ from base.training.saved_data import SavedData
 from extras.predict.arrays import ArrayRows
 from extras.predict.outputs import Interpreter, Task
 from extras.predict.writing import opened
-from tests.helpers import ROOT, blocks, temporarily
+from tests.helpers import ROOT, Fit, blocks, temporarily
 from trainer.trainer import Trainer
 from utils import cli
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
-Fit = Callable[..., train.Result]
 LINEAR = {"num_samples": 24, "num_test_samples": 8, "input_shape": [3], "batch_size": 8}
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import escaped, markdown_table
 from tests.conftest import load_script
-from tests.helpers import curves, lines, needs_extra, temporarily
+from tests.helpers import Fit, curves, lines, needs_extra, temporarily
 from trainer.trainer import Trainer
 from utils import cli, files
 from utils.distributed.process_group import ProcessGroup
@@ -38,7 +38,6 @@ from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-Fit = Callable[..., train.Result]
 test = load_script("test")
 
 IMAGES = {"input_shape": [3, 8, 8], "batch_size": 8, "num_samples": 24, "num_test_samples": 20}

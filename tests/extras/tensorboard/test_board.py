@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from extras.tensorboard.histograms import FEWEST, histograms
 from extras.tensorboard.model_summary import MOST, Recorder, recording
 from model.lenet import LeNet
 from model.two_layer_net import TwoLayerNet
-from tests.helpers import Json, curves, lines, registering, same, state, temporarily
+from tests.helpers import Fit, Json, curves, lines, registering, same, state, temporarily
 from tests.small_data import SmallTensors
 from tests.utils.checkpoint.test_exactness import killed_in
 from trainer.trainer import Trainer
@@ -42,7 +41,6 @@ from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
 pytestmark = pytest.mark.usefixtures("tensorboard")
 
-Fit = Callable[..., train.Result]
 IMAGES: Json = {
     "data_loader": {"type": "SmallTensors", "args": {"batch_size": 16, "validation_split": 40}},
     "model": {"type": "LeNet", "args": {"dropout": 0.3}},

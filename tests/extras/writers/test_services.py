@@ -3,7 +3,6 @@
 import json
 import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 
 import train
 from tests.extras.writers.test_writers import killed_and_resumed
-from tests.helpers import lines
-
-Fit = Callable[..., train.Result]
+from tests.helpers import Fit, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -16,7 +16,7 @@ from base.outputs import build_outputs
 from extras.writers import delivery
 from extras.writers.delivery import Delivery, Entry, Service
 from logger import RunInfo, Writer
-from tests.helpers import lines, temporarily
+from tests.helpers import Fit, lines, temporarily
 from tests.utils.checkpoint.test_exactness import killed_in
 from utils import cli
 from utils.config import load_config
@@ -25,7 +25,6 @@ from utils.errors import UserError
 from utils.registry import WRITERS
 from utils.run_folder import RunFolder
 
-Fit = Callable[..., train.Result]
 OFTEN = ("trainer.epochs=3", "trainer.log_every_steps=1", "trainer.save_every_steps=3")
 
 

@@ -12,13 +12,12 @@ import torch
 import train
 from tests.campaign import differences
 from tests.conftest import load_script, small_config
-from tests.helpers import copy_run, lines
+from tests.helpers import Fit, copy_run, lines
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.checkpoint.file import SMALL, staged, write
 from utils.errors import CheckpointError
 
-Fit = Callable[..., train.Result]
 OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=3", "trainer.keep_last=null")
 
 

@@ -14,14 +14,13 @@ import train
 from base.base_trainer import BaseTrainer
 from tests.campaign import differences
 from tests.conftest import load_script
-from tests.helpers import needs_extra
+from tests.helpers import Fit, needs_extra
 from utils import checkpoint
 from utils.errors import Stopped, TrainingError, UserError
 from utils.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tensorboard")]
 
-Fit = Callable[..., train.Result]
 OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=2", "trainer.log_every_steps=1", "trainer.epochs=4")
 
 

@@ -15,13 +15,11 @@ import torch
 import train
 from tests.campaign import Campaign, config, differences, records
 from tests.conftest import small_config
-from tests.helpers import extended, forgetful, temporarily
+from tests.helpers import Fit, extended, forgetful, temporarily
 from tests.small_data import SmallTensors
 from utils import checkpoint
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.run_folder import RunFolder
-
-Fit = Callable[..., train.Result]
 
 
 class Killed(BaseException):

@@ -2,7 +2,6 @@
 
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 
 import train
 from base.base_trainer import BaseTrainer
-from tests.helpers import same, state, temporarily
+from tests.helpers import Fit, same, state, temporarily
 from trainer.trainer import Trainer
 from utils import checkpoint
 from utils.errors import UserError
 from utils.registry import MODELS, OPTIMIZERS, TRAINERS
 
-Fit = Callable[..., train.Result]
 Pair = namedtuple("Pair", "a b")
 ITSELF: list[Any] = []
 ITSELF.append(ITSELF)

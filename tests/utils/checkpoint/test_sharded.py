@@ -19,13 +19,12 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 import train
 from tests.campaign import differences
 from tests.conftest import load_script
-from tests.helpers import same, state
+from tests.helpers import Fit, same, state
 from tests.utils.checkpoint.test_untrusted import Payload
 from utils import checkpoint
 from utils.checkpoint.shards import write_tensors
 from utils.errors import CheckpointError, ConfigError, TrainingError
 
-Fit = Callable[..., train.Result]
 SHARDED = "trainer.checkpoint=sharded"
 OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=3", "trainer.keep_last=null")
 ADAM = {"type": "AdamW", "args": {"lr": 0.01}}

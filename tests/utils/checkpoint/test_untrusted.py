@@ -15,14 +15,12 @@ import torch
 
 import train
 from tests.conftest import load_script, small_config
-from tests.helpers import copy_run
+from tests.helpers import Fit, copy_run
 from utils import checkpoint
 from utils.checkpoint.file import MARK
 from utils.errors import CheckpointError, ConfigError, DataError, UserError
 
 pytestmark = pytest.mark.slow
-
-Fit = Callable[..., train.Result]
 
 
 class Payload:

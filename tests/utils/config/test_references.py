@@ -13,12 +13,11 @@ from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from tests.configs import sound
 from tests.conftest import load_script
-from tests.helpers import ROOT, equal, fork, registering
+from tests.helpers import ROOT, Fit, equal, fork, registering
 from utils.config import LoadedConfig, load_config, to_json
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS
 
-Fit = Callable[..., train.Result]
 Load = Callable[..., LoadedConfig]
 
 
