@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Size, Tensor, broadcast_shapes, dist, strided
+import torch
+from torch import Size, Tensor, broadcast_shapes, dist, nn, strided
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
@@ -182,6 +183,8 @@ class CheckedLoss:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         self.called = True
+        if is_compiled(self.loss):
+            return self.loss(*args, **kwargs)
         if hasattr(self.loss, "take_parts"):  # a sum of losses by name
             return self._each_checked(self.loss, *args, **kwargs)
         outputs, targets = outputs_and_targets(args, kwargs)
@@ -220,6 +223,17 @@ def torch_warnings(phase: str) -> Iterator[None]:
             targets, outputs = (Size(map(int, re.findall(r"\d+", text))) for text in found.groups())
             check_same_shape("a loss", phase, outputs, targets)
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno, source=each.source)
+
+
+def is_compiled(loss: Any) -> bool:
+    """Whether torch's compiler runs a loss, or traces its call. Inside a mode such as NoBroadcast, it gets some results
+    wrong, such as ``is_floating_point()`` of a tensor.
+    """
+    function = getattr(loss, "loss", loss)  # of a CountedLoss
+    function = getattr(function, "func", function)
+    modules = [*function.modules()] if isinstance(function, nn.Module) else []
+    calls = [loss, function, *(call for each in modules for call in (each.forward, each._compiled_call_impl))]
+    return torch.compiler.is_compiling() or any(hasattr(each, "_torchdynamo_orig_callable") for each in calls)
 
 
 def name_of(function: Any) -> str:

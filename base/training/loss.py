@@ -80,7 +80,7 @@ class LossParts:
     def corrected(self, values: dict[str, float], process_group: ProcessGroup) -> dict[str, float]:
         """The values, with the loss recomputed from its parts if their counts differ in any process."""
         other_loss, differ = process_group.all_reduce_sum([float(not self._is_sum), float(self._differ)])
-        if other_loss or not differ:
+        if other_loss or not differ or self.weights.keys().isdisjoint(values):  # the last: the trainer wraps the loss
             return values
         means = {name: values.get(name, math.nan) for name in self.weights}
         return values | {"loss": sum(self.weights[name] * mean for name, mean in means.items() if not math.isnan(mean))}
@@ -130,6 +130,8 @@ def torch_divisor(loss: Any) -> Tensor | None:
     on MPS. Also None inside ``saved_tensors_hooks``: reading what is kept would call the hook that gets it back, which
     may serve once only, as in offloading, or compute the block again, as in gradient checkpointing.
     """
+    if torch.compiler.is_compiling():  # which has no nodes yet
+        return None
     node = None if not isinstance(loss, Tensor) or loss.is_mps else loss.grad_fn
     if node is None or not node.name().startswith("NllLoss"):
         return None

@@ -18,6 +18,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
+from base.experiment import Experiment
 from base.losses import _common, counted
 from base.metric import StepResult
 from base.training.broadcast import check_metrics
@@ -30,6 +31,7 @@ from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
+from utils.schema import TrainerConfig
 
 IGNORED = -100
 
@@ -673,3 +675,63 @@ def test_what_losses_are_averaged_over_does_not_depend_on_the_batch() -> None:
         on_device = [(count if count is None else torch.tensor(count), number) for count, number in counts]
         count, differ = _common(on_device, targets)
         assert [count if count is None else float(count), bool(differ)] == expected
+
+
+class Compiling(Trainer):
+    """Compiles the loss, alone or with the model."""
+
+    together = False
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        torch.compiler.reset()
+        if self.together:
+            self.forward_and_loss = torch.compile(self.forward_and_loss, backend="eager")  # type: ignore[method-assign]
+        else:
+            self.criterion = torch.compile(self.criterion, backend="eager")
+
+    def forward_and_loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.model(inputs)
+        return outputs, self.criterion(outputs, targets)
+
+    def train_step(self, batch: Any) -> StepResult:
+        outputs, loss = self.forward_and_loss(*batch)
+        self.backward(loss)
+        return StepResult(loss, outputs, batch[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_compiled_loss_is_averaged_as_any_other(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, steps: int, together: bool
+) -> None:
+    monkeypatch.setattr(Compiling, "together", together)
+    loss = {"type": "CrossEntropyLoss", "args": {"weight": [0.2, 1.0, 5.0], "ignore_index": 1}}
+    overrides = (f"trainer.accumulate_steps={steps}", "data_loader.args.num_samples=53")  # the last batch has 3 samples
+    with temporarily(TRAINERS, Compiling):
+        runs = [fit(*overrides, f"trainer.type={name}", loss=loss) for name in ("Trainer", "Compiling")]
+    for expected, values in zip(*(run.history for run in runs), strict=True):
+        assert values["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert values["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-5)
+
+
+class Wrapping(Trainer):
+    """Passes the loss through a function that hides its parts."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        loss = self.criterion
+        self.criterion = lambda *args: loss(*args)
+
+
+def test_a_sum_of_losses_whose_parts_are_hidden_is_averaged_as_it_is(fit: Fit) -> None:
+    part = {"type": "CrossEntropyLoss", "args": {"ignore_index": 1}, "weight": 0.5}
+    with temporarily(TRAINERS, Wrapping):
+        runs = [
+            fit("trainer.epochs=1", f"trainer.type={name}", loss={"part": part, "whole": "cross_entropy"})
+            for name in ("Trainer", "Wrapping")
+        ]
+    expected, values = (run.history[-1]["val_loss"] for run in runs)
+    assert values == pytest.approx(expected, rel=0.1)  # a compromise between the two counts, but not 0
