@@ -429,6 +429,29 @@ def test_the_content_tells_the_format(fit: Fit, tmp_path: Path) -> None:
     assert same(initial(fit(model=model(saved(tmp_path, weights(), "x.safetensors"))).run_dir), weights())
 
 
+DAMAGED = "is incomplete or damaged, or not in the safetensors format: .* again"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: content[:-9], DAMAGED),
+        (lambda content: content[:12] + b"\xff" + content[13:], DAMAGED),
+        (lambda content: b"\x89PNG" * 9, DAMAGED),
+        (lambda content: struct.pack("<Q", 2) + b"{}", "contains no weights"),
+    ],
+    ids=["incomplete", "damaged", "another format", "empty"],
+)
+def test_safetensors_that_cannot_be_used_are_named(
+    fit: Fit, tmp_path: Path, change: Callable[[bytes], bytes], says: str
+) -> None:
+    pytest.importorskip("safetensors")
+    file = write_safetensors(tmp_path / "weights.safetensors", weights())
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"weights\.safetensors {says}"):
+        fit(model=model(file))
+
+
 def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     folder = tmp_path / "hub"
@@ -445,7 +468,7 @@ def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
     ):
         fit(model=model(folder))
     (folder / shards["hidden.weight"]).unlink()
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors: no such file"):
+    with pytest.raises(CheckpointError, match=r"lists the shard model-00001-of-00002\.safetensors, which is not"):
         fit(model=model(index))
     for text, says in (
         ("{}", "is not an index of shards"),

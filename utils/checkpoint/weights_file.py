@@ -83,6 +83,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     for name in sorted(map(str, files)):
         if not name or Path(name).name != name:
             raise CheckpointError(f"{path} names a shard outside its folder: {name}")
+        if not path.with_name(name).exists():
+            raise CheckpointError(f"{path} lists the shard {name}, which is not in its folder")
         weights |= _read_file(path.with_name(name))
     return weights
 
@@ -159,7 +161,16 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     need_package("safetensors", f"{path}: reading .safetensors needs a library", kind=CheckpointError)
     from safetensors.torch import load_file
 
-    return dict(load_file(path))
+    try:
+        weights = dict(load_file(path))
+    except Exception as error:  # the library's own
+        why = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(
+            f"{path} is incomplete or damaged, or not in the safetensors format: {why}. Copy or download it again"
+        ) from error
+    if not weights:
+        raise CheckpointError(f"{path} contains no weights")
+    return weights
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, Any]:
