@@ -25,6 +25,7 @@ FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock
 INITIAL = FILES - {"metrics.jsonl"} | {"initial.pth", "checkpoints"}
 EVENTS = "events.out.tfevents."
 NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
+UNNAMED = re.compile(r"\.\d{8}-\d{6}-\d+\.tmp")
 
 # run folders locked by this process
 _owned: set[Path] = set()
@@ -58,6 +59,7 @@ class RunFolder:
         parent = project_path(save_dir) / name
         timestamp = time.strftime("%Y%m%d-%H%M%S")
         unnamed = parent / f".{timestamp}-{os.getpid()}.tmp"
+        _remove_unnamed(parent)
         try:
             (unnamed / "checkpoints").mkdir(parents=True)
             (unnamed / ".started").write_text(f"{time.time_ns()}\n")
@@ -245,10 +247,8 @@ def _a_run_in(folder: Path) -> str:
     """The end of a message about a folder that is not a run but contains some, such as a sweep's."""
     if runs := _runs(folder):
         return f"; its newest run is {runs[-1].path}"
-    first = min(
-        (path.parent for path in folder.glob("*/checkpoints") if (path.parent / "config.json").is_file()), default=None
-    )
-    return f"; give one of the runs in it, such as {first}" if first else ""
+    others = [path.parent for path in folder.glob("[!.]*/checkpoints") if (path.parent / "config.json").is_file()]
+    return f"; give one of the runs in it, such as {min(others)}" if others else ""
 
 
 def start_order(run: RunFolder) -> tuple[int, str, int]:
@@ -279,6 +279,14 @@ def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
                 file.flush()  # a full disk is reported for the file that it cannot take
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _remove_unnamed(parent: Path) -> None:
+    """Remove the folders of runs that were killed while they were created. Others may be creating one right now."""
+    for path in parent.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if UNNAMED.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def rename_to_free(folder: Path, name: Path) -> Path:

@@ -69,7 +69,7 @@ def write_columns(events: EventWriter, config: Config, training: Training) -> No
     covering the others' hyperparameters. With a full disk or read-only folders nothing is changed, and TensorBoard
     finds the columns itself.
     """
-    files = list(events.folder.parent.glob("*/config.json"))
+    files = list(events.folder.parent.glob("[!.]*/config.json"))
     values = [hyperparameters(read) for read in map(read_json_object, files) if read is not None]
     with contextlib.suppress(OSError):
         events.replace(COLUMNS, {"summary": columns(values, metrics(config, training))})

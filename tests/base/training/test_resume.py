@@ -443,6 +443,21 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     assert RunFolder.newest(str(tmp_path), "name").path == folders[-1]
 
 
+def test_folders_of_runs_that_were_killed_as_they_were_created_are_removed(tmp_path: Path) -> None:
+    recent, old, other = (
+        tmp_path / "name" / name for name in (".20260101-000000-7.tmp", ".20250101-000000-8.tmp", ".own.tmp")
+    )
+    for folder in (recent, old, other):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    with pytest.raises(CheckpointError, match=r"no config.json in \S+name$"):
+        RunFolder.of(tmp_path / "name")
+    created = RunFolder.create(str(tmp_path), "name").path
+    assert {*created.parent.iterdir()} == {created, recent, other}
+
+
 def test_a_metric_whose_state_gets_its_shape_from_the_first_batch_resumes(fit: Fit) -> None:
     """R2Score adds tensors of shape (1,) to states of shape () for outputs of shape (B, 1)."""
     data = {"type": "RandomTensorLoader", "args": {"num_samples": 40, "input_shape": [6], "target_shape": [1]}}
