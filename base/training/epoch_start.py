@@ -9,7 +9,7 @@ from base.training.state import kept, own_parts, part_kind
 from base.training.trainer_interface import TrainerInterface
 from utils.checkpoint.weights_file import AVERAGED
 from utils.device_errors import device_failure
-from utils.errors import ConfigError, Stopped, UserError
+from utils.errors import ConfigError, DataError, Stopped, UserError
 from utils.optimizers import start_momentum
 from utils.random import isolated
 from utils.text import listed
@@ -39,6 +39,7 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
             check_parameters(trainer)
     trainer.saved_data.check_lengths()
     if not trainer.progress.epoch_steps:
+        check_weights_have_effect(trainer, epochs + 1)
         trainer.training.batches.begin_epoch(trainer.progress.position, trainer.runtime.process_group)
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
@@ -46,6 +47,15 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
         trainer.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
     for each in trainer.training.optimizers.values():
         start_momentum(each.optimizer)
+
+
+def check_weights_have_effect(trainer: Any, epoch: int) -> None:
+    """Raise DataError if a BaseTrainer's data loader has weights only now, and its samples are in a fixed order."""
+    data = trainer.experiment.data
+    if trainer.training.batches.weighted is None and data.sample_weights() is not None:
+        name = f"{type(data).__name__}.sample_weights()"
+        order = "so data_loader.args.shuffle cannot be false" if not data.shuffle else "which a stream cannot do"
+        raise DataError(f"data_loader: {name} draws the samples from epoch {epoch} on, {order}")
 
 
 def check_parameters(trainer: Any) -> None:

@@ -299,6 +299,19 @@ class Growing(Mined):
         return self.hard
 
 
+class WeightedLate(Growing):
+    def begin_epoch(self, epoch: int) -> None:
+        self.hard = self.weights if epoch > 1 else None
+
+
+def test_weights_that_come_later_are_not_ignored(fit: Fit) -> None:
+    says = r"WeightedLate\.sample_weights\(\) draws the samples from epoch 2 on, so \S+shuffle cannot be false"
+    with temporarily(DATA_LOADERS, WeightedLate):
+        fit(data_loader={"type": "WeightedLate"} | SIZES)
+        with pytest.raises(DataError, match=says):
+            fit("data_loader.args.shuffle=false", data_loader={"type": "WeightedLate"} | SIZES)
+
+
 class Edited(Mined):
     """Weights that never change, unless somebody edits them."""
 
