@@ -63,6 +63,25 @@ def test_a_resume_says_what_its_last_bits_depend_on_and_differs(fit: Fit, capsys
         assert "resumed with" not in resumed(5, **damaged)
 
 
+def test_a_resume_says_once_that_the_code_is_another(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def resumed(epochs: int, commit: str | None, *, dirty: bool) -> str:
+        monkeypatch.setattr("utils.run_folder.git_state", lambda: {"git_commit": commit, "git_dirty": dirty})
+        train.main(["-r", str(run), f"trainer.epochs={epochs}"])
+        return next((line for line in capsys.readouterr().out.splitlines() if "the code of" in line), "")
+
+    monkeypatch.setattr("utils.run_folder.git_state", lambda: {"git_commit": "a" * 40, "git_dirty": False})
+    run = fit("trainer.epochs=1").run_dir
+    assert "the code of" not in capsys.readouterr().out
+    assert not resumed(2, "a" * 40, dirty=False)
+    first = resumed(3, "b" * 40, dirty=False)
+    assert first == "resumed with the code of git commit bbbbbbbbb (before: git commit aaaaaaaaa)"
+    assert not resumed(4, "b" * 40, dirty=False)
+    assert "bbbbbbbbb with other changes (before: git commit bbbbbbbbb)" in resumed(5, "b" * 40, dirty=True)
+    assert not resumed(6, None, dirty=False)
+
+
 def test_the_names_of_a_gpu_and_its_libraries_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
     described = describe_device(torch.device("cuda:1"))
