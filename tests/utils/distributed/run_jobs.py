@@ -105,6 +105,19 @@ class Idle(BaseModel):
         return self.used(x)  # type: ignore[no-any-return]
 
 
+class SparseRows(BaseModel):
+    """Rows of an embedding, whose gradients are sparse, for numbers rounded down, between dense layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(12, 3), nn.Linear(3, 3)
+        self.rows = nn.Embedding(64, 3, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows((8 * x).long().clamp(-32, 31) + 32).sum(1)  # (B, 12) -> (B, 3)
+        return self.out(self.first(x) + rows)  # type: ignore[no-any-return]
+
+
 class Coder(BaseModel):
     """A model of which a trainer calls parts and methods."""
 
@@ -223,7 +236,7 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 def register() -> None:
     for loader in (SmallTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
-    for model in (Restless, TiedLayers, Idle, PlainPair, Coder):
+    for model in (Restless, TiedLayers, Idle, SparseRows, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)
