@@ -1,7 +1,6 @@
 """Checks on one real batch before anything is trained."""
 
 import inspect
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -76,58 +75,6 @@ def _check_values(name: str, tensor: Tensor, text: str, *, stored: bool) -> Chec
 
 def _class_indices(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and not tensor.is_floating_point()
-
-
-def count_classes(outputs: Tensor, targets: Tensor) -> int:
-    """C for logits (B, C, ...) or (B, ..., C) and class indices (B, ...); 0 for anything else."""
-    if targets.is_floating_point() or targets.is_complex() or outputs.dim() != targets.dim() + 1 or targets.dim() < 1:
-        return 0
-    if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
-        return outputs.shape[1]
-    return outputs.shape[-1] if outputs.shape[:-1] == targets.shape else 0
-
-
-def check_first_loss(
-    loss: float,
-    *,
-    classes: int = 0,
-    count: int = 1,
-    baseline: float = math.nan,
-    certain: bool = True,
-    nll: bool = False,
-) -> CheckResult:
-    """The loss of the untrained model compared with an uninformed guess.
-
-    classes: the loss is a cross-entropy of class indices, which is ln C for C equally likely classes, summed over count
-    samples. certain: whether that is known; a user's own loss may be anything. nll: it takes log-probabilities.
-    baseline: for any other loss, the loss of a constant output; NaN if unknown.
-    """
-    loss += 0.0  # no -0, which some losses give for 0
-    if not math.isfinite(loss):
-        cause = "a logarithm or division in the model or the loss, or unscaled inputs"
-        return CheckResult("first loss", "FAIL", f"the loss is {loss} before the first step", cause)
-    if classes > 1:
-        return _check_classes(loss, classes, count, certain=certain, nll=nll)
-    if not math.isfinite(baseline):
-        return CheckResult("first loss", "ok", f"{loss:.4g}")
-    text = f"{loss:.4g}; predicting the mean of the targets would give {baseline:.4g}"
-    far = loss > 10 * abs(baseline)
-    cause = "initial weights or inputs that are too large, or unscaled targets" if far else ""
-    return CheckResult("first loss", "note" if far else "ok", text, cause)
-
-
-def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll: bool) -> CheckResult:
-    expected = math.log(classes) * count
-    times = f" x {count}" if count > 1 else ""
-    text = f"{loss:.4g}; equally likely classes would give ln {classes}{times} = {expected:.4g}"
-    if loss > 2 * expected:
-        cause = "initial weights or inputs that are too large"
-        return CheckResult("first loss", "FAIL" if certain else "note", text, cause)
-    if loss < expected / 2 and certain:
-        if nll or loss < 0:
-            return CheckResult("first loss", "FAIL", text, "a loss that expects log_softmax but gets logits (nll_loss)")
-        return CheckResult("first loss", "note", text, "pretrained weights, or targets leaking into the inputs")
-    return CheckResult("first loss", "ok", text)
 
 
 def explain_forward(failed: Failed, batch: Any, *, other: str = "") -> Iterator[CheckResult]:

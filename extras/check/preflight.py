@@ -31,15 +31,15 @@ from base.training.first_batch import (
     check_next_step,
     check_step_was_taken,
 )
-from base.training.library_metric import CLASS_LOGITS
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
 from extras.check.check_result import CheckResult
+from extras.check.first_loss import first_loss
 from extras.check.validation_checks import check_monitor, check_own_validation, check_second_epoch, own_validation
-from extras.classification import classification_warnings, may_be_classes
+from extras.classification import classification_warnings
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
 from utils.checkpoint import check_parts
@@ -262,8 +262,7 @@ class _Check:
         self.trainer.waits_for_count = False
 
     def _first_loss(self, result: StepResult) -> CheckResult:
-        loss, component = float(result.loss), self.config.losses.get("")
-        if math.isnan(loss):
+        if math.isnan(float(result.loss)):
             try:
                 trained = float(self._train().loss)
             except Exception:  # a later check reports it
@@ -272,21 +271,7 @@ class _Check:
                 self.measures_training = True
                 cause = "a model with a loss only in training, as torchvision's detectors are; or a division by 0"
                 return CheckResult("first loss", "note", f"{trained:.4g} in training; eval_step returns NaN", cause)
-        outputs, targets = _only(result.outputs), _only(result.targets)
-        if component is None or outputs is None or targets is None or not self.trainer.supervised:
-            return data_checks.check_first_loss(loss)
-        classes, names = data_checks.count_classes(outputs, targets), self.experiment.data.class_names
-        if classes and may_be_classes(component.type, classes, names, int(targets.max()) if len(targets) else None):
-            count = targets.numel() if self.experiment.sum_loss else 1
-            nll = component.type == "NLLLoss"
-            certain = nll or component.type in CLASS_LOGITS
-            return data_checks.check_first_loss(loss, classes=classes, count=count, certain=certain, nll=nll)
-        baseline = math.nan
-        same = isinstance(result.outputs, Tensor) and isinstance(result.targets, Tensor)
-        if same and targets.shape == outputs.shape:
-            constant = targets.to(outputs.dtype).mean(0).expand_as(outputs)
-            baseline = float(self.experiment.criterion(constant, targets))
-        return data_checks.check_first_loss(loss, baseline=baseline)
+        return first_loss(result, self.config, self.experiment)
 
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics(training=phase == "training")
@@ -392,9 +377,3 @@ class _Check:
     def _wait(self) -> None:
         if self.runtime.device.type != "cpu":
             torch.accelerator.synchronize()
-
-
-def _only(nest: Any) -> Tensor | None:
-    """The only tensor in a nest, if there is just one."""
-    found = list(tensors(nest))
-    return found[0] if len(found) == 1 else None

@@ -16,7 +16,8 @@ import train
 from base.base_data_loader import BaseDataLoader
 from extras.check import preflight
 from extras.check.check_result import CheckResult
-from extras.check.data_checks import _named_tensors, check_first_loss
+from extras.check.data_checks import _named_tensors
+from extras.check.first_loss import check_first_loss
 from logger.console import styled
 from tests.base.training.test_modes import PlainBackward
 from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
@@ -343,9 +344,26 @@ def test_a_backward_pass_by_hand_fails_where_a_run_refuses_it(
     assert ("gradients     FAIL  PlainBackward.train_step does not call self.backward(loss)" in printed) == bool(status)
 
 
-@pytest.mark.parametrize(("loss", "nll", "verdict"), [(0.2, False, "note"), (0.2, True, "FAIL"), (-0.1, False, "FAIL")])
-def test_a_low_first_loss_may_come_from_pretrained_weights(loss: float, nll: bool, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "nll", "verdict", "pretrained"),
+    [
+        (0.2, False, "note", "ok"),
+        (0.2, True, "FAIL", "FAIL"),
+        (-0.1, False, "FAIL", "FAIL"),
+        (3.0, False, "FAIL", "note"),
+    ],
+)
+def test_a_first_loss_far_from_chance_may_come_from_pretrained_weights(
+    loss: float, nll: bool, verdict: str, pretrained: str
+) -> None:
     assert check_first_loss(loss, classes=3, nll=nll).verdict == verdict
+    assert check_first_loss(loss, classes=3, nll=nll, pretrained=True).verdict == pretrained
+
+
+def test_a_large_first_loss_above_frozen_layers_is_a_note(check: Check, tmp_path: Path) -> None:
+    trainer = {"freeze": [{"params": ["first.*"]}], "save_dir": str(tmp_path)}
+    _, printed = check(**planted("large"), trainer=trainer)
+    assert "first loss    note" in printed, printed
 
 
 def test_several_losses_by_name_pass(check: Check) -> None:
