@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
+from base.data.errors import call_hook
 from base.training.state import kept, own_parts, part_kind
 from base.training.trainer_interface import TrainerInterface
 from utils.checkpoint.weights_file import AVERAGED
@@ -52,7 +53,7 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
 def check_weights_have_effect(trainer: Any, epoch: int) -> None:
     """Raise DataError if a BaseTrainer's data loader has weights only now, and its samples are in a fixed order."""
     data = trainer.experiment.data
-    if trainer.training.batches.weighted is None and data.sample_weights() is not None:
+    if trainer.training.batches.weighted is None and call_hook(data, "sample_weights") is not None:
         name = f"{type(data).__name__}.sample_weights()"
         order = "so data_loader.args.shuffle cannot be false" if not data.shuffle else "which a stream cannot do"
         raise DataError(f"data_loader: {name} draws the samples from epoch {epoch} on, {order}")

@@ -67,11 +67,11 @@ def test_a_resume_says_once_that_the_code_is_another(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def resumed(epochs: int, commit: str | None, *, dirty: bool) -> str:
-        monkeypatch.setattr("utils.run_folder.git_state", lambda: {"git_commit": commit, "git_dirty": dirty})
+        monkeypatch.setattr("utils.environment.git_state", lambda: {"git_commit": commit, "git_dirty": dirty})
         train.main(["-r", str(run), f"trainer.epochs={epochs}"])
         return next((line for line in capsys.readouterr().out.splitlines() if "the code of" in line), "")
 
-    monkeypatch.setattr("utils.run_folder.git_state", lambda: {"git_commit": "a" * 40, "git_dirty": False})
+    monkeypatch.setattr("utils.environment.git_state", lambda: {"git_commit": "a" * 40, "git_dirty": False})
     run = fit("trainer.epochs=1").run_dir
     assert "the code of" not in capsys.readouterr().out
     assert not resumed(2, "a" * 40, dirty=False)
