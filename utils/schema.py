@@ -66,6 +66,7 @@ PATTERNS = {
     DEVICE: '"auto", "cpu", "cuda", "cuda:1", "mps" ...',
 }
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat32 = Annotated[float, Field(gt=0, le=3.4e38)]
 Workers = Annotated[int, Field(ge=0, le=256)]  # more would only overload the machine
 
 
@@ -154,7 +155,7 @@ class OptimizerConfig(Component):
     """Parameter groups with different arguments; all other parameters use the optimizer's."""
     clip_grad_norm: Changeable[PositiveFloat | None] = None
     """Maximum total norm of its gradients; null: trainer.clip_grad_norm."""
-    clip_grad_value: Changeable[PositiveFloat | None] = None
+    clip_grad_value: Changeable[PositiveFloat32 | None] = None
     """Maximum absolute value of each of its gradients; null: trainer.clip_grad_value."""
 
 
@@ -257,7 +258,7 @@ class TrainerConfig(Section):
     """Batches per optimizer step; their gradients are accumulated."""
     clip_grad_norm: Changeable[PositiveFloat | None] = None
     """Maximum total norm of each optimizer's gradients; null: no clipping."""
-    clip_grad_value: Changeable[PositiveFloat | None] = None
+    clip_grad_value: Changeable[PositiveFloat32 | None] = None
     """Maximum absolute value of each gradient; null: no clipping."""
     freeze: Changeable[list[FreezeConfig]] = Field(default_factory=list)
     """Parameters to freeze, for some epochs or for the whole run."""
