@@ -22,6 +22,7 @@ _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
 
+MOST_REPLACED = 10_000  # references in one config: variables that contain others could need any amount of memory
 CLASSES = "integer targets of shape (N,), as its attribute targets, or the data loader class_names"
 
 
@@ -56,6 +57,7 @@ class References:
         self.pending: list[KeyPath] = []
         self.problems: list[Problem] = []
         self._used: set[str] = set()
+        self._replacements = 0
         found = document.value.get("variables")
         self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
 
@@ -118,6 +120,11 @@ class References:
         if not _NAME.fullmatch(name):
             raise ConfigError(f'"{found[0]}" is not a reference; possible forms: {FORMS}')
         self._used.add(name)
+        self._replacements += 1
+        if self._replacements > MOST_REPLACED:
+            raise ConfigError(
+                f"the variables contain one another more than {MOST_REPLACED:,} times; is this a mistake?"
+            )
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
             raise ConfigError(f'unknown variable "{name}"; {known}')

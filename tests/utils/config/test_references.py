@@ -119,6 +119,12 @@ def test_overrides_may_hold_references_and_set_variables(load: Load) -> None:
     assert (loaded.config.trainer.epochs, loaded.config.seed) == (3, 5)
 
 
+def doubling(twice: Any) -> dict[str, Any]:
+    """Variables, each of which contains the one before it twice."""
+    text = json.dumps(twice)
+    return {"V0": "a"} | {f"V{number}": json.loads(text.replace("%d", str(number - 1))) for number in range(1, 41)}
+
+
 def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
     (tmp_path / "base.json").write_text(json.dumps({**sound(), "variables": {"N": 2}, "seed": "${N}"}))
     (tmp_path / "child.json").write_text(json.dumps({"extends": "base.json", "variables": {"N": 9}}))
@@ -132,6 +138,8 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
         ({"seed": "${SED}"}, 'unknown variable "SED"; the config has no "variables"'),
         ({"seed": "${env:NOT_THERE}"}, r'environment variable "NOT_THERE" is not set. .*"\$\{env:NOT_THERE:DEFAULT\}"'),
         ({"seed": "${A}", "variables": {"A": "${B}", "B": ["${A}"]}}, "circular variables: A -> B -> A"),
+        ({"name": "${V40}", "variables": doubling("${V%d}${V%d}")}, "contain one another more than 10,000 times"),
+        ({"metrics": "${V40}", "variables": doubling(["${V%d}", "${V%d}"])}, "contain one another more than 10,000"),
         ({"seed": "${A"}, "is not closed"),
         ({"seed": "${A-B}"}, "is not a reference; possible forms"),
         ({"seed": "${}"}, "is not a reference; possible forms"),
