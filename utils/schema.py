@@ -239,7 +239,7 @@ class FreezeConfig(Section):
 class EmaConfig(Section):
     """An exponential moving average of the weights, which is validated, saved as the best and tested in their place."""
 
-    decay: Changeable[Annotated[float, Field(gt=0, lt=1)]] = 0.999
+    decay: TrainingOnly[Changeable[Annotated[float, Field(gt=0, lt=1)]]] = 0.999
     """After each optimizer step: average = decay * average + (1 - decay) * weights."""
 
 

@@ -74,6 +74,7 @@ def test_a_model_that_has_changed_since_is_told(fit: Fit) -> None:
     "override",
     [
         *("trainer.epochs=5", "optimizer.args.lr=0.5", "lr_scheduler=null", "trainer.freeze=[]"),
+        *("trainer.ema.decay=0.5", 'trainer.ema={"decay": 0.5}'),
         *("data_loader.args.drop_last=true", "runtime.strategy=fsdp", 'trainer={"verbosity": 0, "epochs": 5}'),
         *('optimizer={"type": "SGD", "args": {"lr": 0.1}}', "optimizer.args={}", 'model.weights={"file": "a.pth"}'),
     ],
