@@ -10,12 +10,20 @@ from typing import Any
 from utils.arguments import parameters
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, SchedulerPart, scheduler_parts
-from utils.registry import METRICS, SCHEDULERS, TRAINERS
+from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS, Registry
 from utils.schema import Config, KeyPath, OptimizerConfig, component_path
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
 SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
+
+NEEDS = {
+    "dampening": "momentum",
+    "decoupled_weight_decay": "weight_decay",
+    "base_momentum": "cycle_momentum",
+    "max_momentum": "cycle_momentum",
+}
+"""Arguments of torch's optimizers and schedulers that have no effect if another one is 0 or false."""
 
 
 def ineffective(config: Config) -> Iterator[Problem]:
@@ -23,9 +31,15 @@ def ineffective(config: Config) -> Iterator[Problem]:
     for name, optimizer in config.optimizers.items():
         at, scheduler = config.scheduler_of(name)
         parts = scheduler_parts(scheduler.type, scheduler.args, (*at, "args"), length=0) if scheduler else ()
-        for number, part in enumerate(part for part in parts if part.name not in COMPOUND_SCHEDULERS):
+        simple = [part for part in parts if part.name not in COMPOUND_SCHEDULERS]
+        if not any(part.name in SETS_RATE for part in simple):  # which may set a momentum
+            yield from _without_other(OPTIMIZERS, optimizer.type, _places(optimizer, component_path("optimizer", name)))
+        for number, part in enumerate(simple):
+            yield from _without_other(SCHEDULERS, part.name, {part.at: part.args})
             if part.name == "OneCycleLR":
                 yield from _length(part)
+            if part.name == "CyclicLR" and part.args.get("gamma", 1.0) != 1.0 and part.args.get("mode") != "exp_range":
+                yield Problem((*part.at, "gamma"), 'has no effect without "mode": "exp_range"')
             if part.name in SETS_RATE:
                 yield from _set_by_scheduler(optimizer, component_path("optimizer", name), part, number == 0)
     yield from _of_other_tasks(config)
@@ -38,6 +52,26 @@ def ineffective(config: Config) -> Iterator[Problem]:
                 yield Problem(path, "has no effect: every validation sample is used once, in order")
     if config.runtime.unused_parameters and config.runtime.strategy == "fsdp":
         yield Problem(("runtime", "unused_parameters"), 'has no effect: "fsdp" has no such search, only "ddp"')
+
+
+def _places(optimizer: OptimizerConfig, path: KeyPath) -> dict[KeyPath, dict[str, Any]]:
+    """The arguments of an optimizer at a path, and those of its groups, by their paths."""
+    groups = {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
+    return {(*path, "args"): optimizer.args, **groups}
+
+
+def _without_other(registry: Registry, name: str, places: dict[KeyPath, dict[str, Any]]) -> Iterator[Problem]:
+    """Arguments that lack the one they need. places: where they are given, first for all groups, then for each."""
+    if name in registry.own():
+        return
+    known, common = registry.parameters(name), next(iter(places.values()))
+    for key, other in NEEDS.items():
+        for place, args in places.items():
+            if key not in known.keys() & args.keys() or args[key] == known[key].default:
+                continue
+            used_by = places.values() if args is common else [args]
+            if not any(each.get(other, common.get(other, known[other].default)) for each in used_by):
+                yield Problem((*place, key), f"has no effect without {other}")
 
 
 def _length(part: SchedulerPart) -> Iterator[Problem]:
@@ -53,9 +87,7 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: Scheduler
 
     path: of the optimizer. first: whether the scheduler is built first; CyclicLR then replaces the learning rate.
     """
-    name, sets = part.name, SETS_RATE[part.name]
-    places: dict[KeyPath, dict[str, Any]] = {(*path, "args"): optimizer.args}
-    places |= {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
+    name, sets, places = part.name, SETS_RATE[part.name], _places(optimizer, path)
     for place, args in places.items():
         if "lr" in args and (first or name == "OneCycleLR"):
             message = f"has no effect: {name} sets the learning rate itself, from {dotted((*part.at, sets))}"

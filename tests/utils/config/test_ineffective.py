@@ -18,6 +18,7 @@ from utils.registry import METRICS, SCHEDULERS, TRAINERS
 
 WriteConfig = Callable[..., Path]
 SGD = {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}
+CYCLIC = {"base_lr": 0.1, "max_lr": 0.2, "gamma": 0.9, "max_momentum": 0.9}
 OFF = {"epochs": 1, "tensorboard": False}
 LOADER: Any = {
     "type": "RandomTensorLoader",
@@ -27,6 +28,10 @@ LOADER: Any = {
 
 def one_cycle(**args: Any) -> dict[str, Any]:
     return {"type": "OneCycleLR", "args": {"max_lr": 0.1, **args}, "interval": "step"}
+
+
+def sgd(**args: Any) -> dict[str, Any]:
+    return {"type": "SGD", "args": {"lr": 0.1, **args}}
 
 
 def f1_score(task: str, **args: Any) -> dict[str, Any]:
@@ -59,6 +64,31 @@ def with_args(**args: Any) -> dict[str, Any]:
             ["lr_scheduler.args.steps_per_epoch: has no effect: total_steps, which follows from the run"],
         ),
         ({"optimizer": SGD, "lr_scheduler": {"type": "ExponentialLR", "args": {"gamma": 0.9}}}, []),
+        ({"optimizer": sgd(dampening=0.5)}, ["optimizer.args.dampening: has no effect without momentum"]),
+        ({"optimizer": sgd(dampening=0.5, momentum=0.9)}, []),
+        ({"optimizer": sgd(dampening=0.5), "lr_scheduler": one_cycle()}, ["optimizer.args.lr"]),
+        ({"optimizer": {**sgd(dampening=0.5), "groups": [{"params": ["*.bias"], "args": {"momentum": 0.9}}]}}, []),
+        (
+            {"optimizer": {**sgd(), "groups": [{"params": ["*.bias"], "args": {"dampening": 0.9}}]}},
+            ["optimizer.groups.0.args.dampening: has no effect without momentum"],
+        ),
+        (
+            {"optimizer": {"type": "Adam", "args": {"decoupled_weight_decay": True}}},
+            ["optimizer.args.decoupled_weight_decay: has no effect without weight_decay"],
+        ),
+        ({"optimizer": {"type": "AdamW"}}, []),
+        (
+            {"optimizer": {"type": "SGD"}, "lr_scheduler": one_cycle(base_momentum=0.8, cycle_momentum=False)},
+            ["lr_scheduler.args.base_momentum: has no effect without cycle_momentum"],
+        ),
+        (
+            {"optimizer": SGD, "lr_scheduler": {"type": "CyclicLR", "args": CYCLIC}},
+            ['lr_scheduler.args.gamma: has no effect without "mode": "exp_range"', "optimizer.args.lr"],
+        ),
+        (
+            {"optimizer": SGD, "lr_scheduler": {"type": "CyclicLR", "args": {**CYCLIC, "mode": "exp_range"}}},
+            ["optimizer.args.lr"],
+        ),
         ({"metrics": [f1_score("binary", average="macro")]}, ['args.average: has no effect with "task": "binary"']),
         ({"metrics": [f1_score("multiclass", average="macro", num_classes=3)]}, []),
         (
