@@ -152,8 +152,7 @@ class _Check:
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size, step=step))
         try:
             if self.evaluates_training:  # else this was its first step already
-                check_next_step(self.trainer, "train_step", "training")
-            self._train()
+                self._first_train()
         except Exception as error:
             other = "eval_step" if self.evaluates_training else ""
             yield from data_checks.explain_forward({"train_step": (error, trace.outputs)}, self.batch, other=other)
@@ -224,9 +223,8 @@ class _Check:
         trace.layers.clear()
         trace.outputs = None
         try:
-            check_next_step(self.trainer, "train_step", "training")
             with traced(self.model, trace):
-                return self._train()
+                return self._first_train()
         except Exception as error:
             self.failed = {"train_step": (error, trace.outputs), "eval_step": in_evaluation}
         return None
@@ -250,6 +248,13 @@ class _Check:
         self.model.zero_grad()
         result = self.trainer.train_step(self._copied())
         return result._replace(loss=result.loss.detach())
+
+    def _first_train(self) -> StepResult:
+        """The first training step, with checks of the loss in it."""
+        check_next_step(self.trainer, "train_step", "training")
+        if type(self.trainer).optimizer_step is not BaseTrainer.optimizer_step:
+            self._take_step()  # train_step may use what it sets
+        return self._train()
 
     def _calls(self) -> Iterator[CheckResult]:
         """Whether ``train_step`` calls the config's loss, and ``self.backward`` if gradients are weighted or scaled."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import BaseDataLoader
+from base.data.batches import StepBatches
 from base.metric import StepResult
 from extras.check import preflight
 from tests.helpers import temporarily
@@ -93,8 +94,23 @@ class Remembers(Trainer):
         return result
 
 
+class SetsUp(Trainer):
+    """Collects in train_step what its optimizer_step takes."""
+
+    def optimizer_step(self, step: StepBatches) -> Tensor | float:
+        self.sizes: list[int] = []
+        return super().optimizer_step(step)
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.sizes.append(len(batch[0]))
+        return super().train_step(batch)
+
+
 class Unsupervised(Trainer):
     supervised = False
+
+
+OWN = (Consistent, TrainsWithLoss, FailsInTraining, Differentiates, Remembers, SetsUp, Unsupervised)
 
 
 @pytest.fixture
@@ -103,7 +119,7 @@ def check(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str])
         loader = {"type": "HalfLabelled", "args": args}
         with (
             temporarily(DATA_LOADERS, HalfLabelled),
-            temporarily(TRAINERS, Consistent, TrainsWithLoss, FailsInTraining, Differentiates, Remembers, Unsupervised),
+            temporarily(TRAINERS, *OWN),
         ):
             status = preflight(load_config(write_config(data_loader=loader, trainer={"type": trainer})))
         return status, capsys.readouterr().out
@@ -141,6 +157,12 @@ def test_steps_that_fail_in_different_ways_are_both_reported(check: Callable[...
     assert status == 1
     own = r"FAIL  ValueError: no training\n .*: raise ValueError\(\"no training\"\)\n +train_step failed\n"
     assert re.search(rf"forward       {own}forward       FAIL  .*\n .*\n(.*\n)?.*eval_step failed\n", shown), shown
+
+
+def test_a_train_step_that_needs_what_optimizer_step_sets_up_passes(check: Callable[..., tuple[int, str]]) -> None:
+    status, shown = check("SetsUp", extra=False)
+    assert status == 0, shown
+    assert "gradients     ok" in shown
 
 
 def test_a_gradient_in_an_evaluation_is_named_as_the_cause(check: Callable[..., tuple[int, str]]) -> None:
