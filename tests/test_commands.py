@@ -321,6 +321,15 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
         (["trainer.epochs=", "3"], '"trainer.epochs= 3": leave out the spaces'),
         (["trainer.epochs", "=3"], '"trainer.epochs =3": leave out the spaces'),
         (["--init-from", "no_such.pth"], "--init-from no_such.pth: no such file or run folder"),
+        (
+            ["--init-from", str(ROOT), "model.weights.file=a.pth"],
+            "and there is model.weights.file=a.pth too; leave one",
+        ),
+        (["--init-from", str(ROOT), "model.weights=a.pth"], "and there is model.weights=a.pth too; leave one out"),
+        (
+            ["--init-from", str(ROOT), 'model.weights={"skip": [], "file": "a"}'],
+            "--init-from is short for model.weights",
+        ),
         (["-r", "", "trainer.epochs=3"], "an argument after -r is empty; is a shell variable unset?"),
         (["--check", "--note", "wider"], "--check does not take --note"),
         (["--list", "--note", "wider"], "--list cannot be combined"),

@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -26,6 +27,9 @@ from utils.user_code import user_line
 
 # options that abbreviate a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
+
+# overrides that give the file which --init-from gives, rather than what to skip or rename
+WEIGHTS_FILE = re.compile(r'model\.weights(\.file=|=(?!\{)|=.*"file")')
 
 LIST_WIDTH = 110  # of --list when not printed to a terminal
 
@@ -90,6 +94,8 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     if options.init_from is not None:
         if not options.init_from.exists() and not current().launched:  # only the main process needs the file
             raise UserError(f"--init-from {options.init_from}: no such file or run folder")
+        if twice := list(filter(WEIGHTS_FILE.match, options.overrides)):
+            raise UserError(f"--init-from is short for model.weights.file, and there is {twice[0]} too; leave one out")
         options.overrides.append(
             f"model.weights.file={json.dumps(str(options.init_from.resolve()), ensure_ascii=False)}"
         )
