@@ -39,12 +39,13 @@ def format_error_with_source(error: BaseException) -> str:
 def user_line(error: BaseException) -> str:
     """File, number and text of the innermost line of user code in a traceback; empty if there is none.
 
-    Preceded by the line of a trainer's step that called it, which shows with what, as ``self.criterion(...)`` does.
+    If it is not in a module's ``forward``, preceded by the line of a trainer's step that called it: a loss, with what.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return _code_line(error.filename, error.lineno or 1)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
-    in_steps = [frame for frame in frames if frame.name in ("train_step", "eval_step")]
+    in_forward = any(frame.name == "forward" for frame in frames)
+    in_steps = [frame for frame in frames if frame.name in ("train_step", "eval_step") and not in_forward]
     shown = [_code_line(frame.filename, frame.lineno or 1) for frame in (*in_steps[-1:], *frames[-1:])]
     return "\n".join(dict.fromkeys(shown))
 

@@ -96,7 +96,9 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll:
     if loss > 2 * expected:
         cause = "initial weights or inputs that are too large"
         if pretrained:
-            return CheckResult("first loss", "note", text, f"a new layer on large features, or {cause}")
+            return CheckResult(
+                "first loss", "note", text, f"weights trained on other data, a new layer on large features, or {cause}"
+            )
         return CheckResult("first loss", "FAIL" if certain else "note", text, cause)
     if loss < expected / 2 and certain:
         if nll or loss < 0:
