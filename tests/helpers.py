@@ -63,8 +63,18 @@ def state(run: Path, name: str = "last.pth") -> Json:
 
 def copy_run(run: Path, folder: Path) -> Path:
     """A copy of a run; names of one checkpoint file are links to one file in it too."""
+    folder.mkdir(exist_ok=True)
     subprocess.run(["cp", "-a", str(run), str(folder)], check=True)
     return folder / run.name
+
+
+def resumed(run: Path, folder: Path, step: int | None = None) -> Path:
+    """A copy of a run, resumed from its checkpoint of this step, or from one in the middle."""
+    steps = sorted((copy_run(run, folder / "copy") / "checkpoints").glob("step-*.pth"))
+    half = steps[len(steps) // 2] if step is None else steps[0].with_name(f"step-{step:08}.pth")
+    copy = train.main(["-r", str(half)]).run_dir
+    assert state(copy)["config"] == state(run)["config"]
+    return copy
 
 
 def same(left: Any, right: Any) -> bool:
@@ -97,6 +107,12 @@ def equal(left: Path, right: Path) -> None:
     for name in one.keys() - {"writers", "config"}:
         assert same(one[name], other[name]), name
     assert lines(left) == lines(right)
+
+
+def identical(left: Path, right: Path) -> None:
+    """As ``equal``, and with the same curves in TensorBoard."""
+    equal(left, right)
+    assert curves(left) == curves(right)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 import train
 from tests.conftest import load_script
-from tests.helpers import ROOT, blocks, copy_run, equal, registering_page
+from tests.helpers import ROOT, blocks, equal, registering_page, resumed
 
 pytestmark = pytest.mark.slow
 
@@ -25,11 +25,7 @@ def test_an_example_trains_and_resumes_exactly(config: dict[str, Any], tmp_path:
     path.write_text(json.dumps(config))
     often = ("trainer.save_every_steps=3", "trainer.keep_last=null", "trainer.pictures_every=0")
     run = train.main(["-c", str(path), f"trainer.save_dir={tmp_path / 'saved'}", *often]).run_dir
-    (tmp_path / "copy").mkdir()
-    copied = copy_run(run, tmp_path / "copy")
-    steps = sorted((copied / "checkpoints").glob("step-*.pth"))
-    resumed = train.main(["-r", str(steps[len(steps) // 2])]).run_dir
-    equal(run, resumed)
+    equal(run, resumed(run, tmp_path))
 
 
 def test_the_rates_have_the_names_that_the_page_says(tmp_path: Path) -> None:

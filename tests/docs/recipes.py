@@ -13,7 +13,7 @@ import pytest
 import train
 from extras.check import preflight
 from tests.conftest import load_script
-from tests.helpers import ROOT, Json, copy_run, curves, lines, same, state
+from tests.helpers import ROOT, Json, identical, resumed
 from utils.config import load_config
 from utils.registry import REGISTRIES
 
@@ -90,15 +90,7 @@ class RecipeRun:
 
     def assert_resumes_exactly(self, step: int) -> None:
         """From the checkpoint of a step: the same parts, metrics.jsonl and curves."""
-        self.folder.joinpath("copy").mkdir()
-        copied = copy_run(self.run, self.folder / "copy")
-        train.main(["-r", str(copied / "checkpoints" / f"step-{step:08}.pth")])
-        left, right = state(self.run), state(copied)
-        assert left.keys() == right.keys()
-        for part in left.keys() - {"writers"}:
-            assert same(left[part], right[part]), part
-        assert lines(self.run) == lines(copied)
-        assert curves(self.run) == curves(copied)
+        identical(self.run, resumed(self.run, self.folder, step))
 
     def check(self, capsys: pytest.CaptureFixture[str]) -> str:
         """The report of --check, which passes."""

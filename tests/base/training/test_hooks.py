@@ -15,7 +15,7 @@ from base.data.batches import StepBatches
 from base.experiment import Experiment
 from base.load_run import load_run
 from base.metric import StepResult
-from tests.helpers import Fit, copy_run, curves, equal, lines, registering, same, state, temporarily
+from tests.helpers import Fit, equal, identical, lines, registering, resumed, same, state, temporarily
 from tests.small_data import SmallSamples
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
@@ -117,12 +117,6 @@ class _Brightened(torch.utils.data.Dataset[Any]):
 _registered = registering((TRAINERS, Warming, Wrong, Still, Showing, Changing), (DATA_LOADERS, Growing, Changed))
 
 
-def resumed_in_mid_epoch(run: Path, tmp_path: Path, step: int) -> Path:
-    (tmp_path / "copy").mkdir()
-    copied = copy_run(run, tmp_path / "copy")
-    return train.main(["-r", str(copied / "checkpoints" / f"step-{step:08}.pth")]).run_dir
-
-
 def shown(run: Path) -> tuple[list[Any], list[Any]]:
     """The pictures and texts of TensorBoard, as (step, content)."""
     events = EventAccumulator(str(run), size_guidance={"images": 0, "tensors": 0})
@@ -136,9 +130,7 @@ def shown(run: Path) -> tuple[list[Any], list[Any]]:
 def test_a_trainer_changes_with_the_epoch_and_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
     run = fit("trainer.type=Warming", "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
     assert [line["factor"] for line in lines(run)] == pytest.approx([0.1, 0.2])
-    resumed = resumed_in_mid_epoch(run, tmp_path, 8)
-    equal(run, resumed)
-    assert curves(run) == curves(resumed)
+    identical(run, resumed(run, tmp_path, 8))
 
 
 @pytest.mark.usefixtures("tensorboard")
@@ -147,7 +139,7 @@ def test_pictures_and_texts_are_in_tensorboard_once(fit: Fit, tmp_path: Path) ->
     images, texts = shown(run)
     assert [step for step, _ in images] == [5, 10]  # of the first of the two batches of each validation
     assert texts == [(0, b"**0.1**"), (5, b"**0.2**")]
-    assert shown(resumed_in_mid_epoch(run, tmp_path, 8)) == (images, texts)
+    assert shown(resumed(run, tmp_path, 8)) == (images, texts)
 
 
 @pytest.mark.parametrize(("kind", "trained"), [("Still", "(True, False, False)"), ("Showing", "(True, False, True)")])
@@ -183,9 +175,7 @@ def test_a_data_loader_changes_with_the_epoch(fit: Fit, tmp_path: Path, workers:
     options = ("trainer.save_every_steps=2", "trainer.keep_last=null", "trainer.epochs=3", "metrics=[]")
     run = fit(*options, data_loader=data, model="LeNet").run_dir
     steps = sorted((run / "checkpoints").glob("step-*.pth"))
-    resumed = resumed_in_mid_epoch(run, tmp_path, int(steps[-2].stem.removeprefix("step-")))
-    assert same(state(run)["model"], state(resumed)["model"])
-    assert lines(run) == lines(resumed)
+    equal(run, resumed(run, tmp_path, int(steps[-2].stem.removeprefix("step-"))))
 
 
 @pytest.mark.slow
@@ -264,7 +254,7 @@ def test_what_ends_an_epoch_is_done_once_for_each_and_resumes(fit: Fit, tmp_path
     keys = {"type": "Ending", "epochs": 3, "steps_per_epoch": steps, "save_every_steps": 1, "keep_last": None}
     with temporarily(TRAINERS, Ending):
         whole = fit(trainer=keys).run_dir
-        at_the_end = resumed_in_mid_epoch(whole, tmp_path, steps or 5)
+        at_the_end = resumed(whole, tmp_path, steps or 5)
         data = load_run(whole).data.training(0)
     assert same(state(whole)["follower"], state(at_the_end)["follower"])
     inputs = torch.cat([batch.data[0] for batch in data.one_pass()])

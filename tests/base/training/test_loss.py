@@ -26,7 +26,7 @@ from base.training.loss import CountedLoss, count_targets
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
 from tests.conftest import load_script
-from tests.helpers import Fit, copy_run, curves, keep_on_device, lines, registering, same, state, temporarily
+from tests.helpers import Fit, curves, equal, keep_on_device, lines, registering, resumed, state, temporarily
 from trainer.trainer import Trainer
 from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, UserError
@@ -596,12 +596,8 @@ def test_a_sum_of_losses_accumulates_and_resumes_exactly(fit: Fit, tmp_path: Pat
     for name, value in state(large)["model"].items():
         assert torch.allclose(value, state(small)["model"][name], atol=1e-6)
     run = on_two_targets(fit, "trainer.save_every_steps=2", "trainer.keep_last=null").run_dir
-    (tmp_path / "copy").mkdir()
-    copied = copy_run(run, tmp_path / "copy")
     with temporarily(MODELS, TwoHeads), temporarily(DATA_LOADERS, TwoTargets), temporarily(LOSSES, Learnt):
-        resumed = train.main(["-r", str(copied / "checkpoints" / "step-00000006.pth")]).run_dir
-    assert all(same(state(run)[part], state(resumed)[part]) for part in ("model", "loss", "optimizer", "metrics"))
-    assert lines(run) == lines(resumed)
+        equal(run, resumed(run, tmp_path, 6))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,19 @@ from base.training.parameters import no_match
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script
-from tests.helpers import Fit, Json, copy_run, curves, lines, needs_extra, registering, same, state, temporarily
+from tests.helpers import (
+    Fit,
+    Json,
+    curves,
+    identical,
+    lines,
+    needs_extra,
+    registering,
+    resumed,
+    same,
+    state,
+    temporarily,
+)
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import LOSSES, MODELS, OPTIMIZERS, TRAINERS
@@ -257,23 +269,12 @@ GAN: Json = {
 }
 
 
-def stop_and_resume(fit: Fit, tmp_path: Path, *overrides: str, **config: Any) -> tuple[Path, Path]:
-    """A run, and one that was resumed from its checkpoint in the middle of the second epoch."""
+def resumes_exactly(fit: Fit, tmp_path: Path, *overrides: str, **config: Any) -> Path:
+    """A run, which is the same when it is resumed from a checkpoint in the middle."""
     often = ("trainer.save_every_steps=2", "trainer.keep_last=null", "trainer.tensorboard=true")
     whole = fit(*often, *overrides, **config).run_dir
-    (tmp_path / "copy").mkdir()
-    copied = copy_run(whole, tmp_path / "copy")
-    steps = sorted((copied / "checkpoints").glob("step-*.pth"))
-    half = steps[len(steps) // 2 + 1]
-    return whole, train.main(["-r", str(copied / "checkpoints" / half.name)]).run_dir
-
-
-def assert_same(one: Path, other: Path) -> None:
-    left, right = state(one), state(other)
-    for part in left.keys() - {"writers"}:
-        assert same(left[part], right[part]), part
-    assert lines(one) == lines(other)
-    assert curves(one) == curves(other)
+    identical(whole, resumed(whole, tmp_path))
+    return whole
 
 
 # ------------------------------------------------------------------ groups
@@ -294,9 +295,8 @@ def test_groups_train_as_those_of_torch(fit: Fit) -> None:
 
 def test_a_schedule_moves_every_group(fit: Fit, tmp_path: Path) -> None:
     schedule = {"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}
-    whole, resumed = stop_and_resume(fit, tmp_path, model="Parts", optimizer=GROUPS, lr_scheduler=schedule)
+    whole = resumes_exactly(fit, tmp_path, model="Parts", optimizer=GROUPS, lr_scheduler=schedule)
     assert [line["lr_backbone"] for line in lines(whole)] == [0.001, 0.0005]
-    assert_same(whole, resumed)
 
 
 def test_a_rate_for_each_group(fit: Fit) -> None:
@@ -377,8 +377,7 @@ def test_frozen_parameters_do_not_change_until_they_are_thawed(fit: Fit, tmp_pat
         "optimizer": {"type": "Adam", "args": {"lr": 0.01}},
         "trainer": {"epochs": 3, "freeze": [{"params": ["backbone.*"], "epochs": 2}]},
     }
-    whole, resumed = stop_and_resume(fit, tmp_path, **config)
-    assert_same(whole, resumed)
+    whole = resumes_exactly(fit, tmp_path, **config)
     epochs = [state(whole, f"step-{5 * epoch:08}.pth")["model"] for epoch in (1, 2, 3)]
     for name in epochs[0]:
         if name.startswith("backbone"):
@@ -454,8 +453,7 @@ def test_a_mistake_in_what_is_frozen_is_located(fit: Fit, freeze: str, says: str
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["Adversarial", "Careful"])
 def test_several_optimizers_resume_exactly(fit: Fit, tmp_path: Path, trainer: str) -> None:
-    whole, resumed = stop_and_resume(fit, tmp_path, f"trainer.type={trainer}", **GAN)
-    assert_same(whole, resumed)
+    whole = resumes_exactly(fit, tmp_path, f"trainer.type={trainer}", **GAN)
     last = lines(whole)[-1]
     assert {"generator_loss", "lr_generator", "lr_discriminator"} <= last.keys()
     assert last["lr_discriminator"] == 0.02
@@ -622,7 +620,7 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
     optimizer = {"others": {**ADAM, "params": ["*"]}, "matrices": muon}
     schedule = {"matrices": {"type": "OneCycleLR", "args": {"max_lr": 0.1}, "interval": "step"}}
     keys = {"optimizer": optimizer, "lr_scheduler": schedule}
-    assert_same(*stop_and_resume(fit, tmp_path, **keys))
+    resumes_exactly(fit, tmp_path, **keys)
 
 
 @pytest.mark.parametrize(
@@ -791,8 +789,7 @@ def test_a_misspelt_pattern_is_corrected_to_the_module_that_was_meant() -> None:
 
 def test_a_loss_with_parameters_trains_with_the_model(fit: Fit, tmp_path: Path) -> None:
     optimizer = {"type": "SGD", "args": {"lr": 0.1}, "groups": [{"params": ["loss.*"], "args": {"lr": 0.5}}]}
-    whole, resumed = stop_and_resume(fit, tmp_path, loss="LearntScale", optimizer=optimizer)
-    assert_same(whole, resumed)
+    whole = resumes_exactly(fit, tmp_path, loss="LearntScale", optimizer=optimizer)
     saved = state(whole)["loss"]
     assert float(saved["log_scale"]) != 0
     assert int(saved["calls"]) == 10
@@ -816,10 +813,9 @@ def test_a_test_evaluates_with_the_learnt_loss(fit: Fit) -> None:
 def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fit, tmp_path: Path) -> None:
     Twice.losses.clear()
     optimizer = {"type": "Twice", "args": {"lr": 0.1}}
-    whole, resumed = stop_and_resume(fit, tmp_path, "trainer.accumulate_steps=2", model="Dropped", optimizer=optimizer)
+    resumes_exactly(fit, tmp_path, "trainer.accumulate_steps=2", model="Dropped", optimizer=optimizer)
     assert all(first == second for first, second in Twice.losses)
     assert len({first for first, _ in Twice.losses}) > 5, "each step draws its own"
-    assert_same(whole, resumed)
 
 
 @pytest.mark.parametrize("option", [(), pytest.param(("--check",), marks=needs_extra("check"))])

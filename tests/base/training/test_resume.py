@@ -21,7 +21,7 @@ from base.data import TensorSource
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
-from tests.helpers import ROOT, Fit, copy_run, curves, equal, fork, lines, same, state, temporarily
+from tests.helpers import ROOT, Fit, copy_run, equal, fork, identical, lines, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
@@ -33,12 +33,6 @@ BUSY = (
     "trainer.keep_last=null",
     "trainer.tensorboard=true",
 )
-
-
-def equal_with_curves(left: Path, right: Path) -> None:
-    """They have the same curves in TensorBoard too."""
-    equal(left, right)
-    assert curves(left) == curves(right)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +47,7 @@ def test_a_resumed_run_ends_with_the_same_bits(busy: Path, tmp_path: Path, step:
     half = fork(copy_run(busy, tmp_path), step)
     resumed = train.main(["-r", str(half)])
     assert resumed.run_dir == half
-    equal_with_curves(busy, half)
+    identical(busy, half)
 
 
 DROPOUT: dict[str, Any] = {
@@ -82,7 +76,7 @@ def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
     assert len(lines(half)) == 2
     RunFolder(half).write_outcome("")
     train.main(["-r", str(half)])
-    equal_with_curves(whole.run_dir, half)
+    identical(whole.run_dir, half)
 
 
 class Wrapped(nn.Module):
@@ -102,7 +96,7 @@ def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch
     whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
     half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])
-    equal_with_curves(whole.run_dir, half)
+    identical(whole.run_dir, half)
 
 
 @pytest.mark.usefixtures("tensorboard")
@@ -112,7 +106,7 @@ def test_a_longer_run_resumes_in_the_same_folder(fit: Fit) -> None:
     asked = fit("trainer.epochs=5", "trainer.monitor=min val_loss")
     assert longer.run_dir == short.run_dir
     assert longer.epochs == 5
-    equal_with_curves(asked.run_dir, longer.run_dir)
+    identical(asked.run_dir, longer.run_dir)
 
 
 def test_patience_is_kept_across_a_resume(fit: Fit) -> None:
@@ -166,7 +160,7 @@ def test_a_signal_saves_and_the_run_resumes(
     assert caught.value.signal == number
     stopped = RunFolder.newest(str(whole.run_dir.parent.parent), "stopped")
     assert train.main(["-r", str(stopped.path)]).epochs == 4
-    equal_with_curves(whole.run_dir, stopped.path)
+    identical(whole.run_dir, stopped.path)
 
 
 def test_a_validation_within_the_epoch_that_a_signal_ended_is_done_again(
@@ -199,7 +193,7 @@ def test_a_validation_within_the_epoch_that_a_signal_ended_is_done_again(
         patch.setattr(BaseTrainer, "validate_within_epoch", counted)
         train.main(["-r", str(stopped)])
     assert validated[:2] == [5, 6]
-    equal_with_curves(whole.run_dir, stopped)
+    identical(whole.run_dir, stopped)
 
 
 def test_resume_without_a_value_takes_the_newest_run(fit: Fit, write_config: Callable[..., Path]) -> None:
@@ -299,7 +293,7 @@ def test_a_damaged_checkpoint_is_passed_over(fit: Fit, capsys: pytest.CaptureFix
         train.main(["-r", str(newest)])
     train.main(["-r", str(half)])
     assert "step-00000009.pth is damaged" in capsys.readouterr().err
-    equal_with_curves(whole.run_dir, half)
+    identical(whole.run_dir, half)
 
 
 def test_new_weights_from_an_old_run(fit: Fit) -> None:

@@ -17,7 +17,7 @@ from base.load_run import load_trainer
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
-from tests.helpers import Fit, Json, copy_run, curves, equal, lines, same, state, temporarily
+from tests.helpers import Fit, Json, curves, identical, lines, resumed, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
@@ -82,11 +82,7 @@ def test_it_is_validated_within_the_epoch_and_resumes_exactly(fit: Fit, tmp_path
     run = fit(*options, 'trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]', 'trainer.ema={"decay": 0.9}').run_dir
     assert [step for step, _ in curves(run)["loss/valid"]] == [2, 4, 5, 6, 8, 10]
     assert len(lines(run)) == 2
-    (tmp_path / "copy").mkdir()
-    copied = copy_run(run, tmp_path / "copy")
-    resumed = train.main(["-r", str(copied / "checkpoints" / "step-00000008.pth")]).run_dir
-    assert curves(run) == curves(resumed)
-    equal(run, resumed)
+    identical(run, resumed(run, tmp_path, 8))
     plain = fit('trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]', 'trainer.ema={"decay": 0.9}').run_dir
     assert same(state(run)["model"], state(plain)["model"])  # it changes nothing
     assert lines(run) == lines(plain)
