@@ -1,4 +1,4 @@
-"""Names in victoresque/pytorch-template, Lightning and torch.nn.functional, and their equivalents here."""
+"""Names in other templates, libraries and torch.nn.functional, and their equivalents here."""
 
 import re
 from collections.abc import Sequence
@@ -17,6 +17,17 @@ FORMER_NAMES = {
     "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
     "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
     "top_acc": '"accuracy"',
+    "acc": '"accuracy"',
+    "f1": '{"type": "F1Score", "args": {"task": "multiclass", "num_classes": ...}}',
+    "L1": 'torch.nn\'s "L1Loss"',
+    "cosine": '"CosineAnnealingLR"',
+    "patience": '"early_stop", under "trainer"; that of a scheduler belongs under lr_scheduler.args',
+    **dict.fromkeys(("grad_clip", "gradient_clip_val", "max_grad_norm"), '"clip_grad_norm", under "trainer"'),
+    **dict.fromkeys(
+        ("accumulate_grad_batches", "gradient_accumulation", "gradient_accumulation_steps"),
+        '"accumulate_steps", under "trainer"',
+    ),
+    **dict.fromkeys(("amp", "fp16", "mixed_precision"), '"precision", under "runtime"'),
     "MnistModel": '"LeNet"',
     "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
 }
