@@ -94,8 +94,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
         result = model.load_state_dict(dict(weights), strict=not partial)
         unexpected = getattr(result, "unexpected_keys", ())  # a model's own method may return anything
     except Exception as error:  # any error: the user's code may get untrusted values
-        listed = "\n".join(line.strip() for line in str(error).splitlines()[1:6])
-        reasons = listed or format_error_with_source(error)
+        lines = at_most(MOST_SHOWN, [line.strip() for line in str(error).splitlines()[1:]])
+        reasons = "\n".join(lines) or format_error_with_source(error)
         raise CheckpointError(f"the weights in {file} do not match this model:\n{reasons}") from error
     if unexpected:
         raise CheckpointError(f"the weights in {file} do not match this model, which has no {unexpected[0]}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import train
+from base.initial_weights import load_weights
 from tests import forked
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, Fit, equal, fork, registering, same, state, temporarily
@@ -533,3 +534,9 @@ def test_the_editor_knows_the_key(given: Any, valid: bool) -> None:
     config = json.loads((ROOT / "config.json").read_text())
     config["model"]["weights"] = given
     assert jsonschema.Draft7Validator(schema).is_valid(config) == valid
+
+
+def test_all_weights_of_a_run_that_do_not_match_are_named() -> None:
+    model, other = (nn.Sequential(*(nn.Linear(2, size) for _ in range(4))) for size in (3, 4))
+    with pytest.raises(CheckpointError, match=r"do not match this model:\nsize mismatch(.|\n)*3\.weight(.|\n)*3\.bias"):
+        load_weights(model, other.state_dict(), Path("a.pth"))
