@@ -257,6 +257,8 @@ def small_config(folder: Path, **keys: Any) -> Path:
 
     for key, value in keys.items():
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) and not whole(value) else value
+    if isinstance(config["trainer"], dict):  # never in the project's own folder
+        config["trainer"] = {**config["trainer"], "save_dir": config["trainer"].get("save_dir", str(folder / "saved"))}
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=2))
     return path
