@@ -20,9 +20,11 @@ from utils.errors import CheckpointError, UserError
 from utils.optimizers import is_own, parameters_in
 from utils.random import generator_states, isolated, restore_generators, seed_generators
 from utils.text import dotted
-from utils.tree import Keys, copied, has_strides, same
+from utils.tree import Keys, copied, same
 from utils.user_code import format_error_with_source
 
+# layouts of sparse tensors that torch copies only into tensors with as many values
+COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 # our own parts, whose values keep their type; a user's part may change it
 CHECKED_PARTS = ("data", "schedule", "runtime", "metrics")
 STANDARD_PARTS = {
@@ -110,6 +112,7 @@ def fit_buffers(module: Any, state: Any) -> None:
         return
     parameters = dict(module.named_parameters(remove_duplicate=False))
     shared: dict[int, str] = {}
+    replaced: dict[int, Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor) or name in parameters:
             continue
@@ -119,11 +122,16 @@ def fit_buffers(module: Any, state: Any) -> None:
         leaf = name.rpartition(".")[2]
         buffer = getattr(owner, leaf)
         fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
-        fits &= has_strides(value)  # torch copies the values of a CSR matrix only into as many others
+        if fits and value.layout in COMPRESSED:
+            fits = buffer.layout == value.layout and buffer.values().shape == value.values().shape
         first = shared.setdefault(id(buffer), name)
-        if not fits or (first != name and not same(state[first], value)):
+        differs = first != name and not same(state[first], value)
+        if not fits or differs:
             device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)
-            setattr(owner, leaf, value.detach().to(device).clone())
+            fitting = None if differs or buffer is None else replaced.get(id(buffer))
+            fitting = value.detach().to(device).clone() if fitting is None else fitting
+            replaced.setdefault(id(buffer), fitting)
+            setattr(owner, leaf, fitting)
 
 
 def _owner(module: nn.Module, name: str) -> nn.Module | None:
@@ -289,10 +297,11 @@ def _described(value: Any) -> str:
 
 def _check_dtypes(saved: Any, module: nn.Module, name: str) -> None:
     """Raise _Unlike if a parameter has another dtype than when it was saved: torch would convert its value."""
-    for key, parameter in module.named_parameters():
-        value = saved.get(key) if isinstance(saved, Mapping) else None
-        if isinstance(value, Tensor) and value.dtype != parameter.dtype:
-            saved_as, now = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, parameter.dtype))
+    now_saved = module.state_dict()  # its own method may convert them
+    for key, _ in module.named_parameters():
+        before, after = (each.get(key) if isinstance(each, Mapping) else None for each in (saved, now_saved))
+        if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype != after.dtype:
+            saved_as, now = (str(each.dtype).removeprefix("torch.") for each in (before, after))
             raise _Unlike(
                 (name, key),
                 f"saved in {saved_as}, but the code now creates it in {now}. Undo that change, or start a new run from "

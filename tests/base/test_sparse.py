@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.training.state import fit_buffers
 from tests.conftest import load_script
 from tests.helpers import Fit, fork, lines, needs_extra, state, temporarily
-from utils.distributed.parallel import replicate
+from utils.distributed.parallel import _sparse_gradients, replicate
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.tree import same
@@ -83,6 +84,22 @@ class Growing(nn.Module):
             self.edges = self.first_edges()
         outputs: Tensor = self.linear(x @ self.edges.to_dense())
         return outputs
+
+
+class Shared(nn.Module):
+    """(B, 6) -> (B, 3), with one matrix of edges in two modules; training changes it through the first."""
+
+    def __init__(self, *, kind: str) -> None:
+        super().__init__()
+        edges = BUFFERS[kind]()
+        self.first, self.second = nn.Linear(6, 3), nn.Module()
+        self.first.register_buffer("edges", edges)
+        self.second.register_buffer("edges", edges)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.first.edges.mul_(0.9)  # type: ignore[operator]
+        return self.first((self.second.edges @ x.T).T)  # type: ignore[operator,no-any-return]
 
 
 class Graphs(Dataset[Any]):
@@ -173,6 +190,26 @@ def test_a_sparse_buffer_whose_values_become_more_is_resumed(fit: Fit, kind: str
     assert same(state(half)["model"], state(whole.run_dir)["model"])
 
 
+@pytest.mark.parametrize("kind", ["coo", "csr"])
+def test_a_sparse_buffer_of_two_modules_is_still_one_after_a_resume(fit: Fit, kind: str) -> None:
+    with temporarily(MODELS, Shared):
+        shared = {"type": "Shared", "args": {"kind": kind}}
+        whole = fit("trainer.save_every_steps=1", "trainer.keep_last=null", model=shared)
+        half = fork(whole.run_dir, 7)
+        train.main(["-r", str(half)])
+    assert lines(half) == lines(whole.run_dir)
+    assert same(state(half)["model"], state(whole.run_dir)["model"])
+
+
+def test_replaced_buffers_of_two_modules_are_still_one() -> None:
+    model, saved = Shared(kind="csr"), Shared(kind="csr")
+    saved.first.edges = saved.second.edges = torch.ones(6, 6).to_sparse_csr()
+    fit_buffers(model, saved.state_dict())
+    model.load_state_dict(saved.state_dict())
+    assert model.first.edges is model.second.edges
+    assert same(model.state_dict(), saved.state_dict())
+
+
 @needs_extra("check")
 @pytest.mark.parametrize("kind", ["coo", "csr", "jagged"])
 def test_it_is_checked(fit: Fit, write_config: Callable[..., Any], kind: str) -> None:
@@ -224,3 +261,9 @@ def test_sparse_tensors_are_compared_by_their_values() -> None:
     assert not same(EDGES.to_sparse(), (2 * EDGES).to_sparse())
     assert not same(EDGES.to_sparse(), EDGES)
     assert not same(BUFFERS["jagged"](), torch.nested.nested_tensor(NESTED[::-1], layout=torch.jagged))
+
+
+def test_only_an_embedding_that_is_trained_has_sparse_gradients() -> None:
+    rows = torch.ones(3, 2)
+    layers = [nn.Embedding.from_pretrained(rows, freeze=freeze, sparse=True) for freeze in (True, False)]  # type: ignore[no-untyped-call]
+    assert list(_sparse_gradients(nn.Sequential(*layers)).values()) == ["1"]

@@ -129,7 +129,7 @@ def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
 def _sparse_gradients(model: nn.Module) -> dict[int, str]:
     """The names of the layers whose weights get sparse gradients, by the id of the weight."""
     layers = {name: each for name, each in model.named_modules() if isinstance(each, (nn.Embedding, nn.EmbeddingBag))}
-    return {id(layer.weight): name for name, layer in layers.items() if layer.sparse}
+    return {id(each.weight): name for name, each in layers.items() if each.sparse and each.weight.requires_grad}
 
 
 def _refuse_sparse_gradients(layers: Mapping[int, str], which: str) -> None:
