@@ -279,6 +279,21 @@ def test_data_that_is_now_prepared_differently_is_noticed_on_resume_and_in_a_tes
         assert "input_facts" not in capsys.readouterr().err
 
 
+class Sampled(Standardized):
+    """Facts of some samples, drawn at random."""
+
+    def input_facts(self) -> dict[str, Any]:
+        return {"mean": INPUTS[torch.randperm(len(INPUTS))[:3]].mean(0)}
+
+
+def test_facts_of_random_samples_are_the_same_in_a_test(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(DATA_LOADERS, Sampled):
+        run = fit(data_loader={"type": "Sampled", "args": {"batch_size": 8}}).run_dir
+        train.main(["-r", str(run), "trainer.epochs=3"])
+        load_script("test").main(["-r", str(run)])
+    assert "input_facts" not in capsys.readouterr().err
+
+
 class Noisy(BaseModel):
     def __init__(self) -> None:
         super().__init__()
