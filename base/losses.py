@@ -44,7 +44,7 @@ def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
     if sums and len(sums) < len(made):
         raise loaded.error(("loss", sums[0]), "this loss is a sum over the samples, but another one is a mean")
     taken = dir(LossSum({}, {}))
-    if of_torch := [name for name, (loss, _) in made.items() if name in taken and stateful_loss(loss)]:
+    if of_torch := [name for name, (loss, _) in made.items() if name in taken and stateful_loss(loss) is not None]:
         message = "a loss with a state of its own is a module inside another, which has an attribute of this name"
         raise loaded.error(("loss", of_torch[0]), f"{message} already; give it another name")
     weights = {name: component.weight for name, component in losses.items()}
@@ -149,8 +149,8 @@ class LossSum(nn.Module):
         super().__init__()
         self.losses, self.weights = dict(losses), dict(weights)
         for name, loss in losses.items():
-            if module := stateful_loss(loss):  # registered by name, so that its parameters are trained and saved
-                self.add_module(name, module)
+            if (module := stateful_loss(loss)) is not None:
+                self.add_module(name, module)  # by name, so that its parameters are trained and saved
         self.last_count: Tensor | float | None = None
         self.counts_differ: Tensor | bool = False
         """Whether the losses are averaged over different numbers, so that no single count is right for their sum."""

@@ -19,7 +19,7 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.experiment import Experiment
-from base.losses import _common, counted
+from base.losses import LossSum, _common, counted
 from base.metric import StepResult
 from base.training.broadcast import check_metrics
 from base.training.loss import CountedLoss, count_targets
@@ -636,6 +636,18 @@ def test_a_loss_with_a_state_needs_a_name_that_modules_do_not_have(fit: Fit) -> 
     says = r"config.json:\d+:\d+: loss.half: .* already; give it another name"
     with temporarily(LOSSES, WithState), pytest.raises(ConfigError, match=says):
         fit(loss={"half": "WithState", "whole": "cross_entropy"})
+
+
+def test_an_empty_loss_with_a_state_is_registered() -> None:
+    class Queue(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def __len__(self) -> int:
+            return 0
+
+    assert [name for name, _ in LossSum({"queue": Queue()}, {"queue": 1.0}).named_parameters()] == ["queue.scale"]
 
 
 def test_losses_by_name_alone(fit: Fit) -> None:
