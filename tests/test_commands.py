@@ -306,6 +306,12 @@ sys.exit(cli.run(main))
     assert written.read_text() == "the last line"
 
 
+def test_what_gives_weights_beside_init_from() -> None:
+    gives = ["model.weights.file=a.pth", "model.weights=a.pth", 'model.weights="a"', 'model.weights={"file": "a"}']
+    others = ["model.weights=null", 'model.weights={"rename": {"file": "a"}}', "model.weights.skip=[]", "name=file"]
+    assert [each for each in gives + others if cli._gives_weights(each)] == gives
+
+
 def test_overrides_before_and_after_options(write_config: Write) -> None:
     config = str(write_config())
     for arguments in (["trainer.epochs=1", "-c", config, "--bs", "40"], ["-c", config, "--bs=40", "trainer.epochs=1"]):

@@ -7,7 +7,6 @@ import gc
 import itertools
 import json
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -27,9 +26,6 @@ from utils.user_code import user_line
 
 # options that abbreviate a key of the config
 SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
-
-# overrides that give the file which --init-from gives, rather than what to skip or rename
-WEIGHTS_FILE = re.compile(r'model\.weights(\.file=|=(?!\{)|=.*"file")')
 
 LIST_WIDTH = 110  # of --list when not printed to a terminal
 
@@ -94,12 +90,24 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     if options.init_from is not None:
         if not options.init_from.exists() and not current().launched:  # only the main process needs the file
             raise UserError(f"--init-from {options.init_from}: no such file or run folder")
-        if twice := list(filter(WEIGHTS_FILE.match, options.overrides)):
+        if twice := list(filter(_gives_weights, options.overrides)):
             raise UserError(f"--init-from is short for model.weights.file, and there is {twice[0]} too; leave one out")
         options.overrides.append(
             f"model.weights.file={json.dumps(str(options.init_from.resolve()), ensure_ascii=False)}"
         )
     return options
+
+
+def _gives_weights(override: str) -> bool:
+    """Whether an override gives the file that --init-from gives, rather than what to skip or rename."""
+    key, _, text = override.partition("=")
+    if key != "model.weights":
+        return key == "model.weights.file"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return True  # a file, written without quotes
+    return "file" in value if isinstance(value, dict) else isinstance(value, str)
 
 
 def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
@@ -177,7 +185,7 @@ def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace
     Otherwise prints that it is loading. Does not import torch, which takes seconds. Until ``run``, garbage collection
     is off: see utils/garbage_collection.py.
     """
-    if current().launched or "RANK" in os.environ:
+    if current().launched or os.environ.get("RANK"):
         gc.disable()
         return
 
