@@ -182,7 +182,8 @@ def in_json_words(message: str) -> str:
         return message[own.end() :]
     for word, ours in WORDS.items():
         message = message.replace(word, ours)
-    message = re.sub(r"\d{18,}", lambda digits: f"{float(digits[0]):g}", message)  # a bound such as 3.4e+38
+    # a bound such as 3.4e+38, after "than" or "to"
+    message = re.sub(r"(?<=[no] )\d{18,}$", lambda digits: f"{float(digits[0]):g}", message)
     return _AFTER.sub("", message)
 
 

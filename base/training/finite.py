@@ -61,8 +61,8 @@ def _what_to_try(trainer: Any, step: int) -> str:
     precision = "runtime.precision=fp32" if trainer.runtime.dtype else ""
     if step == 1:
         advice = (
-            "No weight has changed yet: look for a log, sqrt or division at 0 in the model and the loss, and for "
-            "targets that the loss does not accept"
+            "No weight has changed yet: look for a log, sqrt or division at 0 in the model and the loss, for inputs or "
+            "targets that are too large, and for targets that the loss does not accept"
         )
         return f"{advice}, or try {precision}." if precision else f"{advice}."
     optimizers = trainer.training.optimizers.values()

@@ -78,7 +78,7 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
 
 def _code(record: Mapping[str, Any]) -> str:
     """The state of the code in an environment.json."""
-    return f"git commit {record['git_commit']!s:.9}" + (" with other changes" if record.get("git_dirty") else "")
+    return f"git commit {record['git_commit']!s:.9}" + (" with uncommitted changes" if record.get("git_dirty") else "")
 
 
 @contextmanager

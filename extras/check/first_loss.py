@@ -104,7 +104,7 @@ def _check_classes(loss: float, classes: int, count: int, *, certain: bool, nll:
         if nll or loss < 0:
             return CheckResult("first loss", "FAIL", text, "a loss that expects log_softmax but gets logits (nll_loss)")
         if pretrained:
-            return CheckResult("first loss", "ok", f"{text}; the weights are not random")
+            return CheckResult("first loss", "ok", f"{text}; the weights may not be random")
         return CheckResult("first loss", "note", text, "pretrained weights, or targets leaking into the inputs")
     return CheckResult("first loss", "ok", text)
 

@@ -62,7 +62,8 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """Keys without effect, which are too common in config files to be errors."""
-        return [str(self.error(each.path, each.message)) for each in ineffective(self.config)]
+        lines = (str(self.error(each.path, each.message)) for each in ineffective(self.config))
+        return list(dict.fromkeys(lines))  # optimizers may share a schedule
 
 
 def load_config(

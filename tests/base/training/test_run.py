@@ -78,7 +78,7 @@ def test_a_resume_says_once_that_the_code_is_another(
     first = resumed(3, "b" * 40, dirty=False)
     assert first == "resumed with the code of git commit bbbbbbbbb (before: git commit aaaaaaaaa)"
     assert not resumed(4, "b" * 40, dirty=False)
-    assert "bbbbbbbbb with other changes (before: git commit bbbbbbbbb)" in resumed(5, "b" * 40, dirty=True)
+    assert "bbbbbbbbb with uncommitted changes (before: git commit bbbbbbbbb)" in resumed(5, "b" * 40, dirty=True)
     assert not resumed(6, None, dirty=False)
 
 
