@@ -65,8 +65,8 @@ def _changed_facts(run: TrainedRun, overrides: Sequence[str]) -> str:
     if any(override.startswith("data_loader") for override in overrides):
         return ""
     try:
-        facts = input_facts(run.experiment.data, run.experiment.seed)
-        return changed_facts(run.experiment.data, run.state.get("data"), facts)
+        data = run.experiment.data
+        return changed_facts(type(data).__name__, run.state.get("data"), input_facts(data, run.experiment.seed))
     except Exception:  # of the user's code: a test may lack the training data
         return ""
 

@@ -87,9 +87,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path, *, pa
 
     file: their origin, for messages. Raises CheckpointError listing what does not match.
     """
-    # of initial weights only sparse buffers: the others keep the model's dtypes
-    sparse = {name: each for name, each in weights.items() if isinstance(each, Tensor) and not has_strides(each)}
-    fit_buffers(model, sparse if partial else weights)
+    to_fit = weights
+    if partial:  # initial weights: buffers that are not sparse keep the model's dtypes
+        to_fit = {name: each for name, each in weights.items() if isinstance(each, Tensor) and not has_strides(each)}
+    fit_buffers(model, to_fit)
     try:
         result = model.load_state_dict(dict(weights), strict=not partial)
         unexpected = getattr(result, "unexpected_keys", ())  # a model's own method may return anything

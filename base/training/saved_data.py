@@ -32,7 +32,6 @@ class SavedData:
 
     def __init__(self, training: Training, data: BaseDataLoader, *, seed: int) -> None:
         self.name = type(data).__name__
-        self._data = data
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.weighted = training.batches.weighted
         self.num_samples = training.batches.num_samples
@@ -101,7 +100,7 @@ class SavedData:
 
     def changed_facts(self, saved: Any) -> str:
         """The warning of ``changed_facts`` for a run that resumes."""
-        return changed_facts(self._data, saved, self._input_facts)
+        return changed_facts(self.name, saved, self._input_facts)
 
     def check_position(self, samples: int) -> None:
         """Raise DataError if a pass over the data cannot have used this many samples."""
@@ -120,21 +119,21 @@ def input_facts(data: BaseDataLoader, seed: int) -> Any:
         return data.input_facts()
 
 
-def changed_facts(data: BaseDataLoader, saved: Any, facts: Mapping[str, Any]) -> str:
+def changed_facts(name: str, saved: Any, facts: Mapping[str, Any]) -> str:
     """A warning if ``input_facts`` of a data loader are not those that a run was trained with; "" if unknown.
 
-    saved: the part "data" of its checkpoint. facts: what it returns now.
+    name: of its class. saved: the part "data" of its checkpoint. facts: what it returns now.
     """
     before = saved.get("input_facts") if isinstance(saved, Mapping) else None
     if not isinstance(before, Mapping):
         return ""
     now = checkpoint.plain(dict(facts))
-    names = [name for name in before if name not in now or not same(before[name], now[name], alike=_alike)]
-    if not names:
+    changed = [key for key in before if key not in now or not same(before[key], now[key], alike=_alike)]
+    if not changed:
         return ""
     return (
-        f"{type(data).__name__}.input_facts gives another {listed(names)} than in this run so far: the data has "
-        "changed, and inputs are now prepared differently"
+        f"{name}.input_facts gives another {listed(changed)} than in this run so far: the data has changed, and "
+        "inputs are now prepared differently"
     )
 
 

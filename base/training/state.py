@@ -112,7 +112,7 @@ def fit_buffers(module: Any, state: Any) -> None:
         return
     parameters = dict(module.named_parameters(remove_duplicate=False))
     shared: dict[int, str] = {}
-    replaced: dict[int, Tensor] = {}
+    replaced: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor) or name in parameters:
             continue
@@ -124,14 +124,13 @@ def fit_buffers(module: Any, state: Any) -> None:
         fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
         if fits and value.layout in COMPRESSED:
             fits = buffer.layout == value.layout and buffer.values().shape == value.values().shape
-        first = shared.setdefault(id(buffer), name)
-        differs = first != name and not same(state[first], value)
-        if not fits or differs:
+        first = name if buffer is None else shared.setdefault(id(buffer), name)
+        alike = first == name or same(state[first], value)
+        if not fits or not alike:
             device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)
-            fitting = None if differs or buffer is None else replaced.get(id(buffer))
-            fitting = value.detach().to(device).clone() if fitting is None else fitting
-            replaced.setdefault(id(buffer), fitting)
-            setattr(owner, leaf, fitting)
+            known = replaced.get(first) if alike else None
+            replaced[name] = value.detach().to(device).clone() if known is None else known
+            setattr(owner, leaf, replaced[name])
 
 
 def _owner(module: nn.Module, name: str) -> nn.Module | None:
