@@ -1,9 +1,11 @@
-"""The observer that warns, and likely mistakes in the first training batch, which ran without an error."""
+"""The observer that warns about likely mistakes, most of them in a first batch that ran without an error."""
 
 import math
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -12,69 +14,55 @@ from base.data.workers import cpu_count
 from base.metric import StepResult
 from base.training.loss import no_loss
 from base.training.observer import Observer
-from base.training.parameters import instances
-from extras.advice.first_step import IdleOptimizers, OwnOptimizers, differing_part_warnings
+from base.training.parameters import instances, stateful_loss
+from base.training.state import own_parts
 from extras.classification import classification_warnings
+from utils import checkpoint
 from utils.optimizers import parameters_in
-from utils.registry import SCHEDULERS
-from utils.schema import TrainerConfig, name_and_args
+from utils.schema import TrainerConfig
 from utils.text import count, listed
+from utils.tree import map_tensors
 
 
 class Advice(Observer):
     """Warns about likely mistakes. Every process needs one: comparing their states is a collective operation."""
 
     def __init__(self) -> None:
-        self._own_optimizers = OwnOptimizers([])
-        self._idle_optimizers: IdleOptimizers | None = None
-        self._warned_of_non_finite = False
-        self._warned_of_no_targets = False
-
-    def begin(self, trainer: BaseTrainer) -> None:
-        self._own_optimizers = OwnOptimizers(trainer.training.optimizers.values())
+        self._said = set[str]()
 
     def first_batch(self, trainer: BaseTrainer, result: StepResult) -> None:
-        _warn(trainer, first_batch_warnings(trainer, result))
+        for warning in first_batch_warnings(trainer, result):
+            trainer.console.warn(warning)
 
     def first_step(self, trainer: BaseTrainer) -> None:
-        _warn(trainer, self._own_optimizers.warnings())
-        _warn(trainer, differing_part_warnings(trainer))
-        if trainer.several_optimizers and trainer.progress.epochs == 0:
-            self._idle_optimizers = IdleOptimizers(trainer)
+        for name in parts_that_differ(trainer):
+            trainer.console.warn(
+                f"{name} differs between the processes, and a checkpoint keeps that of the first: compute it from the "
+                "samples of all, as with self.runtime.process_group.all_reduce_sum, or save each process's "
+                "(docs/distributed.md)"
+            )
 
     def end_epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
-        monitored = trainer.monitored(values)
-        if monitored is not None and not math.isfinite(monitored) and not self._warned_of_non_finite:
-            self._warned_of_non_finite = True
-            _warn(trainer, [_non_finite_warning(trainer, monitored)])
-        if math.isnan(values.get("loss", 0.0)) and not self._warned_of_no_targets:
-            self._warned_of_no_targets = True
-            _warn(trainer, [_no_targets_warning(trainer)])
-        if self._idle_optimizers:
-            _warn(trainer, self._idle_optimizers.warnings())
-            self._idle_optimizers = None
+        epoch, monitored = trainer.progress.epochs, trainer.monitored(values)
+        if monitored is not None and not math.isfinite(monitored):
+            self._warn_once(
+                trainer,
+                f"{trainer.settings.monitored_name}, the value of trainer.monitor,",
+                f"is {'NaN' if math.isnan(monitored) else f'{monitored:g}'} in epoch {epoch}: such an epoch is never "
+                "the best, so best.pth is not written for it. Find the cause, or set trainer.monitor to another value",
+            )
+        if math.isnan(values.get("loss", 0.0)):
+            self._warn_once(
+                trainer,
+                "the loss",
+                f"of epoch {epoch} is the mean over nothing, so nothing was learnt: no target counted. Are all of them "
+                "the loss's ignore_index (-100 unless it is set), or masked?",
+            )
 
-
-def _warn(trainer: BaseTrainer, warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        trainer.console.warn(warning)
-
-
-def _non_finite_warning(trainer: BaseTrainer, value: float) -> str:
-    """value: of the monitored value."""
-    name = trainer.settings.monitored_name
-    shown = "NaN" if math.isnan(value) else f"{value:g}"
-    return (
-        f"{name}, the value of trainer.monitor, is {shown} in epoch {trainer.progress.epochs}: such an epoch is never "
-        "the best, so best.pth is not written for it. Find the cause, or set trainer.monitor to another value"
-    )
-
-
-def _no_targets_warning(trainer: BaseTrainer) -> str:
-    return (
-        f"the loss of epoch {trainer.progress.epochs} is the mean over nothing, so nothing was learnt: no target "
-        "counted. Are all of them the loss's ignore_index (-100 unless it is set), or masked?"
-    )
+    def _warn_once(self, trainer: BaseTrainer, what: str, is_wrong: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            trainer.console.warn(f"{what} {is_wrong}")
 
 
 # ------------------------------------------------------------------ the first batch
@@ -84,13 +72,11 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     """Likely mistakes in the first training batch. result: what ``train_step`` returned."""
     # with FSDP, gradients appear in the last micro-batch
     if not trainer.runtime.sharded and all(each.grad is None for each in trainer.training.parameters):
-        cause = "call self.backward(loss)"
-        if trainer.first_batches.calls_backward:
-            ways = "detach(), argmax() or item() before requires_grad_()"
-            cause = f"the loss is cut off from the weights, for example by {ways}"
-        name = type(trainer).__name__
-        step = f"{name}.train_step computes no gradients in its first step"
-        yield f"{step}; unless later ones do, nothing is trained: {cause}"
+        yield (
+            f"{type(trainer).__name__}.train_step computes no gradients in its first step; unless later ones do, "
+            "nothing is trained: call self.backward(loss), of a loss that no detach(), argmax() or item() cuts off "
+            "from the weights"
+        )
     if names := _untrained_parameters(trainer):
         yield (
             f"not in any optimizer, so never changed: {listed(names)}. Create them in the model's constructor, or set "
@@ -100,8 +86,6 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
         cpus = count(cpu_count(), "CPU")
         yield f"data_loader.args.num_workers={workers} on {cpus}: more workers than CPUs take turns; try fewer"
     yield from _wrong_direction(trainer.settings)
-    yield from _short_schedules(trainer)
-    yield from _own_metrics(trainer)
     if getattr(trainer.criterion, "counts_differ", False):
         losses = ", ".join(trainer.criterion.losses)  # type: ignore[attr-defined]
         yield (
@@ -120,35 +104,6 @@ def _wrong_direction(settings: TrainerConfig) -> Iterator[str]:
     if name.endswith("accuracy" if lower else "loss"):
         extreme, meant = ("smallest", "max") if lower else ("largest", "min")
         yield f'by trainer.monitor, the epoch with the {extreme} {name} is the best; did you mean "{meant} {name}"?'
-
-
-def _short_schedules(trainer: BaseTrainer) -> Iterator[str]:
-    """Schedules by step that end in the first percent of the run by default: torch's total_iters is 5."""
-    for schedule in [each.schedule for each in trainer.training.optimizers.values() if each.schedule.per_step]:
-        for entry in (schedule.settings, *schedule.settings["args"].get("schedulers", ())):
-            name, args = name_and_args(entry) or ("", {})
-            parameter = SCHEDULERS.parameters(name).get("total_iters")
-            default = parameter.default if parameter and "total_iters" not in args else None
-            if isinstance(default, int) and default * 100 <= schedule.length:
-                yield (
-                    f"{name} ends after {default} of {schedule.length:,} steps, its default; set total_iters in its "
-                    "args to the number of steps that it should take"
-                )
-
-
-def _own_metrics(trainer: BaseTrainer) -> Iterator[str]:
-    """Metrics of torchmetrics among the trainer's attributes, as a LightningModule has them."""
-    if "torchmetrics" not in sys.modules:
-        return
-    from torchmetrics import Metric
-
-    parts = trainer.stateful().values()
-    for name, value in vars(trainer).items():
-        if any(instances(value, Metric)) and not any(value is part for part in parts):
-            yield (
-                f"self.{name} of the trainer is a metric of torchmetrics, which is neither reset after an epoch nor "
-                'saved; name it under "metrics" in the config instead'
-            )
 
 
 def _broadcasting(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
@@ -195,3 +150,27 @@ def _untrained_parameters(trainer: BaseTrainer) -> list[str]:
         # a trainer's own frozen model has no gradients
         if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
     ]
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def parts_that_differ(trainer: BaseTrainer) -> list[str]:
+    """The parts added by a subclass, and the loss, whose state differs between processes. A collective operation."""
+    if trainer.runtime.process_group.world_size == 1:
+        return []
+    loss = stateful_loss(trainer.experiment.criterion)
+    parts = {**own_parts(trainer), **({"loss": loss} if loss else {})}.items()
+    digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in parts}
+    everyone = trainer.runtime.process_group.all_gather(digests)
+    return [name for name in digests if any(other[name] != digests[name] for other in everyone)]
+
+
+def _digest(state: Any) -> str:
+    """A hash that is the same for equal states."""
+
+    def content(tensor: Tensor) -> str:
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return blake2b(data.numpy().tobytes()).hexdigest()
+
+    return blake2b(repr(map_tensors(content, state)).encode()).hexdigest()

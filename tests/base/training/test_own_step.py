@@ -842,7 +842,7 @@ def test_a_loss_that_is_cut_off_from_the_weights_and_requires_a_gradient(
 
     with temporarily(TRAINERS, step_of(cut)):
         fit("trainer.type=Own")
-    assert "unless later ones do, nothing is trained: the loss is cut off" in capsys.readouterr().err
+    assert "unless later ones do, nothing is trained: call self.backward(loss)" in capsys.readouterr().err
 
 
 def test_strings_in_a_batch_are_named() -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassF1Score
 
 from base.experiment import Experiment
 from base.metric import StepResult
@@ -122,23 +121,6 @@ def test_parameters_that_the_trainer_steps_itself_are_not_named(fit: Fit, capsys
     assert "never change" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("type_", "args", "steps", "warned"),
-    [
-        ("LinearLR", {}, 500, True),
-        ("LinearLR", {}, 499, False),
-        ("LinearLR", {"total_iters": 5}, 500, False),
-        ("SequentialLR", {"schedulers": ["LinearLR", "CosineAnnealingLR"], "milestones": [50]}, 500, True),
-    ],
-)
-def test_a_schedule_that_ends_after_a_few_steps_by_default_is_warned_about(
-    fit: Fit, capsys: pytest.CaptureFixture[str], type_: str, args: dict[str, Any], steps: int, warned: bool
-) -> None:
-    scheduler = {"type": type_, "args": args, "interval": "step"}
-    fit("trainer.epochs=1", f"trainer.steps_per_epoch={steps}", "trainer.tensorboard=false", lr_scheduler=scheduler)
-    assert capsys.readouterr().err.count(f"LinearLR ends after 5 of {steps} steps") == warned
-
-
 def test_class_names_that_are_too_few_are_warned_about(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,19 +152,6 @@ def test_means_over_different_numbers_are_warned_about(
     assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
     on_two_targets(fit, loss=SUM)  # every target counts
     assert "different numbers" not in capsys.readouterr().err
-
-
-class OwnMetric(Trainer):
-    def __init__(self, experiment: Any, settings: Any) -> None:
-        super().__init__(experiment, settings)
-        self.f1 = {"valid": MulticlassF1Score(num_classes=3)}
-
-
-def test_a_metric_kept_in_the_trainer_is_warned_about(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    with temporarily(TRAINERS, OwnMetric):
-        fit("trainer.type=OwnMetric", "trainer.epochs=1")
-    shown = capsys.readouterr().err
-    assert shown.count("self.f1 of the trainer is a metric of torchmetrics, which is neither reset") == 1
 
 
 def test_an_accuracy_of_ignored_targets_is_warned_about(
