@@ -690,7 +690,7 @@ def test_a_backward_pass_in_an_evaluation_is_named_as_the_cause(fit: Fit, traine
     class Always(trainer):  # type: ignore[misc]
         always = True
 
-    says = "(?s)the first batch of the evaluation .*The usual cause is a backward pass in an evaluation"
+    says = "(?s)the first batch of the evaluation .*The usual cause is a gradient in an evaluation"
     with temporarily(TRAINERS, Always), pytest.raises(UserError, match=says):
         fit("trainer.type=Always")
 
@@ -732,45 +732,6 @@ class EndsEpochs(Trainer):
 def test_methods_that_other_frameworks_call_are_refused(fit: Fit, trainer: type[Trainer], says: str) -> None:
     with pytest.raises(ConfigError, match=says) if says else nullcontext():
         fit(f"trainer.type={trainer.__name__}", "trainer.epochs=1")
-
-
-def logged_elsewhere(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
-    trainer.log("loss", 1.0)
-
-
-@needs_extra("advice")
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("current_epoch", "use self.progress.epochs"),
-        ("manual_backward", r"use self.backward\(loss\)"),
-        ("len_epoch", r"use self.steps_per_epoch\(\)"),
-    ],
-)
-def test_attributes_of_other_frameworks_have_an_equivalent(fit: Fit, name: str, says: str) -> None:
-    class Own(Trainer):
-        def train_step(self, batch: Any) -> StepResult:
-            if name != "manual_backward":
-                getattr(self, name)
-            return self.manual_backward(batch)  # type: ignore[attr-defined,no-any-return]
-
-    with temporarily(TRAINERS, Own), pytest.raises(UserError, match=f"self.{name}, which a trainer .*; {says}"):
-        fit("trainer.type=Own")
-
-
-@needs_extra("advice")
-def test_a_value_logged_as_elsewhere_has_an_equivalent(fit: Fit) -> None:
-    with temporarily(TRAINERS, step_of(logged_elsewhere)), pytest.raises(UserError, match="return StepResult"):
-        fit("trainer.type=Own")
-
-
-@needs_extra("advice")
-def test_metrics_updated_as_elsewhere_have_an_equivalent(fit: Fit) -> None:
-    def tracked(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
-        trainer.train_metrics.update("loss", 1.0)
-
-    with temporarily(TRAINERS, step_of(tracked)), pytest.raises(UserError, match=r"is self\.train_metrics\.update"):
-        fit("trainer.type=Own")
 
 
 @needs_extra("advice")
@@ -1213,9 +1174,8 @@ class OnlyPlays(PlaysEpisodes):
         raise NotImplementedError
 
 
-@needs_extra("advice")
 def test_a_validation_of_ones_own_without_data_needs_no_eval_step(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("data_loader.args.validation_split=0", "trainer.type=OnlyPlays", "trainer.tensorboard=true")
     assert "warning" not in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"metric: NotImplementedError\n(.|\n)*test\.py calls evaluate\(\)"):
+    with pytest.raises(UserError, match="metric: NotImplementedError"):
         load_script("test").main(["-r", str(run.run_dir)])

@@ -169,7 +169,7 @@ def test_a_gradient_in_an_evaluation_is_named_as_the_cause(check: Callable[..., 
     status, shown = check("Differentiates")
     assert status == 1
     assert re.search(r"validation    FAIL  RuntimeError: .* does not require grad", shown)
-    assert "usually: a gradient in eval_step, which runs without gradients" in shown
+    assert "usually: a gradient in an evaluation, which runs without gradients" in shown
     assert "of a different kind" not in shown
 
 
