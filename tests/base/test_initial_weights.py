@@ -6,7 +6,6 @@ import pickle
 import signal
 import struct
 import sys
-import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,7 +83,6 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model_state_dict": lambda found: {"model_state_dict": found},
     "ddp": lambda found: {f"module.{name}": tensor for name, tensor in found.items()},
     "only one": lambda found: {"params": found, "optimizer": {"state": {}, "param_groups": []}},
-    "twice": lambda found: {"state_dict": {"model": found}},
     "ddp, compiled": lambda found: {f"_orig_mod.module.{name}": tensor for name, tensor in found.items()},
     "compiled ddp": lambda found: {
         "state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in found.items()}
@@ -123,7 +120,9 @@ def test_a_path_of_the_command_line_is_where_the_user_is_and_one_of_a_config_in_
     saved(tmp_path, weights())
     monkeypatch.chdir(tmp_path)
     assert same(initial(fit("--init-from", "weights.pth", model="Net").run_dir), weights())
-    with pytest.raises(CheckpointError, match=rf"model\.weights\.file: {ROOT}/weights\.pth: no such file"):
+    with pytest.raises(
+        CheckpointError, match=rf"file: {ROOT}/weights\.pth cannot be read: No such file"
+    ):
         fit(model=model("weights.pth"))
     monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
     assert same(initial(fit(model=model("weights.pth")).run_dir), weights())
@@ -289,11 +288,9 @@ def flipped(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data[: len(data) // 2], "is damaged: File is not a zip file"),
+        (lambda data: data[: len(data) // 2], "is damaged, or"),
         (lambda data: data[:1], "is damaged, or"),
-        (lambda data: b"", "is empty"),
-        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer; .* git lfs pull"),
-        (lambda data: b"<!DOCTYPE html><html>", "is a web page"),
+        (lambda data: b"", "is damaged, or"),
         (flipped, "is damaged: weights/data/0 has a wrong checksum"),
         (lambda data: b"hello, world", "is damaged, or"),
         (lambda data: b"\x00" * 5000, "is damaged, or"),
@@ -321,33 +318,18 @@ def test_nothing_in_a_file_is_run(fit: Fit, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize(
-    ("value", "says"), [([1, 2], "of type list"), ({}, "this is empty"), ({3: 4}, "of type dict"), (5, "of type int")]
-)
-def test_a_file_without_weights_is_refused(fit: Fit, tmp_path: Path, value: Any, says: str) -> None:
-    with pytest.raises(CheckpointError, match=f"contains no weights.*{says}"):
+@pytest.mark.parametrize("value", [[1, 2], {}, {3: 4}, 5, {"netG": weights(), "netD": weights(), "epoch": 3}])
+def test_a_file_without_one_state_dict_is_refused(fit: Fit, tmp_path: Path, value: Any) -> None:
+    with pytest.raises(CheckpointError, match="does not contain one state dict"):
         fit(model=model(saved(tmp_path, value)))
 
 
 def test_what_a_file_holds_beside_weights_is_named(fit: Fit, tmp_path: Path) -> None:
     value = {"state_dict": weights(), "args": Namespace(lr=0.1)}
     with pytest.raises(
-        CheckpointError, match=r"plain values \(argparse\.Namespace\); nothing in it was run\. If you trust"
+        CheckpointError, match=r"plain values \(argparse\.Namespace\); nothing in it was run\. torch\.save"
     ):
         fit(model=model(saved(tmp_path, value)))
-    with pytest.raises(CheckpointError, match=r"several state dicts \('netG', 'netD'\); save one of them alone"):
-        fit(model=model(saved(tmp_path, {"netG": weights(), "netD": weights(), "epoch": 3})))
-
-
-def test_other_archives_are_named(fit: Fit, tmp_path: Path) -> None:
-    np.savez(tmp_path / "weights.npz", hidden=np.zeros(3))
-    with pytest.raises(CheckpointError, match=r"is a zip archive \(hidden\.npy\) that torch\.save did not write"):
-        fit(model=model(tmp_path / "weights.npz"))
-    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
-        archive.writestr("script/data.pkl", b"")
-        archive.writestr("script/constants.pkl", b"")
-    with pytest.raises(CheckpointError, match="is a TorchScript archive"):
-        fit(model=model(tmp_path / "script.pt"))
 
 
 @pytest.mark.parametrize(
@@ -430,16 +412,13 @@ def test_the_content_tells_the_format(fit: Fit, tmp_path: Path) -> None:
     assert same(initial(fit(model=model(saved(tmp_path, weights(), "x.safetensors"))).run_dir), weights())
 
 
-DAMAGED = "is incomplete or damaged, or not in the safetensors format: .* again"
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda content: content[:-9], DAMAGED),
-        (lambda content: content[:12] + b"\xff" + content[13:], DAMAGED),
-        (lambda content: b"\x89PNG" * 9, DAMAGED),
-        (lambda content: struct.pack("<Q", 2) + b"{}", "contains no weights"),
+        (lambda content: content[:-9], "is incomplete or damaged: .* again"),
+        (lambda content: content[:12] + b"\xff" + content[13:], "is incomplete or damaged: .* again"),
+        (lambda content: b"\x89PNG" * 9, "is damaged, or"),
+        (lambda content: struct.pack("<Q", 2) + b"{}", "does not contain one state dict"),
     ],
     ids=["incomplete", "damaged", "another format", "empty"],
 )
@@ -464,32 +443,17 @@ def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     assert same(initial(fit(model=model(index)).run_dir), weights())
-    with pytest.raises(
-        CheckpointError, match=r"is not a run folder; name a file in it, such as model\.safetensors\.index"
-    ):
-        fit(model=model(folder))
     (folder / shards["hidden.weight"]).unlink()
-    with pytest.raises(CheckpointError, match=r"lists the shard model-00001-of-00002\.safetensors, which is not"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors cannot be read: No such file"):
         fit(model=model(index))
-    for text, says in (
-        ("{}", "is not an index of shards"),
-        ('{"weight_map": {"a": "../a.pth"}}', "outside its folder"),
-        ('{"weight_map": {"a": ""}}', "outside its folder"),
-    ):
+    for text in ("{}", '{"weight_map": {"a": "../a.pth"}}', '{"weight_map": {"a": ""}}'):
         index.write_text(text)
-        with pytest.raises(CheckpointError, match=says):
+        with pytest.raises(CheckpointError, match="is not an index of shards"):
             fit(model=model(index))
     index.unlink()
     index.symlink_to(os.devnull)
     with pytest.raises(CheckpointError, match="is not a regular file"):  # as of a named pipe, which would block
         read_weights(index)
-
-
-def test_a_dict_that_contains_itself_has_no_weights(tmp_path: Path) -> None:
-    inner = dict[str, Any]()
-    inner["model"] = {"state_dict": inner}
-    with pytest.raises(CheckpointError, match="a dict that contains itself"):
-        read_weights(saved(tmp_path, inner, "endless.pth"))
 
 
 # ------------------------------------------------------------------ the config
