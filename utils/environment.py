@@ -39,17 +39,15 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
     before, now: from ``environment``; what one of them lacks is not compared.
     """
-    one, other = (
-        {
-            **each,
-            "torch": dict(each.get("packages") or {}).get("torch"),
-            "device": str(each.get("device") or "").partition(":")[0] or None,
-        }
-        for each in (before, now)
-    )
+    one, other = _compared(before), _compared(now)
     kinds = ("torch", "device", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
     differ = [kind for kind in kinds if None not in (one.get(kind), other.get(kind)) and one[kind] != other[kind]]
     return ", ".join(f"{kind.replace('_', ' ')} {other[kind]} (before: {one[kind]})" for kind in differ)
+
+
+def _compared(record: Mapping[str, Any]) -> dict[str, Any]:
+    packages, device = record.get("packages"), str(record.get("device") or "").partition(":")[0]
+    return {**record, "torch": packages.get("torch") if isinstance(packages, dict) else None, "device": device or None}
 
 
 def git_state() -> dict[str, Any]:

@@ -9,11 +9,9 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.file import DATA
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError, os_errors_as
 from utils.files import atomic_writes, lock_file, read_json_object, read_text
@@ -25,7 +23,6 @@ FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock
 INITIAL = FILES - {"metrics.jsonl"} | {"initial.pth", "checkpoints"}
 EVENTS = "events.out.tfevents."
 NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
-UNNAMED = re.compile(r"\.\d{8}-\d{6}-\d+\.tmp")
 
 # run folders locked by this process
 _owned: set[Path] = set()
@@ -59,7 +56,6 @@ class RunFolder:
         parent = project_path(save_dir) / name
         timestamp = time.strftime("%Y%m%d-%H%M%S")
         unnamed = parent / f".{timestamp}-{os.getpid()}.tmp"
-        _remove_unnamed(parent)
         try:
             (unnamed / "checkpoints").mkdir(parents=True)
             (unnamed / ".started").write_text(f"{time.time_ns()}\n")
@@ -92,22 +88,13 @@ class RunFolder:
         try:
             if not path.exists():
                 raise CheckpointError(f"{path}: no such run folder or checkpoint")
-            data = DATA.fullmatch(path.name)  # the folder of a sharded checkpoint
-            if data and path.is_dir() and (file := path.with_name(f"{data[1]}.pth")).is_file():
-                path = file
             folder = path if path.is_dir() else path.resolve().parent.parent
-            in_run = (path.parent / "config.json").is_file() and path.resolve().parent != PROJECT
-            if path.is_file() and path.suffix == ".json" and not in_run:
-                raise CheckpointError(f"{path} is not a run folder or checkpoint; a config is given with -c")
-            if path.is_file() and in_run:
-                raise CheckpointError(f"{path} is not a checkpoint in a run folder; give the folder, {path.parent}")
-            if path.is_file() and folder / "checkpoints" != path.resolve().parent:
-                raise CheckpointError(f"{path} is not a checkpoint in a run folder, as RUN/checkpoints/{path.name} is")
-            if folder.resolve() == PROJECT:
-                raise CheckpointError(f"{path} is the project, not a run; its runs are in {PROJECT / 'saved'}")
-            if not (folder / "config.json").is_file():
-                what = "run folder" if path.is_dir() else "checkpoint in a run folder"
-                raise CheckpointError(f"{path} is not a {what}: no config.json in {folder}{_a_run_in(folder)}")
+            is_project = folder.resolve() == PROJECT
+            is_checkpoint = path.suffix == ".pth" and path.resolve().parent == folder / "checkpoints"
+            if not (path.is_dir() or is_checkpoint) or not (folder / "config.json").is_file() or is_project:
+                raise CheckpointError(
+                    f"{path} is not a run folder, which has a config.json and checkpoints/, nor a checkpoint in one"
+                )
             _check_files(folder)
         except (OSError, ValueError) as error:  # no permission to enter the folder, or a name too long
             raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -200,14 +187,16 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """The content of environment.json; empty if it is missing or cannot be read."""
-        return read_json_object(self.environment) or {}
+        record = read_json_object(self.environment) or {}
+        resumed = record.get("resumed", [])
+        is_valid = isinstance(resumed, list) and all(isinstance(each, dict) for each in resumed)
+        return record if is_valid else {}
 
     def last_start(self) -> dict[str, Any]:
         """What environment.json says of the last time the run was started or resumed; empty if it cannot be read."""
         record = self.read_environment()
-        resumed = record.get("resumed")
-        last = resumed[-1] if isinstance(resumed, list) and resumed else record
-        return last if isinstance(last, dict) and isinstance(last.get("packages", {}), dict) else {}
+        last: dict[str, Any] = [record, *record.get("resumed", [])][-1]
+        return last
 
     def write_environment(self, record: dict[str, Any], note: str | None = None) -> None:
         """Record how this run was started or, in the list "resumed", how it was resumed. Clears its outcome.
@@ -215,14 +204,11 @@ class RunFolder:
         note: the user's label for the run; "" removes it, None leaves it unchanged.
         """
         before = self.read_environment()
-        if not before and self.environment.exists():
-            with contextlib.suppress(OSError):  # unreadable, but perhaps repairable
-                self.environment.rename(self.environment.with_name("environment.json.damaged"))
         if before:
-            resumed = before.get("resumed", [])
-            record = {**before, "resumed": [*(resumed if isinstance(resumed, list) else []), record]}
-        changed = {"note": record.get("note") if note is None else note, "outcome": None}
-        record = {key: value for key, value in {**record, **changed}.items() if value or key not in changed}
+            record = {**before, "resumed": [*before.get("resumed", []), record]}
+        if note is not None:
+            record["note"] = note
+        record.pop("outcome", None)
         replace_file(self.environment, json.dumps(record, indent=2) + "\n")
 
     def write_outcome(self, outcome: str) -> None:
@@ -243,24 +229,11 @@ def _runs(*parents: Path) -> list[RunFolder]:
     return sorted(runs, key=start_order)
 
 
-def _a_run_in(folder: Path) -> str:
-    """The end of a message about a folder that is not a run but contains some, such as a sweep's."""
-    if runs := _runs(folder):
-        return f"; its newest run is {runs[-1].path}"
-    others = [path.parent for path in folder.glob("[!.]*/checkpoints") if (path.parent / "config.json").is_file()]
-    return f"; give one of the runs in it, such as {min(others)}" if others else ""
-
-
-def start_order(run: RunFolder) -> tuple[int, str, int]:
-    """When a run was started, in nanoseconds; the name, which the user may have chosen, breaks ties."""
-    numbered = NAME.fullmatch(run.path.name)
-    name = (run.path.name[:15], int(numbered[1][1:])) if numbered and numbered[1] else (run.path.name, 1)
+def start_order(run: RunFolder) -> tuple[int, str]:
+    """When a run was started, in nanoseconds; for a copy without hidden files, its name."""
     with contextlib.suppress(OSError, ValueError):
-        return int(read_text(run.started)), *name
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # a copy without hidden files: whole seconds
-        started = datetime.fromisoformat(run.read_environment()["time"])
-        return int(started.timestamp()) * 10**9, *name
-    return 0, *name
+        return int(read_text(run.started)), run.path.name
+    return 0, run.path.name
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -279,14 +252,6 @@ def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
                 file.flush()  # a full disk is reported for the file that it cannot take
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _remove_unnamed(parent: Path) -> None:
-    """Remove the folders of runs that were killed while they were created. Others may be creating one right now."""
-    for path in parent.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if UNNAMED.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def rename_to_free(folder: Path, name: Path) -> Path:
@@ -309,13 +274,9 @@ def _check_files(folder: Path) -> None:
     for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
         mode = path.lstat().st_mode
         is_file = path.name in FILES or path.suffix == ".pth" or path.name.startswith(EVENTS)
-        if stat.S_ISLNK(mode):
-            raise CheckpointError(f"{path} is a symbolic link; replace it with the file or folder it points to")
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path} is neither a file nor a folder; remove it")
-        if is_file and stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path} is a folder, but should be a file; move it away")
-        if path.name in ("checkpoints", "test") and path.parent == folder and stat.S_ISREG(mode):
-            raise CheckpointError(f"{path} is a file, but should be a folder; move it away")
+        is_folder = path.name in ("checkpoints", "test") and path.parent == folder
+        if not (stat.S_ISREG(mode) and not is_folder) and not (stat.S_ISDIR(mode) and not is_file):
+            kind = "file" if is_file else "folder" if is_folder else "file or folder"
+            raise CheckpointError(f"{path} is not a {kind}, but a link or something else; move it away")
         if (is_file or stat.S_ISDIR(mode)) and not os.access(path, os.R_OK):
             raise CheckpointError(f"{path} cannot be read: permission denied; change it with chmod u+r")

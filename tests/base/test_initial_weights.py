@@ -120,9 +120,7 @@ def test_a_path_of_the_command_line_is_where_the_user_is_and_one_of_a_config_in_
     saved(tmp_path, weights())
     monkeypatch.chdir(tmp_path)
     assert same(initial(fit("--init-from", "weights.pth", model="Net").run_dir), weights())
-    with pytest.raises(
-        CheckpointError, match=rf"file: {ROOT}/weights\.pth cannot be read: No such file"
-    ):
+    with pytest.raises(CheckpointError, match=rf"file: {ROOT}/weights\.pth cannot be read: No such file"):
         fit(model=model("weights.pth"))
     monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
     assert same(initial(fit(model=model("weights.pth")).run_dir), weights())

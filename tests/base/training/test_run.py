@@ -32,7 +32,7 @@ def test_a_note_stays_until_another_one_is_given(fit: Fit, write_config: Callabl
     train.main(["-r", str(run), "--note=--deeper"])
     assert environment(run)["note"] == "--deeper"
     train.main(["-r", str(run), "--note", ""])
-    assert "note" not in environment(run)
+    assert not environment(run)["note"]
     assert len(environment(run)["resumed"]) == 3
     assert "note" not in environment(fit("trainer.epochs=1").run_dir)
 
