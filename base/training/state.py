@@ -1,4 +1,4 @@
-"""A trainer's state: restored from a checkpoint, restored after a dry run, and checks that a saved one matches the run.
+"""A trainer's state: restored from a checkpoint, or after a dry run.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
@@ -17,16 +17,13 @@ from base.training.parameters import loss_module
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
-from utils.optimizers import is_own, parameters_in
-from utils.random import generator_states, isolated, restore_generators, seed_generators
-from utils.text import dotted
-from utils.tree import Keys, copied, same
+from utils.optimizers import parameters_in
+from utils.random import isolated, restore_generators, seed_generators
+from utils.tree import copied, same
 from utils.user_code import format_error_with_source
 
 # layouts of sparse tensors that torch copies only into tensors with as many values
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-# our own parts, whose values keep their type; a user's part may change it
-CHECKED_PARTS = ("data", "schedule", "runtime", "metrics")
 STANDARD_PARTS = {
     "model", "loss", AVERAGED, "optimizer", "schedule", "runtime", "metrics", "progress", "data",
 }  # fmt: skip
@@ -47,7 +44,7 @@ def own_parts(trainer: Any) -> dict[str, Any]:
 def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
     """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match.
 
-    Values are checked too, as a checksum proves nothing: anybody can compute it. Changes nothing on disk.
+    Changes nothing on disk.
     """
     parts = {"data": trainer.saved_data, **trainer.stateful()}  # first: other parts may depend on the size of the data
     checkpoint.saved_progress(state, source)
@@ -56,16 +53,13 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
 
     def restore_random(states: list[Any]) -> None:
         """Each process restores its own generators; a process that had none seeds new ones."""
-        _check(states, [generator_states()], ("random",))
-        if not states:
-            raise _Unlike(("random",), "empty")
         rank = trainer.runtime.process_group.rank
         if rank < len(states):
             restore_generators(states[rank])
         else:
             seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
 
-    loads = {name: partial(_load_checked, name, part) for name, part in parts.items()}
+    loads = {name: partial(load_part, part) for name, part in parts.items()}
     _load({**loads, "random": restore_random, "writers": trainer.outputs.writers.check}, state, source)
     trainer.saved_data.check_position(trainer.progress.samples)
     if warning := trainer.saved_data.changed_facts(state["data"]):
@@ -89,8 +83,7 @@ def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], s
         except UserError:
             raise
         except Exception as error:  # any error: torch's and the user's code got untrusted values
-            why = str(error) if isinstance(error, _Unlike) else format_error_with_source(error)
-            raise _mismatch(name, source, why) from error
+            raise _mismatch(name, source, format_error_with_source(error)) from error
 
 
 def _mismatch(part: str, source: Path, why: str) -> CheckpointError:
@@ -100,7 +93,33 @@ def _mismatch(part: str, source: Path, why: str) -> CheckpointError:
 def load_part(part: Any, state: Any) -> None:
     """Load the state of a part of a checkpoint: a module, or anything else with ``load_state_dict``."""
     fit_buffers(part, state)
+    if isinstance(part, nn.Module):
+        _check_dtypes(part, state)
     part.load_state_dict(state)
+    if isinstance(part, Optimizer):
+        _check_shapes(part)
+
+
+def _check_dtypes(module: nn.Module, state: Any) -> None:
+    """Raise ValueError if the code now creates a weight in another dtype: torch would convert the saved value."""
+    now = module.state_dict()  # its own method may convert them
+    for name, value in now.items() if isinstance(state, Mapping) and isinstance(now, Mapping) else ():
+        saved = state.get(name)
+        if isinstance(value, Tensor) and isinstance(saved, Tensor) and value.dtype != saved.dtype:
+            raise ValueError(f"{name} is saved in {saved.dtype}, not in {value.dtype}; --init-from converts it")
+
+
+def _check_shapes(optimizer: Optimizer) -> None:
+    """Raise ValueError if the state of a parameter has another shape, as if the code now creates them in another order.
+
+    A fused kernel would read memory beyond it.
+    """
+    for index, parameter in enumerate(parameters_in(optimizer)):
+        values: Any = optimizer.state.get(parameter)
+        for key in LIKE_PARAMETER & values.keys() if isinstance(values, dict) else ():  # others keep single tensors
+            shape = getattr(values[key], "shape", parameter.shape)
+            if shape != parameter.shape:
+                raise ValueError(f"{key} of parameter {index} has shape {tuple(shape)}, not {tuple(parameter.shape)}")
 
 
 def fit_buffers(module: Any, state: Any) -> None:
@@ -198,36 +217,6 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return module.named_buffers(recurse=False, remove_duplicate=False)
 
 
-# ------------------------------------------------------------------ checks of a saved state
-
-
-def _load_checked(name: str, part: Any, saved: Any) -> None:
-    """Load a part of a checkpoint. Raises _Unlike first for values that it would not refuse."""
-    kind = part_kind(name)
-    if kind in CHECKED_PARTS:
-        own = part.state_dict()
-        if kind == "metrics":
-            own = _loaded_metrics(saved, own)
-        elif kind == "schedule" and isinstance(saved, Mapping) and saved.get("made_from") != own["made_from"]:
-            own |= {"scheduler": None, "made_from": {}}  # a different schedule, recomputed on resume
-        _check(saved, own, (name,))
-    if isinstance(part, Optimizer):
-        _check_optimizer(saved, part, name)
-    if isinstance(part, nn.Module):
-        _check_dtypes(saved, part, name)
-    load_part(part, saved)
-
-
-def _loaded_metrics(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
-    """The state of those metrics that a saved state is loaded into: not of those that are defined otherwise now."""
-    before = saved.get("definitions") if isinstance(saved, Mapping) else None
-    if not isinstance(before, Mapping):
-        return own
-    changed = {name for name, definition in own["definitions"].items() if before.get(name) != definition}
-    unchanged = [{name: state for name, state in part.items() if name not in changed} for part in own["processes"]]
-    return {"processes": unchanged, "definitions": {}}
-
-
 def part_name(kind: str, name: str) -> str:
     """The name of a checkpoint part, "optimizer.generator"; of the only optimizer, whose name is "", "optimizer"."""
     return f"{kind}.{name}" if name else kind
@@ -236,107 +225,3 @@ def part_name(kind: str, name: str) -> str:
 def part_kind(part: str) -> str:
     """The kind of a checkpoint part: "optimizer" for "optimizer.generator"."""
     return part.partition(".")[0]
-
-
-class _Unlike(ValueError):  # noqa: N818  (becomes a CheckpointError with the path of the file)
-    """A value, named by its keys, that cannot belong to this run."""
-
-    def __init__(self, keys: Keys, message: str) -> None:
-        super().__init__(f"{dotted(keys)}: {message}")
-
-
-def _check(saved: Any, own: Any, keys: Keys) -> None:
-    """Raise _Unlike if a value has another type than ours, or is an integer too large for a tensor."""
-    if own is None or (saved is None and isinstance(own, Mapping)):  # a schedule that was added or removed
-        return
-    name, fits = next((name, fits) for kinds, name, fits in KINDS if isinstance(own, kinds))
-    if not fits(saved, own, keys):
-        raise _Unlike(keys, f"should be {name}, got {_described(saved)}")
-    if isinstance(own, Mapping):
-        for key, value in own.items():
-            if key in saved:
-                _check(saved[key], value, (*keys, key))
-    elif isinstance(own, (list, tuple)) and own:
-        for index, value in enumerate(saved):
-            like = own[min(index, len(own) - 1)]
-            _check(value, like, (*keys, index))
-            if part_kind(str(keys[0])) == "schedule" and isinstance(like, Mapping) and value.keys() != like.keys():
-                raise _Unlike((*keys, index), f"should have the keys {', '.join(map(str, like))}")
-
-
-def _is_number(saved: Any, own: Any, keys: Keys) -> bool:
-    if isinstance(saved, Tensor):
-        return part_kind(str(keys[0])) == "optimizer" and saved.dim() == 0  # a learning rate may be a tensor
-    return isinstance(saved, float) or (type(saved) is int and abs(saved) < 2**63)
-
-
-def _is_tensor(saved: Any, own: Tensor, keys: Keys) -> bool:
-    # a state of a metric that begins as a number may get its shape from the first batch
-    grows = keys[0] == "metrics" and own.dim() == 0
-    alike = isinstance(saved, Tensor) and (saved.shape == own.shape or grows)
-    return alike or (own.dim() == 0 and _is_number(saved, own, keys))
-
-
-KINDS: list[tuple[Any, str, Callable[[Any, Any, Keys], bool]]] = [
-    (bool, "true or false", lambda saved, own, keys: isinstance(saved, bool)),
-    ((int, float), "a number", _is_number),
-    (str, "text", lambda saved, own, keys: isinstance(saved, str)),
-    (Tensor, "a tensor of the same shape", _is_tensor),
-    (Mapping, "a dict", lambda saved, own, keys: isinstance(saved, Mapping)),
-    ((list, tuple), "a list", lambda saved, own, keys: isinstance(saved, (list, tuple))),
-    (object, "something else", lambda saved, own, keys: True),
-]
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return f"{value!r:.40}" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
-
-
-def _check_dtypes(saved: Any, module: nn.Module, name: str) -> None:
-    """Raise _Unlike if a parameter has another dtype than when it was saved: torch would convert its value."""
-    now_saved = module.state_dict()  # its own method may convert them
-    for key, _ in module.named_parameters():
-        before, after = (each.get(key) if isinstance(each, Mapping) else None for each in (saved, now_saved))
-        if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype != after.dtype:
-            saved_as, now = (str(each.dtype).removeprefix("torch.") for each in (before, after))
-            raise _Unlike(
-                (name, key),
-                f"saved in {saved_as}, but the code now creates it in {now}. Undo that change, or start a new run from "
-                "these weights with --init-from, which converts them",
-            )
-
-
-def _check_optimizer(saved: Any, optimizer: Optimizer, name: str) -> None:
-    _check(saved, {"state": {}, "param_groups": [{}]}, (name,))
-    own = optimizer.state_dict()["param_groups"]
-    for index, (group, values) in enumerate(zip(saved.get("param_groups", []), own, strict=False)):
-        keys: Keys = (name, "param_groups", index)
-        if missing := optimizer.defaults.keys() - group.keys():
-            raise _Unlike(keys, f"missing {', '.join(sorted(missing))}")
-        for key in values.keys() & group.keys():
-            if not (key in ("foreach", "fused") and group[key] is None):  # torch chooses, possibly differently before
-                _check(group[key], values[key], (*keys, key))
-            if isinstance(values[key], (list, tuple)) and len(group[key]) != len(values[key]):
-                raise _Unlike((*keys, key), f"should have {len(values[key])} values")
-        if group["params"] != values["params"]:
-            raise _Unlike((*keys, "params"), "the parameters do not match")
-
-    parameters = parameters_in(optimizer)
-    own_form = is_own(optimizer)  # may share values, or keep single tensors
-    for index, values in saved.get("state", {}).items():
-        keys = (name, "state", index)
-        if own_form and (isinstance(index, str) or not isinstance(values, Mapping)):
-            continue
-        if type(index) is not int or not 0 <= index < len(parameters):
-            raise _Unlike(keys, f"should have {len(parameters)} parameters")
-        if not isinstance(values, Mapping):
-            raise _Unlike(keys, f"should be a dict, got {_described(values)}")
-        if "step" in values and not (isinstance(values["step"], Tensor) and values["step"].numel() == 1):
-            _check(values["step"], 0, (*keys, "step"))
-        for key in sorted(LIKE_PARAMETER & values.keys()):
-            shape = getattr(values[key], "shape", None)
-            optional = key == "momentum_buffer" and values[key] is None
-            if not optional and shape != parameters[index].shape:
-                raise _Unlike((*keys, key), f"should have shape {tuple(parameters[index].shape)}")
