@@ -91,8 +91,8 @@ class Mean:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reset()
-        self.interval_sum, self.interval_weight = state["interval"]
-        self.sum, self.weight = state["whole"]
+        self.interval_sum, self.interval_weight = map(float, state["interval"])
+        self.sum, self.weight = map(float, state["whole"])
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add another process's open interval. The total is the same in all processes."""

@@ -27,10 +27,10 @@ class ScheduleState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
-        if type(state["moves"]) is not int or state["moves"] < 0:
+        if type(state["moves"]) is not int or not 0 <= state["moves"] < 2**63:
             raise ValueError(f"moves: {state['moves']!r} is not a number of steps")
         self.saved = state
-        self.schedule.last_used = state["used"]
+        self.schedule.last_used = [float(rate) for rate in state["used"]]
         self.schedule.scheduler_steps = state["moves"]
         if not self.changed and self.schedule.scheduler:
             self.schedule.scheduler.load_state_dict(state["scheduler"])

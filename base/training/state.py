@@ -54,6 +54,8 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
     def restore_random(states: list[Any]) -> None:
         """Each process restores its own generators; a process that had none seeds new ones."""
         rank = trainer.runtime.process_group.rank
+        if not isinstance(states, list) or not states:
+            raise ValueError("no states of random generators")
         if rank < len(states):
             restore_generators(states[rank])
         else:
@@ -97,7 +99,7 @@ def load_part(part: Any, state: Any) -> None:
         _check_dtypes(part, state)
     part.load_state_dict(state)
     if isinstance(part, Optimizer):
-        _check_shapes(part)
+        _check_optimizer(part)
 
 
 def _check_dtypes(module: nn.Module, state: Any) -> None:
@@ -109,11 +111,15 @@ def _check_dtypes(module: nn.Module, state: Any) -> None:
             raise ValueError(f"{name} is saved in {saved.dtype}, not in {value.dtype}; --init-from converts it")
 
 
-def _check_shapes(optimizer: Optimizer) -> None:
-    """Raise ValueError if the state of a parameter has another shape, as if the code now creates them in another order.
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Raise ValueError if a loaded argument is not a number, or the state of a parameter has another shape.
 
-    A fused kernel would read memory beyond it.
+    So it has if the code now creates the parameters in another order; a fused kernel would read memory beyond it.
     """
+    for group in optimizer.param_groups:
+        for key, default in optimizer.defaults.items():
+            if type(default) in (int, float) and not isinstance(group.get(key), (int, float, Tensor)):
+                raise ValueError(f"{key} should be a number, not {group.get(key)!r}")
     for index, parameter in enumerate(parameters_in(optimizer)):
         values: Any = optimizer.state.get(parameter)
         for key in LIKE_PARAMETER & values.keys() if isinstance(values, dict) else ():  # others keep single tensors
