@@ -93,7 +93,7 @@ class RunFolder:
             is_checkpoint = path.suffix == ".pth" and path.resolve().parent == folder / "checkpoints"
             if not (path.is_dir() or is_checkpoint) or not (folder / "config.json").is_file() or is_project:
                 raise CheckpointError(
-                    f"{path} is not a run folder, which has a config.json and checkpoints/, nor a checkpoint in one"
+                    f"{path} is not a run folder, as saved/NAME/20260131-120000 is, nor a checkpoint in one"
                 )
             _check_files(folder)
         except (OSError, ValueError) as error:  # no permission to enter the folder, or a name too long
@@ -204,6 +204,9 @@ class RunFolder:
         note: the user's label for the run; "" removes it, None leaves it unchanged.
         """
         before = self.read_environment()
+        if not before and self.environment.exists():
+            with contextlib.suppress(OSError):  # unreadable, but perhaps repairable
+                self.environment.rename(self.environment.with_name("environment.json.damaged"))
         if before:
             record = {**before, "resumed": [*before.get("resumed", []), record]}
         if note is not None:

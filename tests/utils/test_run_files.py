@@ -111,6 +111,8 @@ def test_a_path_that_no_file_can_have(name: str) -> None:
 def test_an_environment_that_cannot_be_read_does_not_stop_a_run(run: Path, text: str) -> None:
     (run / "environment.json").write_text(text)
     assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+    kept = run / "environment.json.damaged"
+    assert (kept.read_text() if kept.exists() else "") == ("" if "packages" in text else text)
 
 
 def test_an_edited_log_counts_up_to_the_first_value_that_is_not_a_number(run: Path) -> None:
