@@ -4,7 +4,6 @@ A private name may change in any release. To use one more, add it here; to stop 
 """
 
 import ast
-import atexit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,12 +79,6 @@ def reducer() -> type:
 
 
 PRIVATE = [
-    Private(
-        "_run_exitfuncs",
-        "extras/sweep/trial_process.py",
-        lambda: callable(atexit._run_exitfuncs),
-        "no trial of a sweep ends: its process prints an AttributeError",
-    ),
     Private(
         "_version",
         "base/data/views.py",

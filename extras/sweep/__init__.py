@@ -5,7 +5,6 @@ spaces         KEY=SPACE, checked like overrides
 sweep_folder   trials and outcomes on disk, the only record of what is done
 search         the next trial's values, and pruning: a grid, or Optuna
 coordinator    claims trials, starts their processes, records how they end
-preload        imports for the server from which trial processes are forked
 trial_process  the process of a trial, which runs ``train.py -r`` on its run
 display        the live table
 ranking        trials as table rows, and grouped over seeds and folds

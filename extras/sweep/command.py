@@ -24,6 +24,12 @@ from utils.registry import import_components
 from utils.streams import say, say_error
 from utils.text import count, one_line
 
+LAUNCHER = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
+"""Variables that tell a process to train together with others, which trials do not."""
+
 
 def sweep(options: argparse.Namespace) -> Result:
     """Run a new sweep, or continue one. options: config, resume, overrides, trials, jobs, sampler, pruner, note."""
@@ -33,14 +39,12 @@ def sweep(options: argparse.Namespace) -> Result:
     if options.trials is not None and options.trials < 1:
         raise UserError(f"--trials {options.trials}: must be at least 1")
     job, first = _job(), (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
-    processes = TrialProcesses()
-    processes.prepare()
+    for name in [*LAUNCHER, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
+        os.environ.pop(name, None)
     import_components()
     folder = _continued(options) if options.resume else SweepFolder.create(*_asked(options), job=job)
     spec = folder.read_spec()
-    processes.threads = spec.threads or None
-    processes.note = spec.note
-    processes.devices = torch.cuda.device_count()
+    processes = TrialProcesses(threads=spec.threads, devices=torch.cuda.device_count(), note=spec.note)
     display = Display(spec, jobs=jobs, quiet=not first)
     coordinator = Coordinator(folder, processes, display, jobs=jobs)
     if first:

@@ -9,10 +9,10 @@ import itertools
 import math
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from utils.files import read_text, size
 from utils.signals import SignalWatch
 
 POLL = 0.2
-"""Seconds between checks on running trials; the end of one is noticed at once."""
+"""Seconds between checks on running trials."""
 IDLE = 1.0
 """Seconds between checks for a trial to claim, if other coordinators have claimed all the rest."""
 GRACE = 60.0
@@ -90,11 +90,7 @@ class Coordinator:
                     self._fill()
                     if not self.running and self._finished():
                         return self.folder.trials()
-                sentinels = [one.process.sentinel for one in self.running if one.process]
-                if sentinels:
-                    wait(sentinels, POLL)
-                else:
-                    time.sleep(POLL)
+                time.sleep(POLL)
                 self.signals.check()
                 for one in list(self.running):
                     self._look(one)
@@ -154,7 +150,7 @@ class Coordinator:
 
     def _look(self, one: Running) -> None:
         """Read what a trial has done since the last check."""
-        status = one.process.exitcode if one.process else None  # negative for a signal; None while it runs
+        status = one.process.poll() if one.process else None  # negative for a signal; None while it runs
         length = size(one.trial.run.path / "metrics.jsonl")
         if length != one.read:
             one.read = length
@@ -186,9 +182,6 @@ class Coordinator:
             return self._finish(one, Outcome("failed", *ended, why))
         if status == 0:
             return self._finish(one, Outcome("complete", *ended))
-        if is_running(one.trial.run):  # its server was killed, not the trial itself
-            one.process = None
-            return None
         if status in (1, 2):
             reason = _reason(one.trial)
             if any(text in reason for text in DISK_FULL):
@@ -263,10 +256,11 @@ def stop(processes: Sequence[Any]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-        if process.exitcode is None:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.join()
+            process.wait()
 
 
 def _mark(trial: Trial) -> tuple[Any, ...]:

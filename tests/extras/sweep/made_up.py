@@ -1,7 +1,6 @@
 """Trials without training: each writes the epochs that a function gives, and ends."""
 
 import json
-import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,14 +62,14 @@ def write_epochs(run: RunFolder, values: list[float]) -> None:
 
 
 class MadeUpProcess:
-    """As multiprocessing's Process."""
+    """As subprocess.Popen."""
 
     def __init__(self, status: int) -> None:
-        self.exitcode: int | None = status
-        reader, writer = os.pipe()
-        os.close(writer)  # its end is to be read at once, as that of a process that has ended
-        self.sentinel = reader
+        self.returncode: int | None = status
         self.requests: list[str] = []
+
+    def poll(self) -> int | None:
+        return self.returncode
 
     def terminate(self) -> None:
         self.requests.append("terminate")
@@ -78,11 +77,8 @@ class MadeUpProcess:
     def kill(self) -> None:
         self.requests.append("kill")
 
-    def join(self, timeout: float | None = None) -> None:
-        pass
-
-    def __del__(self) -> None:
-        os.close(self.sentinel)
+    def wait(self, timeout: float | None = None) -> int | None:
+        return self.returncode
 
 
 class MadeUpProcesses:
