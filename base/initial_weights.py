@@ -134,7 +134,7 @@ def _renamed(
             close = closest(old, known)
             meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(known)}"
             message = f'no name in the file starts with "{old}"; {meant}'
-            problems.append(Problem((*AT, "rename", old), message, at_key=True))
+            problems.append(Problem((*AT, "rename", old), message))
     return renamed, problems
 
 

@@ -62,8 +62,8 @@ def with_former_type(document: Document, problems: list[Problem]) -> Iterator[Pr
     flawed = {problem.path for problem in problems}
     for problem in problems:
         at, args = problem.path[:-2], problem.path[:-1]
-        left_behind = problem.at_key and args == (*at, "args") and document.locate(problem.path).line
-        if not left_behind or document.locate((*at, "type")).line:
+        left_behind = "has no argument" in problem.message and not document.is_override(problem.path)
+        if not left_behind or args != (*at, "args") or not document.is_override((*at, "type")):
             yield problem
             continue
         given = inside(document.value, args)[1]

@@ -109,7 +109,7 @@ def _checked(
         problems += [each for each in ineffective(config) if document.is_override(each.path)]
 
     # a value that is not known yet cannot be wrong
-    problems = [*references.problems, *(one for one in problems if one.at_key or not is_below(one.path, *unknown))]
+    problems = [*references.problems, *(one for one in problems if not is_below(one.path, *unknown))]
     if problems or config is None:
         hints = find_extra("hints")
         raise config_error(document, list(hints.with_former_type(document, problems)) if hints else problems)
@@ -166,7 +166,7 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             there = (
                 hint(name, config.optimizers) if config.optimizers.keys() != {""} else "the config has one optimizer"
             )
-            yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}', at_key=True)
+            yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}')
     for path, scheduler in config.schedulers().items():
         length = _length(config, scheduler)
         if length and (problem := length_conflict(scheduler.type, scheduler.args, (*path, "args"), length)):
@@ -191,7 +191,7 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
     losses = list(filter(None, config.losses))
     for name in losses:
         if name in [*names, *LOGGED, *logs] or name.startswith("val_"):
-            yield Problem(("loss", name), f'its value would be logged as "{name}", but that name is taken', at_key=True)
+            yield Problem(("loss", name), f'its value would be logged as "{name}", but that name is taken')
     for name in logs:
         if name in [*names, *LOGGED] or name.startswith("val_"):
             message = f'{config.trainer.type} logs "{name}", but that name is taken; change its class attribute "logs"'
@@ -205,7 +205,7 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
         own = {f"{data_set}_{name}" for name in logged}
         for name in sorted(own & taken):
             message = f'a value of this set would be logged as "val_{name}", but that name is taken; rename the set'
-            yield Problem(("validation", data_set), message, at_key=True)
+            yield Problem(("validation", data_set), message)
         taken |= own
     if config.trainer.monitor:
         monitored = config.trainer.monitored_name

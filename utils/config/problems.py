@@ -40,9 +40,9 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     for item in errors:
         path = (*below, *item["loc"])
         if item["type"] == "extra_forbidden":
-            yield Problem(path, _unknown_key(str(path[-1]), path[:-1], config), at_key=True)
+            yield Problem(path, _unknown_key(str(path[-1]), path[:-1], config))
         elif item["about_key"]:
-            yield Problem(path, f"{_reason(path, item)}, got {shortened(path[-1])}", at_key=True)
+            yield Problem(path, f"{_reason(path, item)}, got {shortened(path[-1])}")
         elif item["type"] != "missing":
             place, _ = inside(value, item["loc"])
             wrong.setdefault(place, []).append(_reason((*below, *place), item))
@@ -122,7 +122,7 @@ def misplaced_keys(config: dict[str, Any]) -> list[Problem]:
             names = [name for name in value if name not in keys]
             for key in value.keys() & keys.keys() if names else ():
                 message = f"there are several, {', '.join(names)}: set {dotted((kind, names[0], key))}"
-                found.append(Problem((kind, key), message, at_key=True))
+                found.append(Problem((kind, key), message))
     return found
 
 
@@ -182,10 +182,10 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         args = {key: value for key, value in args.items() if key != "schedulers"}
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
     for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
-        yield Problem((*path, "args", *below), message, at_key=below != () and below[0] not in known)
+        yield Problem((*path, "args", *below), message)
     for group_path, group_args in group_arguments(path, entry):
         for below, message in arguments.problems(name, known, group_args, takes_any=takes_any, complete=False):
-            yield Problem((*group_path, *below), message, at_key=below[0] not in known)
+            yield Problem((*group_path, *below), message)
     yield from _nested_problems(registry, known, args, (*path, "args"))
 
 
@@ -203,7 +203,7 @@ def _nested_problems(
         fields = arguments.parameters(kind)
         takes_any = getattr(kind, "model_config", {}).get("extra") == "allow"
         for inner, message in arguments.problems(kind.__name__, fields, value, takes_any=takes_any):
-            yield Problem((*at, *inner), message, at_key=inner != () and inner[0] not in fields)
+            yield Problem((*at, *inner), message)
         yield from _nested_problems(registry, fields, value, at)
 
 

@@ -69,7 +69,7 @@ class References:
         values = _map_strings(self._resolve, {key: item for key, item in value.items() if key != "variables"})
         for name in self.variables.keys() - self._used:
             message = f'"${{{name}}}" is not used' if _NAME.fullmatch(name) else "a name has letters, digits and _"
-            self.problems.append(Problem(("variables", name), message, at_key=True))
+            self.problems.append(Problem(("variables", name), message))
         return Document(values, self.document.sources)
 
     def _resolve(self, text: str, path: KeyPath) -> Any:

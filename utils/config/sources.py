@@ -1,14 +1,15 @@
 """The values of a config before any check: the file, merged over the one it extends, with overrides on top."""
 
-import codecs
+import contextlib
 import json
+import math
 from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
 from utils.arguments import inside, json_type
-from utils.config.located_json import LOOSE_NUMBER, Document, Source, parse
+from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES, setting_at
@@ -70,30 +71,16 @@ def read_object(path: Path, name: str) -> Document:
         if (path / "config.json").is_file():
             hint = "; give the config.json in it, or -r to resume the run that it is the folder of"
         raise ConfigError(f"{name}: the config cannot be read: {reason}{hint}") from error
-    document = parse(_decode(data, name), name)
-    if not isinstance(document.value, dict):
-        raise document.error((), "a config is a JSON object: { ... }; is this the wrong file?")
-    return document
-
-
-def _decode(data: bytes, name: str) -> str:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}:1:1: a config has at most {MAX_BYTES:,} bytes; is this the wrong file?")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ConfigError(f"{name}: the file is in UTF-16; save it as UTF-8") from error
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        found = f"byte {data[error.start]:#04x}"
-        raise ConfigError(f"{name}:{line}:{column}: not valid UTF-8 ({found}); is this the wrong file?") from error
-    stripped = text.lstrip()
-    if stripped[:1] not in ("", "{", "/", "[", '"'):
-        raise Source(name, text).error(
-            len(text) - len(stripped), "a config is JSON and starts with {; is this the wrong file?"
-        )
-    return text
+        raise ConfigError(f"{name}:1:1: not a text in UTF-8; is this the wrong file?") from error
+    document = parse(text, name)
+    if not isinstance(document.value, dict):
+        raise document.error((), "a config is a JSON object: { ... }; is this the wrong file?")
+    return document
 
 
 def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[str, Any], path: KeyPath) -> None:
@@ -233,9 +220,10 @@ def _value(text: str, name: str) -> Any:
     try:
         return parse(text, name).value
     except ConfigError as error:
-        if LOOSE_NUMBER.fullmatch(text):
-            return float(text)
-        if text[:1] not in ("{", "[", '"'):
-            return text
-        quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
-        raise ConfigError(f"{error}{quotes}") from error
+        if text[:1] in ("{", "[", '"'):
+            quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
+            raise ConfigError(f"{error}{quotes}") from error
+        with contextlib.suppress(ValueError):  # .001 and 1. are numbers everywhere except in JSON
+            if math.isfinite(number := float(text)):
+                return number
+        return text

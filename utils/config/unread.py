@@ -18,7 +18,7 @@ def refuse_unread(config: Path, overrides: Sequence[str], command: Command) -> N
     """Raise ConfigError for an override, of a config that was checked with it, that has no effect in a command."""
     document = read_config(config, overrides)
     for given, source in document.sources.items():
-        for path in () if source.text else _keys(given, inside(document.value, given)[1]):
+        for path in () if source.text is not None else _keys(given, inside(document.value, given)[1]):
             component = _component(document.value, path)
             if not functools.reduce(operator.and_, markers(path, component, Command), command):
                 argument = setting_at(path, component) if component else None

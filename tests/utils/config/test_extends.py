@@ -96,8 +96,8 @@ def test_null_takes_away(extend: Extend) -> None:
 def test_null_for_what_must_be_there_is_a_mistake_of_the_child(write: Callable[..., Path]) -> None:
     write("base.json", **sound())
     text = message(write("child.json", extends="base.json", optimizer=None, model={"args": {"in_features": None}}))
-    assert "child.json:3:15: optimizer: should be a component" in text
-    assert "child.json:6:19: model.args.in_features: should be an integer, got null" in text
+    assert "child.json:3:2: optimizer: should be a component" in text
+    assert "child.json:6:4: model.args.in_features: should be an integer, got null" in text
 
 
 def test_messages_name_the_file_that_has_the_mistake(write: Callable[..., Path]) -> None:
@@ -128,14 +128,14 @@ def test_a_chain_and_what_the_run_folder_gets(write: Callable[..., Path], tmp_pa
 def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> None:
     write("a.json", extends="b.json")
     path = write("b.json", extends="a.json", name="b")
-    assert "a.json:2:13: extends: circular inheritance" in message(path)
+    assert "a.json:2:2: extends: circular inheritance" in message(path)
     assert "circle" in message(write("self.json", extends="self.json"))
-    assert "c.json:2:13: extends: file not found" in message(write("c.json", extends="no.json"))
-    assert "c.json:2:13: extends: file not found" in message(write("c.json", extends="."))
+    assert "c.json:2:2: extends: file not found" in message(write("c.json", extends="no.json"))
+    assert "c.json:2:2: extends: file not found" in message(write("c.json", extends="."))
     (path.parent / "loop.json").symlink_to("loop.json")
-    assert "e.json:2:13: extends: file not found" in message(write("e.json", extends="loop.json"))
+    assert "e.json:2:2: extends: file not found" in message(write("e.json", extends="loop.json"))
     (path.parent / "broken.json").write_text("{")
-    assert "broken.json:1:1" in message(write("d.json", extends="broken.json"))
+    assert "broken.json:1:2" in message(write("d.json", extends="broken.json"))
 
 
 def test_extends_is_allowed_only_at_the_top(write: Callable[..., Path]) -> None:

@@ -256,7 +256,7 @@ def test_the_values_are_checked_once_the_data_are_there(
 def test_other_mistakes_are_found_before_the_data_are_read(fit: Fit) -> None:
     Telling.drawn = 0
     with pytest.raises(ConfigError, match=r'no argument "widht"(.|\n)*epochs'):
-        fit("model.args.widht=${data.num_classes}", "trainer.epochs=0", **{**ASKING, "loss": "cross_entropy"})
+        fit("model.args.widht=3", "trainer.epochs=0", **{**ASKING, "loss": "cross_entropy"})
     assert Telling.drawn == 0
 
 
