@@ -3,9 +3,8 @@
 prediction   from the options to the output files: ties the rest together
 inputs       from command-line arguments to file names
 reading      from files to inputs of the model, in worker processes; arrays and tables row by row
-arrays       the rows of .npy, .npz and .csv files
 outputs      interprets the model's outputs: a class, values, masks
-writing      CSV, JSON and npz, written as the predictions come
+writing      CSV, JSON and npz
 grid         the image for --show
 """
 

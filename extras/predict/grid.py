@@ -1,8 +1,7 @@
 """The image for --show: the first inputs with their predictions."""
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,11 @@ from extras.predict.outputs import Field
 MOST = 24
 
 
-def shown(
-    pictures: torch.Tensor,
-    names: Sequence[str],
-    fields: Sequence[Field],
-    first: int,
-    *,
-    outputs: Mapping[str, torch.Tensor] | None = None,
-) -> list[list[Cell]]:
-    """For each input, its picture with the predictions, and the predicted pictures.
+def shown(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field], first: int) -> list[Cell]:
+    """For each input, its picture with the predictions. pictures: uint8 of shape (B, H, W, 1 or 3).
 
-    pictures: uint8 of shape (B, H, W, 1 or 3). first: the number of the first. outputs: by the name of their field.
+    first: the number of the first.
     """
-    predicted = outputs or {}
-    return [
-        [cell, *(Cell(output[place].numpy(), [name], cell.below) for name, output in predicted.items())]
-        for place, cell in enumerate(_inputs(pictures, names, fields, first))
-    ]
-
-
-def _inputs(pictures: torch.Tensor, names: Sequence[str], fields: Sequence[Field], first: int) -> list[Cell]:
     masks = next((field.values for field in fields if field.name.endswith("mask")), None)
     return [
         Cell(
@@ -75,12 +59,10 @@ def _lines(fields: Sequence[Field], place: int) -> list[str]:
     return texts[:2]
 
 
-def grid(inputs: Sequence[Sequence[Cell]], total: int) -> bytes:
-    """A PNG file. inputs: the cells of each, from ``shown``, the first of a total number."""
-    cells, width = [*chain(*inputs)], len(inputs[0])
+def grid(cells: Sequence[Cell], total: int) -> bytes:
+    """A PNG file of the first of a total number of inputs."""
     columns = min(6, max(3, math.ceil(math.sqrt(1.5 * len(cells)))))
-    columns = max(width, columns - columns % width)  # the cells of an input in one row
-    title = f"The first {len(inputs)} of {total:,} predictions" if total > len(inputs) else "Predictions"
+    title = f"The first {len(cells)} of {total:,} predictions" if total > len(cells) else "Predictions"
     return picture_grid(cells, columns=columns, colour=COLOURS[0], title=title)
 
 

@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from base.base_data_loader import BaseDataLoader
-from base.base_trainer import BaseTrainer
 from base.data.images.folder import SUFFIXES
 from base.data.pictures import pictures_of
-from base.load_run import TrainedRun, load_trainer
+from base.load_run import TrainedRun, class_names_of, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
-from extras.predict.arrays import Unreadable
-from extras.predict.inputs import Found, check_words, find_files, summary
+from extras.picture_grid import Cell
+from extras.predict.inputs import Found, find_files
 from extras.predict.outputs import ADVICE, Field, Interpreter, Task
-from extras.predict.reading import Item, kind_of, read_items, rows_of
-from extras.predict.writing import Add, opened
+from extras.predict.reading import Item, kind_of, read_items
+from extras.predict.writing import Source, merged, write
 from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
 from utils.paths import display_path
@@ -43,32 +42,36 @@ SETTINGS = ("runtime.deterministic=false",)
 
 def predict(options: argparse.Namespace) -> None:
     """Write a prediction for each input. Raises UserError, Stopped, or TrainingError if an input cannot be read."""
-    out, as_json = _destination(options)
-    check_words(options.inputs)  # before the model is built, which takes seconds
+    out: Path | None = options.out
+    _check_destination(out, options)
     trained = load_trainer(Path(options.resume), options.overrides, command=Command.PREDICT, settings=SETTINGS)
     run = Predictor(trained, _columns(options.columns), show=options.show is not None)
     files = find_files(options.inputs, run.data.input_suffixes or SUFFIXES)
-    _check_destinations(files, out, options.show)
+    _check_not_input(files, out, options.show)
     kinds = {kind_of(name, run.data.input_suffixes) for name in files.files}
     if options.columns is not None and "table" not in kinds:
         raise UserError("--columns names columns of a table, but no input is a table; leave it out")
     start = time.perf_counter()
     try:
-        with run.trainer.experiment.signals, opened(out, as_json=as_json, with_rows=kinds != {"file"}) as add:
-            run.write(files, add, bar=out is not None or not sys.stdout.isatty())
+        with run.trainer.experiment.signals:
+            fields = run.predict(files)
+            write(out, run.sources, fields, as_json=options.json)
     except Stopped:
-        say_error("stopped; nothing was written" if out else "stopped")
+        say_error("stopped; nothing was written")
         raise
     if options.show is not None:
         from extras.predict.grid import grid
 
-        replace_file(options.show, grid(run.shown, run.done))
-    what = f"{count(run.done, 'prediction')} by {display_path(trained.checkpoint)} (epoch {trained.progress['epochs']})"
+        replace_file(options.show, grid(run.shown, len(run.sources)))
+    done = count(len(run.sources), "prediction")
     where = "".join(f"; {display_path(path)}" for path in (out, options.show) if path is not None)
-    skipped = f"; skipped files in folders: {summary(files.skipped)}" if files.skipped else ""
-    if run.not_finite:
-        say_error(f"warning: {count(run.not_finite, 'prediction')} with values that are not finite")
-    say_error(f"{what} in {duration(time.perf_counter() - start, fine=True)}{where}{skipped}")
+    skipped = f"; skipped {count(files.skipped, 'file')} of other kinds in folders" if files.skipped else ""
+    if not_finite := _not_finite(fields, len(run.sources)):
+        say_error(f"warning: {count(not_finite, 'prediction')} with values that are not finite")
+    say_error(
+        f"{done} by {display_path(trained.checkpoint)} (epoch {trained.progress['epochs']}) in "
+        f"{duration(time.perf_counter() - start, fine=True)}{where}{skipped}"
+    )
     if run.problems:
         raise TrainingError(
             f"{count(run.problems, 'input')} could not be read, as listed above; the others were predicted"
@@ -84,61 +87,43 @@ class Predictor:
     def __init__(self, trained: TrainedRun, columns: Sequence[str] | None, *, show: bool) -> None:
         self.trainer, self.data = trained.trainer, trained.experiment.data
         self.columns, self.show = columns, show
-        model, trainer = type(trained.experiment.model), type(self.trainer)
-        if model.forward is nn.Module.forward and trainer.predict_step is BaseTrainer.predict_step:
-            raise UserError(
-                f"{model.__name__} has no forward, only parts that {trainer.__name__} calls; define predict_step in "
-                "the trainer (docs/predict.md)"
-            )
-
         kept = trained.state.get("data")
         kept = kept if isinstance(kept, Mapping) else {}
-        first_batch, facts = kept.get("first_batch") or {}, kept.get("input_facts")
-        own_facts = type(self.data).input_facts is not BaseDataLoader.input_facts
-        if facts is None and own_facts and not first_batch:  # a run from before they were saved: the data set is needed
-            facts = self.data.input_facts()
-        self.facts: Mapping[str, Any] = facts or {}
+        first_batch = kept.get("first_batch")
+        self.facts: Mapping[str, Any] = kept.get("input_facts") or {}
         """What the data loader needs to know about the training data to prepare an input."""
-        # get() would ask the loader too, which may need its data for them
-        names = kept["classes"] if "classes" in kept else self.data.class_names  # noqa: SIM401
         self.task = Task(
             {name: loss.type for name, loss in trained.loaded.config.losses.items()},
             first_batch if isinstance(first_batch, Mapping) else {},
-            None if names is None else [str(name) for name in names],
+            class_names_of(trained.state),
             trained.experiment.supervised,
         )
-        self.interpreter = Interpreter(self.task)
-        self.batch_size = self.data.eval_batch_size
-        self.tolerant = type(self.data).collate is not BaseDataLoader.collate
-        self.done = self.problems = self.not_finite = 0
-        self.shown: list[Any] = []
-        self._other_shapes = False
+        self.sources: list[Source] = []
+        self.problems = 0
+        self.shown: list[Cell] = []
 
-    def write(self, files: Found, add: Add, *, bar: bool) -> None:
-        """Predict all inputs, batch by batch. Raises TrainingError if none can be read.
-
-        bar: whether to show progress; a table in a terminal shows it anyway.
-        """
+    def predict(self, files: Found) -> list[Field]:
+        """Predict all inputs, batch by batch. Raises TrainingError if none can be read."""
         for problem in files.problems:
             self._name(problem)
         prepare = functools.partial(self.data.prepare_input, facts=self.facts)
-        needed = self.facts.get("columns") or ()
-        whole = self.data.input_suffixes
+        needed, whole = self.facts.get("columns") or (), self.data.input_suffixes
         items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
-        total = _total(files.files, whole)
-        with self.trainer.evaluating(), counting("predicting", "inputs", total, shown=bar) as advance:
+        total = len(files.files) if all(kind_of(name, whole) == "file" for name in files.files) else None
+        interpreter, found = Interpreter(self.task), []
+        with self.trainer.evaluating(), counting("predicting", "inputs", total) as advance:
             for batch in self._batches(items):
                 self.trainer.experiment.signals.check()
-                inputs, fields = self._predicted(batch)
-                add([(item.file, item.row) for item in batch], fields)
+                inputs, outputs = self._outputs(batch)
+                found.append(interpreter.fields(outputs, len(batch)))
                 if self.show:
-                    self._show(batch, inputs, fields)
-                self.done += len(batch)
-                self.not_finite += _not_finite(fields, len(batch))
+                    self._show(batch, inputs, found[-1])
+                self.sources += [(item.file, item.row) for item in batch]
                 advance(len(batch))
-        if not self.done:
+        if not found:
             which = f"none of {self.problems:,} inputs could" if self.problems > 1 else "the input could not"
             raise TrainingError(f"{which} be read; see above")
+        return merged(found)
 
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:
@@ -159,31 +144,25 @@ class Predictor:
             return [(*tensor.shape, tensor.dtype) for tensor in tensors(item.value)]
 
         for _, group in itertools.groupby(items, shapes):
-            while batch := list(itertools.islice(group, self.batch_size)):
+            while batch := list(itertools.islice(group, self.data.eval_batch_size)):
                 yield batch
 
-    def _predicted(self, batch: Sequence[Item]) -> tuple[Any, list[Field]]:
-        """The inputs on the CPU, and the predictions for them."""
-        trainer, first = self.trainer, batch[0]
+    def _outputs(self, batch: Sequence[Item]) -> tuple[Any, Any]:
+        """The inputs on the CPU, and the model's outputs for them."""
+        trainer, file = self.trainer, batch[0].file
         inputs = default_collate([item.value for item in batch])
-        self._check_shape(inputs, first.file)
+        self._check_shape(inputs, file)
         try:
-            outputs = trainer.predict_step(trainer.runtime.to_device(inputs))
+            return inputs, trainer.predict_step(trainer.runtime.to_device(inputs))
         except FORWARD_ERRORS as error:
             what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
-            raise DataError(f"{first.file}: {what}{self._takes()}{self._advice(error, first.file)}") from error
-        self._warn_of_size(inputs, first.file)
-        return inputs, self.interpreter.fields(outputs, len(batch))
-
-    def _advice(self, error: Exception, file: str) -> str:
-        """What may help if the model fails on an input from this file."""
-        csv = "\n--columns chooses the columns of a table that are inputs." if file.endswith(".csv") else ""
-        if "missing" in str(error) and "required positional argument" in str(error):
-            return f"{csv}\nOf a model with several inputs, {ADVICE}."
-        if self.task.shape("inputs") is None and type(self.data).prepare_input is BaseDataLoader.prepare_input:
-            define = f"define prepare_input in {type(self.data).__name__} (docs/predict.md)"
-            return f"{csv}\nIn training, the inputs were not one tensor; {define}."
-        return csv
+            advice = f"If it needs another call, {ADVICE}."
+            if kind_of(file) == "table":
+                advice = "--columns chooses the columns of a table that are inputs."
+            elif self.task.shape("inputs") is None and type(self.data).prepare_input is BaseDataLoader.prepare_input:
+                define = f"define prepare_input in {type(self.data).__name__} (docs/predict.md)"
+                advice = f"In training, the inputs were not one tensor; {define}."
+            raise DataError(f"{file}: {what}{self._takes()}\n{advice}") from error
 
     def _takes(self) -> str:
         task = self.task
@@ -221,17 +200,6 @@ class Predictor:
             got = f"{file}: the input has shape {tuple(inputs.shape[1:])}"
             raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
 
-    def _warn_of_size(self, inputs: Any, file: str) -> None:
-        """Warn once of inputs that the model takes, but that have another size than in training."""
-        shape = self.task.shape("inputs")
-        if not isinstance(inputs, Tensor) or shape is None or list(inputs.shape[1:]) == shape:
-            return
-        tokens = inputs.dim() == 2 and not inputs.is_floating_point()  # of which there may be any number
-        if not tokens and not self._other_shapes and not self.tolerant:
-            self._other_shapes = True
-            got = f"{file}: the input has shape {tuple(inputs.shape[1:])}. {self._takes().strip()}"
-            tqdm.write(_safe(f"warning: {got}"), file=sys.stderr)
-
     def _show(self, batch: Sequence[Item], inputs: Any, fields: Sequence[Field]) -> None:
         from extras.predict.grid import MOST, shown
 
@@ -242,14 +210,7 @@ class Predictor:
         if pictures is None:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
-        arrays = {field.name: field.values[:left] for field in fields if _may_be_images(field.values)}
-        drawn = {name: pictures_of(self.data, torch.from_numpy(array)) for name, array in arrays.items()}
-        outputs = {name: each for name, each in drawn.items() if each is not None}
-        self.shown += shown(pictures, names, fields, len(self.shown), outputs=outputs)
-
-
-def _may_be_images(values: Any) -> bool:
-    return isinstance(values, np.ndarray) and values.ndim == 4 and values.shape[1] in (1, 3)
+        self.shown += shown(pictures, names, fields, len(self.shown))
 
 
 def _not_finite(fields: Sequence[Field], count: int) -> int:
@@ -261,23 +222,8 @@ def _not_finite(fields: Sequence[Field], count: int) -> int:
     return int(broken.sum())
 
 
-def _total(files: Sequence[str], whole: Sequence[str] | None) -> int | None:
-    """The number of inputs; None if it is known only at the end, as for a table. whole: see ``kind_of``."""
-    total = 0
-    for name in files:
-        kind = kind_of(name, whole)
-        if kind == "table":
-            return None
-        try:
-            total += 1 if kind == "file" else len(rows_of(name))  # type: ignore[arg-type]
-        except Unreadable:
-            total += 1
-    return total
-
-
-def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
-    """The file of --out, and whether it is JSON. Raises UserError."""
-    out: Path | None = options.out
+def _check_destination(out: Path | None, options: argparse.Namespace) -> None:
+    """Raise UserError if --out or --show names something that cannot be written."""
     if out is not None and out.suffix.lower() not in FORMATS:
         raise UserError(f"--out {out}: the suffix selects the format: {', '.join(FORMATS)}")
     if out is not None and options.json and out.suffix.lower() not in (".json", ".jsonl"):
@@ -289,17 +235,13 @@ def _destination(options: argparse.Namespace) -> tuple[Path | None, bool]:
             raise UserError(f"{option} {path}: no such folder: {path.parent}")
         if path is not None and path.is_dir():
             raise UserError(f"{option} {path}: it is a folder")
-    return out, options.json or (out is not None and out.suffix.lower() in (".json", ".jsonl"))
 
 
-def _check_destinations(files: Found, *paths: Path | None) -> None:
+def _check_not_input(files: Found, *paths: Path | None) -> None:
     """Raise UserError if an input would be overwritten."""
     for path in paths:
-        if path is None or not path.exists():
-            continue
-        for name in files.files:
-            if name.endswith(path.name) and Path(name).exists() and path.samefile(name):
-                raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
+        if path and path.exists() and any(path.samefile(name) for name in files.files if Path(name).exists()):
+            raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
 
 
 def _columns(text: str | None) -> list[str] | None:

@@ -1,28 +1,38 @@
 """From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
 
+import csv
 import io
 import itertools
 import pickle
-import stat
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from base.data.collate import reduce_by_value
 from base.data.workers import read_once, worker_count
-from extras.predict.arrays import ArrayRows, TableRows, Unreadable
 from extras.predict.inputs import ARRAYS, TABLES
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, os_errors_as
+from utils.files import open_regular
+from utils.user_code import format_error
 
 CHUNK = 16  # files per request to a worker
 FEW = 64  # up to this many files are read here: starting workers takes longer
+ROWS = 1024  # of an array that are read at once
+NAMES = ("inputs", "x", "X", "images", "data", "arr_0")
+"""Preferred array names: the first of these found in a .npz file with several arrays is read."""
 
 Prepare = Callable[[Any], Any]
 """Converts a file or a row to an input of the model."""
+
+
+class Unreadable(Exception):  # noqa: N818  (not an error of the program: the file is named and skipped)
+    """An input, or the rest of a file, cannot be read."""
 
 
 class Item(NamedTuple):
@@ -52,7 +62,8 @@ def read_items(
             yield from _read_files(list(names), prepare)
             continue
         for name in names:
-            yield from _read_rows(name, kind, prepare, columns, needed)
+            rows = _table_rows(name, columns, needed) if kind == "table" else _array_rows(name)
+            yield from _read_rows(name, rows, prepare)
 
 
 def kind_of(name: str, whole: Sequence[str] | None = None) -> str:
@@ -65,49 +76,131 @@ def kind_of(name: str, whole: Sequence[str] | None = None) -> str:
     return "table" if path.endswith(TABLES) else "file"
 
 
-def rows_of(name: str, columns: Sequence[str] | None = None) -> ArrayRows | TableRows:
-    """The rows of an array or table. Raises Unreadable; DataError for an unknown array or column."""
-    if kind_of(name) == "table":
-        return TableRows(name, columns)
-    path, _, member = name.rpartition(":") if not Path(name).is_file() else (name, "", "")
-    return ArrayRows(path, member)
-
-
-def _read_rows(
-    name: str, kind: str, prepare: Prepare, columns: Sequence[str] | None, needed: Sequence[str]
-) -> Iterator[Item]:
+def _read_rows(name: str, rows: Iterator[Any], prepare: Prepare) -> Iterator[Item]:
+    """The inputs from the rows of a file. rows: each as ``prepare`` takes it, or Unreadable."""
     row = 0
     try:
-        rows = rows_of(name, columns)
-        header = columns or rows.header if isinstance(rows, TableRows) else None
-        if header and (missing := [each for each in needed if each not in header]):
-            raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
         for raw in rows:
-            if isinstance(raw, str):
-                yield Item(name, row, None, raw)
-            else:
-                value = _prepared(prepare, raw)
-                if isinstance(value, UserError):
-                    raise type(value)(f"{name}, row {row}: {value}")
-                yield Item(name, row, None, value) if isinstance(value, str) else Item(name, row, value)
+            yield _item(name, row, raw if isinstance(raw, Unreadable) else _prepared(prepare, raw))
             row += 1
     except Unreadable as error:
-        yield Item(name, row if row else None, None, str(error))
+        yield Item(name, row or None, None, str(error))
         return
     if not row:
-        yield Item(name, None, None, f"the {kind} has no rows")
+        yield Item(name, None, None, "it has no rows")
+
+
+def _item(name: str, row: int | None, value: Any) -> Item:
+    """value: the input, or an exception as returned by ``_prepared``. Raises UserError."""
+    if isinstance(value, UserError):
+        raise type(value)(f"{name}{'' if row is None else f', row {row}'}: {value}")
+    return Item(name, row, None, str(value)) if isinstance(value, Unreadable) else Item(name, row, value)
+
+
+def _prepared(prepare: Prepare, raw: Any) -> Any:
+    """The input; or, not raised since it may have to leave a worker process, Unreadable or the UserError."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # from Pillow, about files it can read
+            value = prepare(raw)
+    except UserError as error:
+        return error
+    except Exception as error:  # any error: Pillow raises many types, and so may the user's code
+        if type(error).__name__ == "UnidentifiedImageError":  # Pillow's, whose message repeats the path
+            return Unreadable("not an image, or truncated")
+        reason = error.strerror if isinstance(error, OSError) else None
+        return Unreadable(reason or (str(error) if isinstance(error, ValueError) else format_error(error)))
+    if value is None or isinstance(value, str):
+        return Unreadable(f"prepare_input returned {value!r:.40}")
+    return value
+
+
+# ------------------------------------------------------------------ arrays
+
+
+def _array_rows(name: str) -> Iterator[Tensor]:
+    """The rows of an array saved by np.save, which is not read at once, or np.savez. Raises Unreadable, DataError."""
+    path, _, member = name.rpartition(":") if not Path(name).is_file() else (name, "", "")
+    try:
+        with os_errors_as(Unreadable, "it cannot be read"), open_regular(Path(path)) as file:
+            if path.lower().endswith(".npz"):
+                archive = np.load(file)
+                array = archive[_member(path, archive.files, member)]
+            else:
+                array = np.load(path, mmap_mode="r")
+        torch.from_numpy(np.empty(0, array.dtype))
+    except (zipfile.BadZipFile, ValueError, TypeError, EOFError) as error:
+        raise Unreadable(f"not an array of numbers, or damaged: {error}") from error
+    if not array.ndim:
+        raise Unreadable("the array is a single number; expected one row per input")
+    for start in range(0, len(array), ROWS):
+        yield from torch.from_numpy(np.array(array[start : start + ROWS]))
+
+
+def _member(path: str, names: Sequence[str], wanted: str) -> str:
+    """The array to read from a .npz file. wanted: empty for the only one, or the first of ``NAMES``."""
+    chosen = [wanted] if wanted else names if len(names) == 1 else [each for each in NAMES if each in names]
+    if chosen and chosen[0] in names:
+        return chosen[0]
+    contains = f"it contains {', '.join(names[:10]) or 'none'}"
+    if wanted:
+        raise DataError(f'{path} has no array "{wanted}"; {contains}')
+    raise DataError(f"{path}: {contains}; name the array, as in {path}:{names[0] if names else 'x'}")
+
+
+# ------------------------------------------------------------------ tables
+
+
+def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str]) -> Iterator[Any]:
+    """The cells of each row by column name, or by number without a header; Unreadable for a row that is wrong.
+
+    Raises Unreadable; DataError if a column is missing.
+    """
+    try:
+        with os_errors_as(Unreadable, "it cannot be read"):
+            file = open_regular(Path(name))
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            start = text.readline()
+            text.seek(0)
+            rows = filter(None, csv.reader(text, delimiter=max(",;\t", key=start.count), strict=True))
+            if (first := next(rows, None)) is None:
+                raise Unreadable("the table is empty")
+            bare = all(map(_is_number, first))
+            names = [str(place) for place in range(len(first))] if bare else [cell.strip() for cell in first]
+            if len(set(names)) < len(names):
+                raise Unreadable("two columns have the same name")
+            if missing := [each for each in columns or () if each not in names]:
+                raise DataError(f"{name} has no column {missing[0]!r}; it has {', '.join(names[:20])}")
+            chosen = columns or names
+            if (columns or not bare) and (missing := [each for each in needed if each not in chosen]):
+                raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
+            for row in itertools.chain([first] if bare else [], rows):
+                if len(row) != len(names):
+                    yield Unreadable(f"{len(row)} cells, but there are {len(names)} columns")
+                    continue
+                cells = dict(zip(names, row, strict=True))
+                yield {each: cells[each] for each in chosen}
+    except UnicodeDecodeError as error:
+        raise Unreadable("not valid UTF-8") from error
+    except csv.Error as error:
+        raise Unreadable(f"not a table of comma-separated values: {error}") from error
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ other files
 
 
 def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
     workers = worker_count(len(names) // CHUNK) if len(names) > FEW else 0
     values = itertools.chain.from_iterable(read_once(_Files(names, prepare), CHUNK, workers))
     for name, value in zip(names, values, strict=True):
-        if isinstance(value, UserError):
-            raise type(value)(f"{name}: {value}")
-        if isinstance(value, str):
-            yield Item(name, None, None, value)
-        else:
-            yield Item(name, None, pickle.loads(value) if workers else value)
+        yield _item(name, None, pickle.loads(value) if workers else value)
 
 
 class _Files(Dataset[Any]):
@@ -118,46 +211,11 @@ class _Files(Dataset[Any]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Any:
-        """The input, the reason why it could not be read, or the UserError to raise."""
-        path = Path(self.names[index])
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                return "not a regular file"
-        except OSError as error:
-            return error.strerror or str(error)
-        value = _prepared(self.prepare, path)
-        if get_worker_info() is None or isinstance(value, (str, UserError)):
-            return value
+        """What ``_prepared`` returns."""
+        value = _prepared(self._read, Path(self.names[index]))
         # sent as bytes: tensors would need shared memory, which is scarce in containers
-        return pickled(value)
+        return value if get_worker_info() is None else pickle.dumps(value)
 
-
-class _ValuePickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        return (reduce_by_value(value.detach()) if type(value) is Tensor else None) or NotImplemented
-
-
-def pickled(value: Any) -> bytes:
-    """A value pickled with its tensors by value, in a quarter of the time that torch takes for small ones."""
-    content = io.BytesIO()
-    _ValuePickler(content).dump(value)
-    return content.getvalue()
-
-
-def _prepared(prepare: Prepare, raw: Any) -> Any:
-    """The input, the reason why it could not be read, or the UserError to raise."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # from Pillow, about files it can read
-            value = prepare(raw)
-    except UserError as error:
-        return error
-    except OSError as error:
-        # Pillow's error for a non-image file has neither; its message repeats the path
-        unknown = type(error).__name__ == "UnidentifiedImageError"
-        return "not an image, or truncated" if unknown else error.strerror or str(error) or type(error).__name__
-    except Exception as error:  # any error: Pillow raises many types, and so may the user's code
-        name = "" if type(error).__name__ in ("ValueError", "DecompressionBombError") else f"{type(error).__name__}: "
-        return f"{name}{error}"
-    if value is None:
-        return "prepare_input returned nothing"
-    return f"prepare_input returned the string {value!r:.40}" if isinstance(value, str) else value
+    def _read(self, path: Path) -> Any:
+        open_regular(path).close()  # a named pipe would block
+        return self.prepare(path)

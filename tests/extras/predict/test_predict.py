@@ -169,7 +169,7 @@ def test_names_come_from_folders_patterns_and_stdin(
     everything = ["0.png", "1.png", "deep/er/2.PNG"]
     status, output, errors = ask(two)
     assert (status, names(output)) == (0, everything)
-    assert "1 file of other kinds (.txt)" in errors
+    assert "skipped 1 file of other kinds in folders" in errors
     (two / "deep" / "circle").unlink()
     assert names(ask(two / "[01].png")[1]) == everything[:2]
     assert names(ask(two / "**" / "*.PNG")[1])[:1] == everything[2:]
@@ -227,9 +227,9 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
     ("words", "message"),
     [
         ([], "no inputs; give"),
-        (["gone.png"], "gone.png: no such file or folder"),
-        (["*.webp"], "*.webp: the pattern matches no input"),
-        (["empty"], "empty: the folder contains no input (.jpg"),
+        (["gone.png"], "gone.png: no such file"),
+        (["*.webp"], "*.webp: no such file, or no input"),
+        (["empty"], "empty: no such file, or no input (.jpg"),
         (["two", "--out", "x.txt"], "the suffix selects the format: .csv, .json, .jsonl, .npz"),
         (["two", "--out", "x.csv", "--json"], "contradict each other"),
         (["two", "--out", "nowhere/x.csv"], "no such folder: nowhere"),
@@ -384,9 +384,9 @@ def test_the_picture_has_what_is_predicted(
     cells: list[Any] = []
     original = grid.grid
 
-    def kept(inputs: Any, total: int) -> bytes:
-        cells.extend(cell for row in inputs for cell in row)
-        return original(inputs, total)
+    def kept(drawn: Any, total: int) -> bytes:
+        cells.extend(drawn)
+        return original(drawn, total)
 
     monkeypatch.setattr(grid, "grid", kept)
     predict.main(["-r", str(run[0]), str(two), "--out", str(tmp_path / "x.csv"), "--show", str(tmp_path / "x.png")])
@@ -407,17 +407,6 @@ def test_long_names_in_the_picture_do_not_overlap(written: dict[str, float]) -> 
     grid(shown(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), ["a.png", "b.png"], fields, 0), 2)
     assert list(written) == ["Predictions", "zebra_very_l…s 36%", "a.png", "zebra_very_l… 100%", "b.png"]
     assert max(written.values()) <= picture_grid.COLUMN
-
-
-def test_a_predicted_picture_stands_beside_its_input(written: dict[str, float]) -> None:
-    from extras.predict.grid import grid, shown
-
-    inputs = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 1)
-    cells = shown(inputs, ["a.png", "b.png"], [], 0, outputs={"sharp": inputs + 10})
-    assert [[int(cell.picture.max()) for cell in row] for row in cells] == [[0, 10], [1, 11]]
-    assert [[list(cell.above) for cell in row] for row in cells] == [[[], ["sharp"]]] * 2
-    grid(cells, 9)
-    assert next(iter(written)) == "The first 2 of 9 predictions"  # inputs, not pictures
 
 
 def test_the_facts_are_kept_in_the_checkpoint(run: Run) -> None:
