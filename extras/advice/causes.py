@@ -41,7 +41,7 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "of the targets, such as logits of (B * T, C) for targets of (B, T): cross_entropy takes (B, C, T) for these",
     r"invalid combination of arguments - got \((list|tuple|dict|str|NoneType)": "inputs that are not one tensor: let "
     "the data set return a tensor as input, or let the model or the step take it from the inputs",
-    r"'TrainingLog' object is not callable|Metrics\.update\(\) (takes|got|missing)": "a value that is logged as elsewhere: "
+    r"'TrainingLog' object is not callable|Metrics\.update\(\) (takes|got)": "self.log(name, value), as elsewhere: "
     "return StepResult(..., log={name: value}), and list the names in the class attribute logs",
     "has no attribute 'optimizer'": "a hand-written loop in train_step: self.backward(loss) is enough, since the base "
     "class clears the gradients and steps the optimizer",

@@ -56,7 +56,7 @@ def _in_archive(word: str) -> bool:
 
 
 def _add(name: str, suffixes: Sequence[str], found: Found) -> None:
-    """Add a file, or the files below a folder, sorted by name; skips hidden files and links to folders."""
+    """Add a file, or the files below a folder, sorted by name; skips hidden files, and links to a folder above."""
     if not Path(name).is_dir():
         found.files.append(name)
         return
@@ -64,8 +64,12 @@ def _add(name: str, suffixes: Sequence[str], found: Found) -> None:
     def unreadable(error: OSError) -> None:
         found.problems.append(f"{error.filename}: {error.strerror}")
 
-    for folder, folders, files in os.walk(name, onerror=unreadable):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
+    for folder, folders, files in os.walk(name, onerror=unreadable, followlinks=True):
+        here = Path(folder).resolve()
+        above = {here, *here.parents}
+        folders[:] = sorted(
+            each for each in folders if not each.startswith(".") and Path(folder, each).resolve() not in above
+        )
         for file in sorted(files):
             if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
                 found.files.append(str(Path(folder, file)))
