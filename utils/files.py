@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -20,59 +20,22 @@ def file_signature(status: os.stat_result) -> FileSignature:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-_unfinished: dict[Path, int] = {}
-"""Temporary files that are being written, each with the process that writes it: a worker is a copy of its parent."""
-_has_written = False
-
-
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces this path once it is on disk. Raises OSError, and then leaves nothing behind."""
-    with atomic_writes([path]) as [file]:
-        yield file
-
-
-@contextlib.contextmanager
-def atomic_writes(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """Write files of one folder that replace these paths once all are on disk. Raises OSError as ``atomic_write``."""
-    global _has_written
-    temporaries = [path.with_name(f".{path.name}.tmp") for path in paths]
-    _unfinished.update(dict.fromkeys(temporaries, os.getpid()))
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with contextlib.ExitStack() as stack:
-            for temporary in temporaries:
-                temporary.unlink(missing_ok=True)
-            files: list[BinaryIO] = [stack.enter_context(temporary.open("xb")) for temporary in temporaries]
-            yield files
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, path in zip(temporaries, paths, strict=True):
-            temporary.replace(path)
-            _has_written = True
-        for folder in {path.parent for path in paths}:
-            sync_folder(folder)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException:
-        for temporary in temporaries:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
-    finally:
-        for temporary in temporaries:
-            _unfinished.pop(temporary, None)
-
-
-def has_written() -> bool:
-    """Whether this process has replaced or created a file by ``atomic_writes``."""
-    return _has_written
-
-
-def remove_unfinished() -> None:
-    """Remove the temporary files of this process, which ends at once."""
-    for temporary, process in list(_unfinished.items()):
-        if process == os.getpid():
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def link(name: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError, os_errors_as
-from utils.files import atomic_writes, lock_file, read_json_object, read_text
+from utils.files import atomic_write, lock_file, read_json_object, read_text
 from utils.paths import PROJECT, project_path
 
 # files of a run folder, besides checkpoints and event files
@@ -245,12 +245,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files by name; none replaces an older one until all are on disk. Raises TrainingError."""
-    path = folder / next(iter(contents), "")
+    """Write files by name; none replaces an older one until all are written. Raises TrainingError."""
+    path = folder
     try:
-        with atomic_writes([folder / each for each in contents]) as files:
-            for file, (name, content) in zip(files, contents.items(), strict=True):
+        with contextlib.ExitStack() as stack:
+            for name, content in contents.items():
                 path = folder / name
+                file = stack.enter_context(atomic_write(path))
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()  # a full disk is reported for the file that it cannot take
     except OSError as error:

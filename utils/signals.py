@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
-from utils.files import has_written, remove_unfinished
 from utils.streams import prepare_streams
 
 # SIGHUP: the terminal or ssh connection was lost. Batch systems send the others before a job's time is up
@@ -48,9 +47,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     status = 128 + number
     _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
     if first_status == status and (os.environ.get("RANK") or "0") == "0":
-        unchanged = "" if has_written() else "; nothing was changed"  # test.py writes several files
-        _say_at_once(f"stopped{unchanged}. To run it again:\n{command}\n")
-    remove_unfinished()
+        _say_at_once(f"stopped. To run it again:\n{command}\n")
     os._exit(first_status)
 
 
@@ -106,7 +103,6 @@ class SignalWatch:
         signal.signal(number, signal.SIG_IGN)  # a third one must not interrupt this
         _say_at_once(f"stopped immediately; earlier checkpoints are intact\n{self.advice}", before="\n")
         if self._before[number] is _end:
-            remove_unfinished()
             os._exit(128 + number)
         raise KeyboardInterrupt
 

@@ -52,32 +52,6 @@ def test_during_the_imports(small: Path, tmp_path: Path, module: str, number: si
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_file_that_is_being_written_is_removed(tmp_path: Path, number: signal.Signals) -> None:
-    """As by test.py, predict.py and export.py, which end at once; but not by a worker, a copy of its parent."""
-    code = f"""
-import os, pathlib, signal
-from utils.files import atomic_write, remove_unfinished
-from utils.signals import exit_on_signal
-exit_on_signal()
-folder = pathlib.Path({str(tmp_path)!r})
-with atomic_write(folder / "done.csv") as file:
-    file.write(b"done")
-with atomic_write(folder / "results.csv") as file:
-    file.write(b"half")
-    if not os.fork():
-        remove_unfinished()
-        os._exit(0)
-    os.wait()
-    assert (folder / ".results.csv.tmp").exists()
-    os.kill(os.getpid(), {int(number)})
-"""
-    ended = python(code)
-    assert ended.returncode == 128 + number, ended.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["done.csv"]
-    assert ended.stderr.startswith("stopped. To run it again:\n"), "a file was changed"
-
-
-@pytest.mark.parametrize("number", SIGNALS)
 def test_before_anything_began_the_last_line_is_the_command_again(number: signal.Signals) -> None:
     code = f"""
 import os, sys

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,14 @@ def test_a_run_records_how_it_ended(fit: Fit, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_full_disk_at_the_end_does_not_fail_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = files.atomic_writes
+    original = files.atomic_write
 
-    def write(paths: Sequence[Path]) -> Any:
-        if any(path.name == "environment.json" and path.exists() for path in paths):
+    def write(path: Path) -> Any:
+        if path.name == "environment.json" and path.exists():
             raise OSError(28, "No space left on device")
-        return original(paths)
+        return original(path)
 
-    monkeypatch.setattr("utils.run_folder.atomic_writes", write)
+    monkeypatch.setattr("utils.run_folder.atomic_write", write)
     run = fit("trainer.epochs=1").run_dir
     assert "outcome" not in environment(run)
 

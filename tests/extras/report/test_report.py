@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_older_report_as_it_was(
     """All of it: no new picture beside old numbers."""
     test.main(["-r", str(run)])
     before = {path.name: path.read_bytes() for path in (run / "test").iterdir()}
-    original = files.atomic_writes
+    original = files.atomic_write
 
     class Full:
         def write(self, _: bytes) -> int:
@@ -207,11 +207,11 @@ def test_a_full_disk_leaves_the_older_report_as_it_was(
             """Nothing is waiting."""
 
     @contextlib.contextmanager
-    def write(paths: Sequence[Path]) -> Iterator[Any]:
-        with original(paths) as opened:
-            yield [Full() if path.name == name else file for path, file in zip(paths, opened, strict=True)]
+    def write(path: Path) -> Iterator[Any]:
+        with original(path) as file:
+            yield Full() if path.name == name else file
 
-    monkeypatch.setattr("utils.run_folder.atomic_writes", write)
+    monkeypatch.setattr("utils.run_folder.atomic_write", write)
     last = run / "checkpoints" / "last.pth"
     assert cli.run(test.main, ["-r", str(last), "data_loader.args.eval_batch_size=3"]) == 2
     assert f"{name}: No space left on device; make room" in capsys.readouterr().err
