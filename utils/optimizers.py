@@ -1,8 +1,7 @@
 """Optimizers: which need a closure, how to load their state, and a step without torch's profiler marks."""
 
-import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +12,16 @@ from torch.optim import optimizer as module
 from utils.errors import ConfigError
 from utils.tree import Keys, by_keys, map_with_keys
 
-INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
-"""Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
-history longer than a new ``history_size``."""
+INITIAL_ONLY = {
+    "Adagrad": {"initial_accumulator_value"},
+    "Adam": {"amsgrad"},
+    "AdamW": {"amsgrad"},
+    "LBFGS": {"history_size"},
+    "RMSprop": {"centered"},
+    "Rprop": {"lr"},
+}
+"""Arguments of torch's optimizers that count when a parameter's state is created. LBFGS does not shorten a history
+longer than a new ``history_size``."""
 
 ZERO_GRAD: Any = Optimizer.zero_grad
 
@@ -205,30 +211,3 @@ def _in_saved_dtypes(loaded: Any, saved: Any) -> Any:
         return originals[keys].to(tensor.device)
 
     return map_with_keys(original, loaded)
-
-
-def missing_state(
-    make: Callable[[list[Tensor]], Optimizer], parameters: Sequence[Tensor], saved: dict[int, Any]
-) -> set[str]:
-    """State that a step of an optimizer needs but a saved one lacks, because of an argument such as ``amsgrad`` that
-    was not set when the state was created.
-
-    make: creates the optimizer for some parameters. saved: the "state" of its state_dict, by parameter index.
-    Parameters without any state yet are ignored: the next step creates it.
-    """
-
-    @functools.cache
-    def after_a_step(dimensions: int) -> set[str]:  # on which Adafactor's state depends
-        parameter = torch.nn.Parameter(torch.ones((2,) * dimensions))
-        optimizer = make([parameter])
-
-        def closure() -> Tensor:
-            parameter.grad = torch.ones_like(parameter)
-            return torch.zeros(())
-
-        closure()
-        optimizer.step(closure)  # type: ignore[arg-type]
-        return set(optimizer.state[parameter])
-
-    states = ((parameter.dim(), saved.get(index)) for index, parameter in enumerate(parameters))
-    return set().union(*(after_a_step(dimensions) - state.keys() for dimensions, state in states if state))

@@ -1,7 +1,6 @@
 """Which run to resume, and from which checkpoint."""
 
 import contextlib
-import functools
 import json
 import math
 import traceback
@@ -12,20 +11,16 @@ from typing import Any
 import torch
 
 from base.base_trainer import BaseTrainer
-from base.training.schedule import ScheduledOptimizer
-from base.training.state import part_name
 from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
-from utils.config.located_json import Problem, config_error
+from utils.config.located_json import config_error
 from utils.config.resume import Change, changes, saved_changes, shown
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import read_text
-from utils.optimizers import missing_state
 from utils.paths import PROJECT, display_path, shell_path
 from utils.prepare import allocator
-from utils.registry import OPTIMIZERS
 from utils.run_folder import RunFolder
 from utils.schema import Config, validation_names
 from utils.streams import say
@@ -101,10 +96,6 @@ def load_checkpoint(
         before, progress = state["config"], state["progress"]
         since = saved_changes(before, trainer.experiment.saved_config)
         _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
-        for name, optimizer in trainer.training.optimizers.items():
-            made_from = state[part_name("schedule", name)]["made_from"]
-            if made_from["initial"] != trainer.training.schedule_states[name].made_from()["initial"]:
-                _refuse_optimizer(loaded, optimizer, changed, state[part_name("optimizer", name)]["state"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
@@ -190,20 +181,6 @@ def _new_run(folder: RunFolder) -> str:
             whole = " 'model.weights.skip=[]' 'model.weights.rename={}'"
     command = f"python train.py -c {run}/config.json --init-from {run}{whole} KEY=VALUE"
     return f"To start a new run from its weights: {command}"
-
-
-def _refuse_optimizer(
-    loaded: LoadedConfig, optimizer: ScheduledOptimizer, changed: Sequence[Change], saved: dict[int, Any]
-) -> None:
-    """Raise ConfigError if the optimizer's arguments need state that the run does not have."""
-    component, missing = loaded.config.optimizers[optimizer.name], set[str]()
-    with contextlib.suppress(Exception):  # cannot be tried with an optimizer that rejects this parameter
-        make = functools.partial(OPTIMIZERS[component.type], **component.args)
-        missing = missing_state(make, optimizer.parameters, saved)
-    if missing:
-        paths = [change.path for change in changed if change.path[0] == "optimizer" and "args" in change.path]
-        message = f"cannot be set when a run is resumed: the run has no {', '.join(sorted(missing))}, which this needs"
-        raise config_error(loaded.document, [Problem(path, message) for path in paths or [("optimizer", "args")]])
 
 
 def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) -> bool:
