@@ -79,13 +79,7 @@ class NowAndThen(DrawingSamples):
     every = 17
 
 
-class ReadOnly(DrawingSamples):
-    """Reads the seed of a generator, and draws nothing."""
-
-    draws = ("seed",)
-
-
-DRAWING = (DrawingSamples, FromPython, FromNumpy, FromTorch, FromNone, NowAndThen, ReadOnly)
+DRAWING = (DrawingSamples, FromPython, FromNumpy, FromTorch, FromNone, NowAndThen)
 
 
 class _Noisy(Dataset[Any]):
@@ -93,7 +87,6 @@ class _Noisy(Dataset[Any]):
         "python": lambda: random.gauss(0, 1),
         "numpy": lambda: np.random.randn(),
         "torch": lambda: float(torch.randn(())),
-        "seed": lambda: torch.initial_seed() / 2**63,
     }
 
     def __init__(self, count: int, draws: tuple[str, ...], every: int) -> None:

@@ -4,12 +4,8 @@ Three kinds: values computed from (seed, pass, sample index), which need no stat
 is saved in checkpoints; and a context in which the global generators are seeded, and then restored.
 """
 
-import ctypes
-import functools
 import random
-import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -21,7 +17,13 @@ import torch
 from utils.device import used_accelerator
 
 numpy_random: Any = np.random  # some versions have no types for its functions
-WORDS = 624  # of 32 bits: the state of a Mersenne twister, without its position
+
+SEEDERS: dict[str, Callable[[int], Any]] = {
+    "python": random.seed,
+    "numpy": lambda seed: np.random.seed(seed % 2**32),
+    "torch": torch.default_generator.manual_seed,
+}
+"""Functions that seed the global generators on the CPU, by library, with 63 bits."""
 
 
 def mix(*parts: int | str) -> int:
@@ -56,8 +58,8 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
 def seed_generators(*key: int | str) -> None:
     """Seed Python's, NumPy's and torch's global generators, including those of accelerators."""
     seed = mix(*key)
-    for generator in global_generators().values():
-        generator.seed(seed)
+    for seed_generator in SEEDERS.values():
+        seed_generator(seed)
     # torch.manual_seed would record its call stack for each kind of missing accelerator
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
         device = torch.get_device_module(accelerator)
@@ -101,128 +103,3 @@ def isolated(*key: int | str) -> Iterator[None]:
         yield
     finally:
         restore_generators(states)
-
-
-# ------------------------------------------------------------------ the global generators, saved and restored quickly
-# random.getstate takes 20 us and np.random.get_state 70 us, since they create objects for all 624 words; a batch of
-# small samples takes 200. So the state is read in place, from memory, in 1 to 2 us. Its address is determined once, and
-# used only if the memory matches the public function's result; otherwise (another Python or bit generator) that
-# function is called.
-
-
-class PythonGenerator:
-    """The generator of ``random.random`` and the like.
-
-    For every generator: two states are equal (``==``) if nothing was drawn between them. A seed has 63 bits.
-    """
-
-    def __init__(self) -> None:
-        self.generator: Any = random.random.__self__  # type: ignore[attr-defined]
-        self.memory = None
-        if sys.implementation.name == "cpython":  # the position and the words follow the object header
-            _, words, _ = random.getstate()
-            expected = np.array([words[-1], *words[:-1]], np.uint32)
-            if type(self.generator).__basicsize__ >= object.__basicsize__ + expected.nbytes:
-                self.memory = _memory_of(id(self.generator) + object.__basicsize__, expected)
-
-    def seed(self, seed: int) -> None:
-        random.seed(seed)
-
-    def state(self) -> Any:
-        if self.memory is None:
-            return random.getstate()
-        return self.memory.raw, self.generator.gauss_next
-
-    def restore(self, state: Any) -> None:
-        if self.memory is None:
-            random.setstate(state)
-        else:
-            self.memory.raw, self.generator.gauss_next = state
-
-
-class NumpyGenerator:
-    """The generator of ``np.random.rand`` and the like."""
-
-    def __init__(self) -> None:
-        self.bit_generator = numpy_random.get_bit_generator()
-        self.memory = None
-        if isinstance(self.bit_generator, np.random.MT19937) and sys.implementation.name == "cpython":
-            _, words, position, *normal = numpy_random.get_state(legacy=True)
-            address = self.bit_generator.ctypes.state_address
-            self.normal = _normal_of(address, tuple(normal))
-            if self.normal is not None:
-                self.memory = _memory_of(address, np.array([*words, position], np.uint32))
-
-    def seed(self, seed: int) -> None:
-        np.random.seed(seed % 2**32)
-
-    def state(self) -> Any:
-        if numpy_random.get_bit_generator() is not self.bit_generator:
-            self.__init__()  # type: ignore[misc]
-        if self.memory is None:
-            name, words, *rest = numpy_random.get_state(legacy=True)
-            return name, words.tobytes(), *rest
-        return self.memory.raw, self.normal.raw
-
-    def restore(self, state: Any) -> None:
-        if self.memory is None:
-            name, words, *rest = state
-            np.random.set_state((name, np.frombuffer(words, np.uint32), *rest))
-        else:
-            self.memory.raw, self.normal.raw = state
-
-
-class TorchGenerator:
-    """The generator of ``torch.rand`` and the like on the CPU. Those of accelerators are unaffected."""
-
-    def seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-
-    def state(self) -> bytes:
-        state = torch.default_generator.get_state()
-        return ctypes.string_at(state.data_ptr(), state.numel())
-
-    def restore(self, state: bytes) -> None:
-        torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-
-GlobalGenerator = PythonGenerator | NumpyGenerator | TorchGenerator
-
-
-@functools.cache
-def global_generators() -> dict[str, GlobalGenerator]:
-    """All generators, by the name of their library."""
-    return {"python": PythonGenerator(), "numpy": NumpyGenerator(), "torch": TorchGenerator()}
-
-
-@contextmanager
-def kept_generators() -> Iterator[None]:
-    """Restore the generators after the block, whatever it draws."""
-    states = {name: generator.state() for name, generator in global_generators().items()}
-    try:
-        yield
-    finally:
-        for name, generator in global_generators().items():
-            generator.restore(states[name])
-
-
-def _memory_of(address: int, expected: Any) -> Any:
-    """The memory at an address, as a ctypes array of bytes, if it contains the expected words; otherwise None."""
-    memory = (ctypes.c_char * (4 * (WORDS + 1))).from_address(address)
-    return memory if memory.raw == expected.tobytes() else None
-
-
-def _normal_of(address: int, expected: tuple[int, float]) -> Any:
-    """The memory of the second normal number that NumPy keeps, and of whether it keeps one; None if it is not there.
-
-    address: of the state. The generator points to it; a pointer to that pointer precedes what is looked for.
-    """
-    generator: Any = numpy_random.rand.__self__
-    start = id(generator)
-    words = list((ctypes.c_uint64 * (type(generator).__basicsize__ // 8)).from_address(start))
-    try:
-        index = words.index(start + 8 * words.index(address)) + 1
-    except ValueError:  # laid out in another way
-        return None
-    memory = (ctypes.c_char * 16).from_address(start + 8 * index)
-    return memory if struct.unpack("i4xd", memory.raw) == expected else None

@@ -18,6 +18,7 @@ from base.data.sources import Source
 from base.data.workers import Request, Workers
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import UserError
+from utils.random import numpy_random
 from utils.tree import to_device
 
 
@@ -215,9 +216,12 @@ class Batches:
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         """Load this process's part of some batches, in order."""
-        if self.num_workers:
-            yield from self._load_in_workers(ranges)
-            return
+        for micro_batch in self._load_in_workers(ranges) if self.num_workers else self._load_here(ranges):
+            # as in the other case: forgets a second normal number that NumPy's generator may keep
+            numpy_random.set_bit_generator(numpy_random.get_bit_generator())
+            yield micro_batch
+
+    def _load_here(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
             draws, key = self._draws(*loaded_range), self._random_key(loaded_range.passes)

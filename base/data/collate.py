@@ -1,6 +1,5 @@
 """Samples into batches, and batches from worker processes to this one: like torch, but faster for small samples."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -59,19 +58,6 @@ def _readable(row: Any) -> Any:
     if isinstance(row, np.ndarray) and not (row.flags.writeable and min(row.strides, default=0) >= 0):
         return np.array(row, order="C")
     return row
-
-
-def with_its_batch(sample: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """A sample, and what a function makes of it alone or, if it needs several, twice; not for ``collate_samples``.
-
-    NotImplemented if that fails too: what the function draws cannot be tried.
-    """
-    if collate is collate_samples:
-        return sample
-    for count in (1, 2):
-        with suppress(Exception):
-            return sample, collate([sample] * count)
-    return NotImplemented
 
 
 def send_small_tensors_by_value() -> None:

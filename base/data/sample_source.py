@@ -6,13 +6,13 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.collate import OneThread, collate_samples, with_its_batch
+from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.seeding import DrawnGenerators
 from base.data.sources import Source
 from utils.errors import DataError
-from utils.random import kept_generators, mix
+from utils.random import mix
 from utils.tree import tensors
 
 
@@ -25,7 +25,6 @@ class SampleSource:
         self.dataset: Any = dataset
         self.collate = collate
         self.generators = DrawnGenerators()
-        self._first = True
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -36,15 +35,9 @@ class SampleSource:
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         try:
             with OneThread():
-                if self._first:
-                    self._first = False
-                    self.generators.try_sample(lambda: self._first_sample(numbers[0]), mix(*random.key, draws[0]))
                 return self.generators.load(lambda: self._load(numbers, draws, random.key))
         except Exception as error:
             raise self._explained(error, numbers, draws, random.key) from error
-
-    def _first_sample(self, index: int) -> Any:
-        return with_its_batch(self.dataset[index], self.collate)
 
     def _load(self, indices: list[int], draws: list[int], key: RandomKey) -> Any:
         """draws: seed the samples, together with the key."""
@@ -62,13 +55,12 @@ class SampleSource:
     def _explained(self, error: Exception, indices: list[int], draws: list[int], key: RandomKey) -> Exception:
         """The error to raise for one that came up in loading a batch: names the sample that causes it, if any."""
         name, samples = type(self.dataset).__name__, list[Any]()
-        with kept_generators():
-            for index, draw in zip(indices, draws, strict=True):
-                self.generators.seed(key, draw)
-                try:
-                    samples.append(self.dataset[index])
-                except Exception as again:
-                    return sample_error(again, f"{name}: sample {index} cannot be read")
+        for index, draw in zip(indices, draws, strict=True):
+            self.generators.seed(key, draw)
+            try:
+                samples.append(self.dataset[index])
+            except Exception as again:
+                return sample_error(again, f"{name}: sample {index} cannot be read")
         return collate_error(error, name, indices, samples if self.collate is collate_samples else ())
 
 

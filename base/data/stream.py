@@ -9,18 +9,15 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
-from base.data.collate import OneThread, collate_samples, with_its_batch
+from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
-from utils.random import kept_generators, mix
 from utils.text import count
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
-PATIENCE = 1.0
-"""Seconds within which a stream must open to be opened again, to see which generators its samples are drawn from."""
 Snapshot = dict[str, Any]
 """Position in a stream: {"position": samples read, "passes": times it ended, "state": its own state_dict()}."""
 
@@ -63,7 +60,7 @@ class StreamSource:
         self.snapshot: Snapshot | None = None
         """Where a resumed run starts to read."""
         self.generators = DrawnGenerators()
-        self._tried = False
+        self._checked = False
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
@@ -115,28 +112,22 @@ class StreamSource:
             raise sample_error(error, f"{name}: sample {number} cannot be read") from error
         return samples
 
-    def try_first_sample(self) -> None:
-        """Read the first sample, unless done before: which generators is it drawn from?
+    def check_first_sample(self) -> None:
+        """Load the first sample, unless done before. Raises DataError if there is none, or if it cannot be read.
 
-        Raises DataError if there is none, or if it cannot be read. A stream that opens slowly is not opened again for
-        this. Afterwards it is closed: kept open for an epoch, a connection would end.
+        It shows which generators are drawn from: if the first batch did, a resumed run would read up to it twice.
+        Afterwards the stream is closed: kept open for an epoch, a connection would end.
         """
-        if self._tried:
-            return
-        self._tried = True
-        key: RandomKey = (0, "sample", 0)
-        with OneThread(), kept_generators():  # its state may hold that of a generator
-            self.generators.try_sample(lambda: self._first_sample(key), mix(*key, 0), patience=PATIENCE)
-            if self._has_state():
-                self.samples.load_state_dict(copy.deepcopy(self._initial))
-
-    def _first_sample(self, key: RandomKey) -> Any:
-        try:
-            [sample] = self._read_samples([0], key)
-            return with_its_batch(sample, self.collate or collate_samples)
-        finally:
+        if not self._checked:
+            self._checked = True
+            with OneThread():
+                self.generators.load(self._load_first_sample)
             self._iterator = None
-            self._position = self._passes = 0
+
+    def _load_first_sample(self) -> None:
+        samples = self._read_samples([0], (0, "sample", 0))
+        with suppress(Exception):  # it may need several samples
+            (self.collate or collate_samples)(samples)
 
     def _has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
@@ -211,8 +202,8 @@ class StreamBatches(Batches):
         return self.batch_size if self.source.length is None else super().last_batch_size()
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
-        with suppress(Exception):  # then all generators are seeded; what is wrong is raised where it is read
-            self.source.try_first_sample()
+        with suppress(Exception):  # what is wrong is raised where it is read
+            self.source.check_first_sample()
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch
@@ -250,4 +241,4 @@ def check_not_empty(batches: Batches) -> None:
     if not batches.num_samples:
         raise DataError("the validation data is empty: validation() returned batches without samples")
     if isinstance(batches, StreamBatches):
-        batches.source.try_first_sample()
+        batches.source.check_first_sample()

@@ -29,7 +29,6 @@ LOADERS = {
     "torch": "FromTorch",
     "none": "FromNone",
     "now-and-then": "NowAndThen",
-    "read": "ReadOnly",
 }
 PARTS = ("random", "optimizer", "schedule", "metrics")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")

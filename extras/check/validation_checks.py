@@ -12,9 +12,10 @@ from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import check_returned
 from extras.check.check_result import CheckResult
 from extras.check.exactness_checks import exactness_note
-from utils.random import global_generators
+from utils.random import generator_states
 from utils.schema import validation_names
 from utils.text import listed
+from utils.tree import same
 from utils.user_code import format_error, format_error_with_source, user_line
 
 
@@ -26,11 +27,11 @@ def own_validation(trainer: BaseTrainer) -> list[str]:
 
 def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
     """Try a validation of the trainer's own on the first batches; silent if it passes, or if there is none."""
-    names, training, generators = own_validation(trainer), trainer.training, global_generators()
+    names, training = own_validation(trainer), trainer.training
     if not names or (not training.validation and "validate" not in names):
         return
     first = {name: _first_batches(batches) for name, batches in training.validation.items()}
-    before = {name: generator.state() for name, generator in generators.items()}
+    before = generator_states()
     try:
         trainer.training = replace(training, validation=first)
         values = check_returned(trainer, "validate", trainer.validate())
@@ -41,7 +42,7 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
         return
     finally:
         trainer.training = training
-    drawn = [name for name, generator in generators.items() if generator.state() != before[name]]
+    drawn = [name for name, state in generator_states().items() if not same(state, before[name])]
     if drawn:
         text = f"{' and '.join(names)} draws random numbers of {listed(drawn)}, as the training after it does"
         yield exactness_note(text, "draws outside self.evaluating(), which seeds the generators")

@@ -22,7 +22,7 @@ from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import DataError, UserError
-from utils.random import global_generators, seed_generators
+from utils.random import SEEDERS, generator_states, seed_generators
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.tree import same
 
@@ -292,9 +292,9 @@ def test_an_epoch_is_saved_before_a_validation_stream_ends_too_early(
 @pytest.mark.parametrize("kind", [Lines, ResumableLines, EpochLines, LateLines])
 def test_the_first_sample_of_a_validation_can_be_looked_at(kind: type[Lines]) -> None:
     looked_at, as_it_is = (StreamSource(kind(), length=20) for _ in range(2))
-    as_it_is._tried = True
+    as_it_is._checked = True
     before = torch.get_rng_state()
-    looked_at.try_first_sample()
+    looked_at.check_first_sample()
     assert torch.get_rng_state().equal(before)
     one, two = (list(StreamBatches(source, batch_size=8).one_pass()) for source in (looked_at, as_it_is))
     assert all(same(each.data, other.data) for each, other in zip(one, two, strict=True))
@@ -326,16 +326,6 @@ class DrawnEpoch(Drawing):
         self.order = lambda: order
 
 
-def shuffled() -> list[int]:
-    order = list(range(37))
-    random.shuffle(order)
-    return order
-
-
-def shifted_by_seed(samples: list[Tensor]) -> Tensor:
-    return torch.stack(samples) + torch.initial_seed() / 2**63
-
-
 def scaled(samples: list[Tensor]) -> Tensor:
     return torch.stack(samples) * random.random()
 
@@ -346,18 +336,15 @@ STREAMS: dict[str, tuple[Callable[[], StreamSource], set[str]]] = {
     "now and then": (lambda: StreamSource(Drawing(now_and_then)), {"python", "numpy", "torch"}),
     "an order, at once": (lambda: StreamSource(Drawing(float, lambda: torch.randperm(37).tolist())), {"torch"}),
     "an order in set_epoch": (lambda: StreamSource(DrawnEpoch(float)), {"torch"}),
-    "a seed": (lambda: StreamSource(Drawing(lambda _: torch.initial_seed() / 2**63)), {"python", "numpy", "torch"}),
-    "a seed, beside an order": (
-        lambda: StreamSource(Drawing(lambda _: torch.initial_seed() / 2**63, shuffled)),
-        {"python", "numpy", "torch"},
-    ),
-    "a seed, in the collate function": (
-        lambda: StreamSource(Drawing(float), collate=shifted_by_seed),
-        {"python", "numpy", "torch"},
-    ),
     "the collate function": (lambda: StreamSource(Drawing(float), collate=scaled), {"python"}),
     "the transform": (lambda: StreamSource(Drawing(float), transform=lambda row: row * torch.rand(())), {"torch"}),
 }
+
+
+def seeded(source: StreamSource) -> StreamSource:
+    """All generators are seeded, whichever it draws from."""
+    source.generators.names = [*SEEDERS]
+    return source
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -365,8 +352,7 @@ STREAMS: dict[str, tuple[Callable[[], StreamSource], set[str]]] = {
 def test_whatever_a_stream_draws_from_it_resumes_exactly(kind: str, workers: int) -> None:
     """Though only what it draws from is seeded, and whatever the state of the generators is then."""
     make, drawn = STREAMS[kind]
-    all_seeded = make()
-    all_seeded._tried = True
+    all_seeded = seeded(make())
     expected = take(StreamBatches(all_seeded, batch_size=8, seed=3), 0, 14)
     for start in (0, 6):
         seed_generators("other", start)
@@ -380,9 +366,9 @@ def test_whatever_a_stream_draws_from_it_resumes_exactly(kind: str, workers: int
 
 
 def test_drawing_leaves_the_generators_of_the_model_alone() -> None:
-    states = [generator.state() for generator in global_generators().values()]
+    states = generator_states()
     take(StreamBatches(STREAMS["now and then"][0](), batch_size=8, seed=3), 0, 9)
-    assert [generator.state() for generator in global_generators().values()] == states
+    assert same(generator_states(), states)
 
 
 class ClosedLines(Lines):
@@ -453,12 +439,8 @@ class Buffered(Drawing):
 
 
 def test_a_late_draw_loses_no_sample_of_a_buffer() -> None:
-    all_seeded = StreamSource(Buffered(now_and_then))
-    all_seeded._tried = True
-    found, expected = (
-        take(StreamBatches(source, batch_size=4, seed=3), 0, 9)
-        for source in (StreamSource(Buffered(now_and_then)), all_seeded)
-    )
+    sources = (StreamSource(Buffered(now_and_then)), seeded(StreamSource(Buffered(now_and_then))))
+    found, expected = (take(StreamBatches(source, batch_size=4, seed=3), 0, 9) for source in sources)
     assert same(found, expected)
 
 
@@ -501,7 +483,7 @@ def test_whether_a_sample_fails_does_not_depend_on_the_state_of_the_generators()
 
     def read(seed: int, start: int, *, all_seeded: bool = False) -> str:
         source = StreamSource(Drawing(float), transform=unlucky(seed))
-        source._tried = all_seeded
+        source = seeded(source) if all_seeded else source
         random.seed(start)
         try:
             rows = torch.cat(take(StreamBatches(source, batch_size=8, seed=3), 0, 4))
@@ -569,14 +551,13 @@ def test_a_trainer_with_begin_epoch_reads_a_stream_once(fit: Fit, tmp_path: Path
     assert len((tmp_path / "read").read_text()) < 48 + 3 * 8 + 2 * 4, "six batches, those read ahead, and the trial"
 
 
-@pytest.mark.parametrize(("patience", "opened"), [(60.0, 3), (-1.0, 2)])
-def test_a_stream_that_opens_slowly_is_not_opened_again(
-    patience: float, opened: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("base.data.stream.PATIENCE", patience)
-    lines = Drawing(float)
-    take(StreamBatches(StreamSource(lines), batch_size=8), 0, 4)
-    assert lines.opened == opened
+def test_how_often_a_stream_is_opened() -> None:
+    opened = []
+    for draw in (float, lambda _: random.random()):
+        lines = Drawing(draw)
+        take(StreamBatches(StreamSource(lines), batch_size=8), 0, 4)
+        opened.append(lines.opened)
+    assert opened == [2, 3]
 
 
 def test_streams_that_cannot_be_are_refused() -> None:
