@@ -18,7 +18,7 @@ from typing import Any
 
 from extras.records import best_of
 from extras.sweep.display import Display, Row
-from extras.sweep.search import Search, write_journal
+from extras.sweep.search import Search
 from extras.sweep.sweep_folder import TRIAL, Outcome, SweepFolder, Trial, is_running
 from extras.sweep.trial_process import ERRORS, TrialProcesses
 from utils.device_errors import OUT_OF_MEMORY
@@ -228,8 +228,6 @@ class Coordinator:
         """Process the end of a trial."""
         trials = self.folder.trials()
         self.search.follow(trials)
-        if self.spec.sampler or self.spec.pruner:
-            write_journal(self.folder.path / "journal.log", self.spec, trials)
         self.display.finished(trial, trials)
 
     # ------------------------------------------------------------------ stopping

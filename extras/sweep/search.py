@@ -4,26 +4,22 @@ A choice depends only on the sweep's seed, the trial's number and the results so
 sweep that was killed makes the same choices as an uninterrupted one.
 """
 
-import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from extras.sweep.spaces import Space, combinations, shown
+from extras.sweep.spaces import INTEGERS, Space, combinations, shown
 from extras.sweep.sweep_folder import Spec, Trial
-from utils.errors import UserError
+from utils.errors import UserError, os_errors_as
 from utils.extras import need_package
 
 if TYPE_CHECKING:
     import optuna
     from optuna.study import Study
-
-
-def direction(spec: Spec) -> Literal["minimize", "maximize"]:
-    return "minimize" if spec.minimise else "maximize"
 
 
 def need_optuna(what: str) -> None:
@@ -43,35 +39,39 @@ class _Seen:
 
 
 class Search:
-    """The trials so far as an in-memory Optuna study; without one for a plain grid."""
+    """The trials so far as an in-memory Optuna study, which a plain grid does not need.
 
-    def __init__(self, spec: Spec) -> None:
+    with_study: make one in any case.
+    """
+
+    def __init__(self, spec: Spec, *, with_study: bool = False) -> None:
         self.spec = spec
         self.points = list(combinations(spec.spaces)) if spec.sampler is None else []
+        self.study: Study | None = None
         self._seen: dict[int, _Seen] = {}
-        self._study: Study | None = None
-        if spec.sampler or spec.pruner:
+        if spec.sampler or spec.pruner or with_study:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # the name determines a trial's bracket in hyperband
-            self._study = optuna.create_study(study_name="sweep", direction=direction(spec), pruner=_pruner(spec))
+            direction = optuna.study.StudyDirection.MINIMIZE if spec.minimise else optuna.study.StudyDirection.MAXIMIZE
+            self.study = optuna.create_study(study_name="sweep", direction=direction, pruner=_pruner(spec))
 
     def choose(self, number: int, trials: Sequence[Trial]) -> dict[str, str]:
         """The values of the new trial with this number, given all of these trials."""
         if self.spec.sampler is None:
             return dict(override.split("=", 1) for override in self.points[number])
-        assert self._study is not None
+        assert self.study is not None
         self.follow(trials)
-        with _quiet():
-            self._study.sampler = _sampler(self.spec.sampler, self.spec.seed, number)
-            trial = self._study.ask(_distributions(self.spec))
+        self.study.sampler = _sampler(self.spec.sampler, self.spec.seed, number)
+        trial = self.study.ask(_distributions(self.spec))
         self._seen[number] = _Seen(trial)
         return {space.key: _text(trial.params[space.key]) for space in self.spec.spaces}
 
     def follow(self, trials: Sequence[Trial]) -> None:
         """Update with what these trials have done since the last call. trials: all so far, in order of number."""
-        if self._study is None:
+        if self.study is None:
             return
         for trial in trials:
             if trial.number not in self._seen:
@@ -79,46 +79,44 @@ class Search:
             seen = self._seen[trial.number]
             if trial.outcome is not None and not seen.told:
                 self.pruned_at(trial)
-                self._tell(seen, trial)
+                self._tell(seen.trial, trial)
+                seen.told = True
 
     def pruned_at(self, trial: Trial) -> int | None:
         """The first epoch at which the pruner would stop this trial; None: never."""
-        if self._study is None or self.spec.pruner is None or trial.number not in self._seen:
+        seen = self._seen.get(trial.number)
+        if seen is None:
             return None
-        seen = self._seen[trial.number]
         values = trial.measured(self.spec.value_name)
         if trial.outcome is not None:
             values = values[: trial.outcome.epochs]
-        with _quiet():
-            for epoch in range(seen.epochs + 1, len(values) + 1):
-                seen.trial.report(values[epoch - 1], epoch)
-                seen.epochs = epoch
-                # the last epoch is not worth pruning: there is nothing left to save
-                if seen.trial.should_prune() and epoch < self.spec.epochs and seen.pruned_at is None:
-                    seen.pruned_at = epoch
-                    break
+        for epoch in range(seen.epochs + 1, len(values) + 1):
+            seen.trial.report(values[epoch - 1], epoch)
+            seen.epochs = epoch
+            # the last epoch is not worth pruning: there is nothing left to save
+            if seen.trial.should_prune() and epoch < self.spec.epochs and seen.pruned_at is None:
+                seen.pruned_at = epoch
+                break
         return seen.pruned_at
 
     def _known(self, trial: Trial) -> _Seen:
         """A trial started by another coordinator on this folder, or by this sweep before it was killed."""
-        assert self._study is not None
-        with _quiet():
-            self._study.sampler = _sampler("random", self.spec.seed, trial.number)
-            self._study.enqueue_trial(_params(self.spec, trial))
-            return _Seen(self._study.ask(_distributions(self.spec)))
+        assert self.study is not None
+        self.study.sampler = _sampler("random", self.spec.seed, trial.number)
+        self.study.enqueue_trial(_params(self.spec, trial))
+        return _Seen(self.study.ask(_distributions(self.spec)))
 
-    def _tell(self, seen: _Seen, trial: Trial) -> None:
+    def _tell(self, asked: "optuna.Trial", trial: Trial) -> None:
         from optuna.trial import TrialState
 
         outcome = trial.outcome
-        assert self._study is not None
+        assert self.study is not None
         assert outcome is not None
-        with _quiet():
-            if outcome.state == "complete":
-                self._study.tell(seen.trial, outcome.value)
-            else:
-                self._study.tell(seen.trial, state=TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL)
-        seen.told = True
+        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+        asked.set_user_attr("run", trial.name)
+        if outcome.reason:
+            asked.set_user_attr("reason", outcome.reason)
+        self.study.tell(asked, outcome.value if outcome.state == "complete" else None, states[outcome.state])
 
 
 def _pruner(spec: Spec) -> "optuna.pruners.BasePruner":
@@ -148,7 +146,7 @@ def distribution(space: Space) -> "optuna.distributions.BaseDistribution":
     from optuna import distributions
 
     if space.finite:
-        if ".." in space.text:
+        if INTEGERS.fullmatch(space.text):
             return distributions.IntDistribution(int(space.values[0]), int(space.values[-1]))
         return distributions.CategoricalDistribution(space.values)
     if space.integer:
@@ -166,81 +164,38 @@ def _distributions(spec: Spec) -> dict[str, "optuna.distributions.BaseDistributi
 
 def _params(spec: Spec, trial: Trial) -> dict[str, Any]:
     """A trial's values as Optuna represents them."""
-    return {key: _value(given, trial.values[key]) for key, given in _distributions(spec).items()}
+    params: dict[str, Any] = {}
+    for key, kind in _distributions(spec).items():
+        low: Any = getattr(kind, "low", "")  # of its type
+        params[key] = type(low)(trial.values[key])
+    return params
 
 
-def frozen(spec: Spec, trial: Trial) -> "optuna.trial.FrozenTrial":
-    """A finished trial as Optuna records it."""
-    import optuna
-
-    states = optuna.trial.TrialState
-    outcome = trial.outcome
-    assert outcome is not None
-    complete = outcome.state == "complete"
-    measured = trial.measured(spec.value_name)[: outcome.epochs]
-    return optuna.trial.create_trial(
-        state=states.COMPLETE if complete else states.PRUNED if outcome.state == "pruned" else states.FAIL,
-        params=_params(spec, trial),
-        distributions=_distributions(spec),
-        value=outcome.value if complete else None,
-        intermediate_values=dict(enumerate(measured, start=1)),
-        user_attrs={"run": trial.name, **({"reason": outcome.reason} if outcome.reason else {})},
-    )
-
-
-def _value(given: "optuna.distributions.BaseDistribution", text: str) -> Any:
-    from optuna import distributions
-
-    if isinstance(given, distributions.IntDistribution):
-        return int(text)
-    return float(text) if isinstance(given, distributions.FloatDistribution) else text
-
-
-class _NoLock:
-    """The sweep's own lock is held: Optuna's would be left behind by a killed process."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
-def write_journal(path: Path, spec: Spec, trials: Sequence[Trial]) -> None:
-    """Update Optuna's journal, for optuna.load_study and its dashboard; the sweep itself never reads it.
-
-    An unreadable journal, as left by a full disk, is rewritten.
-    """
-    for _ in range(2):
-        try:
-            return _append_to_journal(path, spec, trials)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
-        except (ValueError, KeyError, RuntimeError):
-            path.unlink(missing_ok=True)
-    return None
-
-
-def _append_to_journal(path: Path, spec: Spec, trials: Sequence[Trial]) -> None:
+def write_journal(path: Path, study: "Study") -> None:
+    """Write the trials of a study as Optuna's journal, for optuna.load_study and its dashboard."""
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    with _quiet():
-        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]
-        study = optuna.create_study(study_name="sweep", direction=direction(spec), storage=storage, load_if_exists=True)
-        there = {trial.user_attrs.get("run") for trial in study.get_trials(deepcopy=False)}
-        for trial in trials:
-            if trial.outcome is not None and trial.name not in there:
-                study.add_trial(frozen(spec, trial))
+    with os_errors_as(UserError, f"cannot write {path}"), TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / path.name
+        storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
+        copy = optuna.create_study(study_name="sweep", direction=study.direction, storage=storage)
+        copy.add_trials(study.get_trials(deepcopy=False))
+        file.replace(path)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress warnings about experimental features of Optuna."""
+def study_of(spec: Spec, trials: Sequence[Trial]) -> "Study":
+    """Trials that have ended, as a study."""
+    search = Search(spec, with_study=True)
+    search.follow(trials)
+    assert search.study is not None
+    return search.study
+
+
+def importances(study: "Study") -> dict[str, float]:
+    """How much each key determines whether a trial is good, by PED-ANOVA over the complete trials; the sum is 1."""
     import optuna
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -393,11 +393,11 @@ def test_what_is_written_at_the_end(
     assert complete == sorted(complete)
     assert {row["state"] for row in rows} == {"complete", "pruned"}
     text = (folder.path / "report.md").read_text()
-    for name in ("history", "epochs", "importances", "parallel_coordinates", "slices"):
+    for name in ("history", "importances", "parallel_coordinates", "slices"):
         assert f"({name}.png)" in text
         assert (folder.path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (folder.path / "report.html").read_text()
-    assert page.count("<img ") == page.count("data:image/png;base64,") == 5
+    assert page.count("<img ") == page.count("data:image/png;base64,") == 4
     assert result.best.name in page
     assert json.loads((folder.path / "best.json").read_text()) == json.loads(result.best.run.config.read_text())
 
