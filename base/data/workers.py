@@ -19,7 +19,7 @@ from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sources import Source
 from utils.device import pins_memory
 from utils.errors import DataError, TrainingError, UserError
-from utils.random import mix
+from utils.random import SEEDERS, mix
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
 Request = tuple[bytes, RandomKey]
@@ -130,6 +130,8 @@ def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[
 
 def _begin_worker(_: int) -> None:
     ignore_in_worker()
+    for seed in SEEDERS.values():  # not by its number: after a resume, another worker loads the sample
+        seed(mix("worker"))
     send_small_tensors_by_value()
 
 

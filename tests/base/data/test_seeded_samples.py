@@ -109,6 +109,21 @@ def test_workers_give_the_same_samples(kind: str) -> None:
     assert equal(alone, beside)
 
 
+def test_numbers_that_move_no_generator_are_the_same_in_each_worker() -> None:
+    """Whichever loads the sample after a resume."""
+
+    class Forking(Dataset[Any]):
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, index: int) -> tuple[int, float]:
+            with torch.random.fork_rng():
+                return torch.initial_seed(), float(torch.rand(()))
+
+    seeds, numbers = zip(*(data for data in passes(made(SampleSource(Forking()), 3), 6)), strict=True)
+    assert len({*torch.cat(seeds).tolist()}) == len({*torch.cat(numbers).tolist()}) == 1
+
+
 @pytest.mark.parametrize("kind", DRAWS)
 def test_the_generators_are_left_as_they_were(kind: str) -> None:
     seed_generators(1)
