@@ -6,22 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim import optimizer as module
 
 from utils.errors import ConfigError
 from utils.tree import Keys, by_keys, map_with_keys
 
-INITIAL_ONLY = {
-    "Adagrad": {"initial_accumulator_value"},
-    "Adam": {"amsgrad"},
-    "AdamW": {"amsgrad"},
-    "LBFGS": {"history_size"},
-    "RMSprop": {"centered"},
-    "Rprop": {"lr"},
-}
-"""Arguments of torch's optimizers that count when a parameter's state is created. LBFGS does not shorten a history
-longer than a new ``history_size``."""
+INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
+"""Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
+history longer than a new ``history_size``."""
+STARTS_AS_ZEROS = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
+"""State that Adam, AdamW and RMSprop create only together with the rest, by the argument that needs it."""
 
 ZERO_GRAD: Any = Optimizer.zero_grad
 
@@ -47,13 +42,21 @@ def forgets(optimizer: Optimizer, inner: Optimizer) -> bool:
     return not (saves and loads)
 
 
-def start_momentum(optimizer: Optimizer) -> None:
-    """Give parameters without a momentum the one that torch's fused SGD starts with.
+def start_state(optimizer: Optimizer) -> None:
+    """Give parameters the state that torch's optimizers need, but do not create themselves.
 
-    Its kernel needs a momentum for all parameters or for none, and some, such as thawed ones, get their first gradient
+    An argument that is set on resume, such as ``amsgrad``, may need zeros that the run did not have. The kernel of a
+    fused SGD needs a momentum for all parameters or for none, and some, such as thawed ones, get their first gradient
     later than others. Without dampening, zeros are equivalent to none; with it, only groups with some momentum get
     them.
     """
+    if type(optimizer) in (Adam, AdamW, RMSprop):
+        for group in optimizer.param_groups:
+            needed = [name for key, name in STARTS_AS_ZEROS.items() if group.get(key)]
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter, {})
+                for name in needed if state else ():
+                    state.setdefault(name, torch.zeros_like(parameter))
     if type(optimizer) is not SGD or not optimizer.defaults["fused"]:
         return
     for group in optimizer.param_groups:

@@ -62,7 +62,7 @@ def supports_fused(
     if runtime.device.type not in FUSED_DEVICES or (runtime.sharded and optimizer == "SGD"):
         return False
     if any("dampening" in given for given in (args, *groups)):
-        return False  # see start_momentum
+        return False  # see start_state
     if any(getattr(module, "sparse", False) for module in model.modules()):
         return False  # sparse gradients, as of Embedding
     return all(parameter.is_floating_point() for group in groups for parameter in group["params"])  # not complex

@@ -11,7 +11,7 @@ from base.training.trainer_interface import TrainerInterface
 from utils.checkpoint.weights_file import AVERAGED
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, DataError, Stopped, UserError
-from utils.optimizers import start_momentum
+from utils.optimizers import start_state
 from utils.random import isolated
 from utils.text import listed
 from utils.user_code import format_error, user_line
@@ -47,7 +47,7 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
     if trainer.training.frozen.apply(epochs):
         trainer.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
     for each in trainer.training.optimizers.values():
-        start_momentum(each.optimizer)
+        start_state(each.optimizer)
 
 
 def check_weights_have_effect(trainer: Any, epoch: int) -> None:

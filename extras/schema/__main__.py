@@ -37,8 +37,8 @@ A refused change ends with status 2 and leaves the folder unchanged; `--init-fro
 A finished run takes no step, so a change has no effect, and the console says so, unless `trainer.epochs` grows too.
 A data loader's arguments are refused except for `num_workers`, `eval_batch_size`, and those annotated accordingly,
 such as `data_dir` (`Changeable[str]`); `batch_size`, `shuffle`, `balanced` and `drop_last` take effect between epochs.
-An optimizer's argument is refused if it counts when the state is created: `amsgrad` of Adam and AdamW, `centered` of
-RMSprop, `lr` of Rprop, `initial_accumulator_value` of Adagrad, `history_size` of LBFGS.
+An optimizer's argument is refused if it is used only when the state is created: `lr` of Rprop,
+`initial_accumulator_value` of Adagrad, `history_size` of LBFGS.
 
 """
 

@@ -23,7 +23,7 @@ from utils import arguments
 from utils.config.resume import rule_of
 from utils.config.schedulers import COMPOUND_SCHEDULERS, make_scheduler
 from utils.errors import UserError
-from utils.optimizers import INITIAL_ONLY, adapt_state
+from utils.optimizers import INITIAL_ONLY, adapt_state, start_state
 from utils.registry import MODELS, OPTIMIZERS, SCHEDULERS
 from utils.schema import Config, OnResume
 from utils.schema_fields import keys_of, section_at
@@ -396,6 +396,7 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
         schedule.load_state_dict(saved[1])
         if schedule.changed:
             schedule.lay_out(1, 0, [])
+        start_state(after)
         return steps(after, parameter, 3), after.state_dict()["state"], after.param_groups[0][key]
 
     unchanged = resumed(args)
@@ -406,10 +407,33 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
     assert torch.equal(unchanged[0], steps(before, old_parameter, 3))
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("Adam", "amsgrad", True),
+        ("AdamW", "amsgrad", True),
+        ("RMSprop", "centered", True),
+        ("RMSprop", "momentum", 0.5),
+        ("Adafactor", "lr", 0.5),
+    ],
+)
+def test_an_argument_that_needs_a_state_of_its_own_takes_effect(fit: Fit, name: str, argument: str, value: Any) -> None:
+    run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}}).run_dir
+    copied = run.parent / "unchanged"
+    shutil.copytree(run, copied)
+    for folder, override in (
+        (run, f"optimizer.args.{argument}={json.dumps(value)}"),
+        (copied, "optimizer.args.lr=0.01"),
+    ):
+        train.main(["-r", str(folder), "trainer.epochs=4", override])
+    losses = [json.loads((each / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for each in (run, copied)]
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, args in INITIAL_ONLY.items() for key in args])
 def test_an_argument_that_counts_only_at_the_start_is_refused(fit: Fit, name: str, key: str) -> None:
     run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}}).run_dir
-    error = resume(run, "optimizer.args", {key: {"history_size": 3, "amsgrad": True, "centered": True}.get(key, 0.5)})
+    error = resume(run, "optimizer.args", {key: 3 if key == "history_size" else 0.5})
     assert error
     assert f"optimizer.args.{key}: cannot change when a run is resumed" in error
 
