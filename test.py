@@ -66,7 +66,7 @@ def _changed_facts(run: TrainedRun, overrides: Sequence[str]) -> str:
         return ""
     try:
         data = run.experiment.data
-        return changed_facts(type(data).__name__, run.state.get("data"), input_facts(data, run.experiment.seed))
+        return changed_facts(type(data).__name__, run.state["data"], input_facts(data, run.experiment.seed))
     except Exception:  # of the user's code: a test may lack the training data
         return ""
 

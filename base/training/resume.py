@@ -1,10 +1,9 @@
 """Which run to resume, and from which checkpoint."""
 
 import contextlib
-import json
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import config_error
-from utils.config.resume import Change, changes, saved_changes, shown
+from utils.config.resume import Change, changes, saved_changes
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
-from utils.files import read_text
 from utils.paths import PROJECT, display_path, shell_path
 from utils.prepare import allocator
 from utils.run_folder import RunFolder
@@ -93,35 +91,37 @@ def load_checkpoint(
         return
     source, state = found
     try:
-        before, progress = state["config"], state["progress"]
+        before, saved = state["config"], state["progress"]
         since = saved_changes(before, trainer.experiment.saved_config)
-        _refuse(loaded, since, folder, epoch_steps=0 if progress["trained"] else progress["epoch_steps"])
+        _refuse(loaded, since, folder, epoch_steps=0 if saved["trained"] else saved["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
         trainer.load_state_dict(state, source)
     except DataError as error:
-        raise DataError(f"{error}. Restore the data set. {_new_run(folder)}") from error
-    another = _monitors_another_metric(trainer, state["metrics"]["definitions"])
+        raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error
+    progress, definitions = trainer.progress, state["metrics"]["definitions"]
+    new = [name for name, each in trainer.train_metrics.definitions.items() if definitions.get(name) != each]
+    in_validation = [each for name in new for each in validation_names(name, trainer.training.validation)]
+    another = trainer.settings.monitored_name in (*new, *in_validation)  # a metric under the same name
     if another:
-        trainer.progress.reset_best()
+        progress.reset_best()
     _recompute_best_and_schedules(trainer, before.get("trainer.monitor"), folder)
-    if trainer.finished():
-        _refuse_another_best(loaded, trainer, changed, another_metric=another)
+    if trainer.finished() and (another or any(change.path == ("trainer", "monitor") for change in changed)):
+        # config.json is written with the next step, so that it would not say by which value best.pth was chosen
+        message = f"the monitored value cannot change once a run is finished; {how_to_train_longer(trainer)}"
+        raise loaded.error(("trainer", "monitor"), message)
     # in this order: logs must remain as long as later checkpoints can be resumed
-    outputs, progress = trainer.outputs, trainer.progress
+    outputs = trainer.outputs
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
-    for change in changed:
-        if trainer.finished() and not _finishes(trainer, change):
-            trainer.console.warn(f"no effect, since the run is finished: {change}")
-        else:
-            trainer.console.info(f"resumed with {change}")
-    for change in since:
-        if not any(change.concerns(other) for other in changed):
-            trainer.console.info(f"resumed with {change}, as in config.json")
-    _warn_of_partial(trainer, state["metrics"]["definitions"])
+    _report(trainer, changed, since)
+    if new and progress.epoch_steps:
+        trainer.console.warn(
+            f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
+            f"{count(progress.epoch_steps, 'step')}"
+        )
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def blame_saved_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]
             raise
         raise CheckpointError(
             f"the state of the optimizer or its scheduler in {folder.checkpoints} cannot be used: "
-            f"{type(error).__name__}: {error}. Resume from another checkpoint. {_new_run(folder)}"
+            f"{type(error).__name__}: {error}. Resume from another checkpoint, or without the changes"
         ) from error
 
 
@@ -161,68 +161,28 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
 def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, *, epoch_steps: int) -> None:
     """Raise ConfigError if something changed that cannot, after this many steps of an epoch."""
     problems = [problem for change in changed if (problem := change.refusal(epoch_steps))]
-    if not problems:
-        return
-    advice = ""
-    if any("args" in problem.path and not loaded.gives(problem.path) for problem in problems):
-        advice = (
-            "Defaults have changed, or arguments were removed. To resume the run as it was, put the former values into "
-            f"{display_path(folder.config)}. "
-        )
-    raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{advice}{_new_run(folder)}")
+    if problems:
+        raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(loaded, folder)}")
 
 
-def _new_run(folder: RunFolder) -> str:
+def _report(trainer: BaseTrainer, changed: Sequence[Change], since: Sequence[Change]) -> None:
+    """changed: from the run's config.json; since: from the checkpoint."""
+    for change in changed:
+        if trainer.finished():
+            trainer.console.warn(f"the run is finished; it is not trained further with {change}")
+        else:
+            trainer.console.info(f"resumed with {change}")
+    for change in since:
+        if not any(change.concerns(other) for other in changed):
+            trainer.console.info(f"resumed with {change}, as in config.json")
+
+
+def _new_run(loaded: LoadedConfig, folder: RunFolder) -> str:
     run = shell_path(folder.path)
-    whole = ""
-    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
-        weights = json.loads(read_text(folder.config))["model"].get("weights")
-        if weights and (weights["skip"] or weights["rename"]):  # they applied to the file this run started from
-            whole = " 'model.weights.skip=[]' 'model.weights.rename={}'"
+    # these applied to the file that this run started from
+    whole = " 'model.weights.skip=[]' 'model.weights.rename={}'" if loaded.config.model.weights else ""
     command = f"python train.py -c {run}/config.json --init-from {run}{whole} KEY=VALUE"
     return f"To start a new run from its weights: {command}"
-
-
-def _monitors_another_metric(trainer: BaseTrainer, before: Mapping[str, Any]) -> bool:
-    """Whether the monitored value has kept its name, but is now that of another metric. before: saved definitions."""
-    now = trainer.train_metrics.definitions
-    changed = [name for name in now if name in before and before[name] != now[name]]
-    in_validation = [each for name in changed for each in validation_names(name, trainer.training.validation)]
-    return trainer.settings.monitored_name in [*changed, *in_validation]
-
-
-def _warn_of_partial(trainer: BaseTrainer, before: Mapping[str, Any]) -> None:
-    """Say which metrics have missed the first steps of the epoch. before: saved definitions."""
-    progress, now = trainer.progress, trainer.train_metrics.definitions
-    new = [name for name in now if before.get(name) != now[name]]
-    if new and progress.epoch_steps:
-        trainer.console.warn(
-            f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
-            f"{count(progress.epoch_steps, 'step')}"
-        )
-
-
-def _finishes(trainer: BaseTrainer, change: Change) -> bool:
-    """Whether a run is finished by this change, and was not before."""
-    if change.path == ("trainer", "epochs"):
-        return bool(change.before > trainer.progress.epochs >= change.after)
-    if change.path == ("trainer", "early_stop"):
-        return trainer.stopped_early() and (change.before is None or change.before > trainer.progress.stale_epochs)
-    return False
-
-
-def _refuse_another_best(
-    loaded: LoadedConfig, trainer: BaseTrainer, changed: Sequence[Change], *, another_metric: bool
-) -> None:
-    """Raise ConfigError for a change of a finished run that would name another best epoch.
-
-    The run's config.json is written with the next step, so that it would not say by which value.
-    """
-    for change in changed:
-        if change.path == ("trainer", "monitor") or (another_metric and change.path[0] == "metrics"):
-            values = f"this run has {shown(change.before)}, got {shown(change.after)}"
-            message = f"cannot change once a run is finished: {values}; {how_to_train_longer(trainer)}"
-            raise loaded.error(change.path, message)
 
 
 def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:

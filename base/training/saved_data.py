@@ -1,6 +1,5 @@
 """What a checkpoint records about the data set: a run must not resume with a different one."""
 
-import math
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -20,11 +19,18 @@ from utils.text import count, listed
 from utils.tree import has_strides, same, same_leaf
 
 MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
+FACTS = {
+    "training": "number of samples for training",
+    "validation": "number of samples for validation",
+    "classes": "list of classes",
+    "targets": "hash of the targets",
+    "held_out": "hash of the samples held out",
+}
 
 
 class SavedData:
-    """The number of samples, the classes, hashes of the held-out indices and of integer targets in memory, the weights
-    by which samples are drawn, and the position of a stream.
+    """The FACTS, with targets if they are integers in memory, the weights by which samples are drawn, and the position
+    of a stream.
 
     For predictions without the data set, also what the data loader needs to know about it, and the shapes and dtypes of
     the first batch.
@@ -34,26 +40,21 @@ class SavedData:
         self.name = type(data).__name__
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.weighted = training.batches.weighted
-        self.num_samples = training.batches.num_samples
         self._lengths = [
             (batches, len(batches.source)) for batches in (training.batches, *training.validation.values())
         ]
-        names = data.class_names
+        names, self.input_facts = data.class_names, input_facts(data, seed)
         if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
             raise ConfigError(f"{self.name}.class_names is {names!r}; expected a list of names, or None")
+        if not isinstance(self.input_facts, Mapping):
+            raise ConfigError(f"{self.name}.input_facts returned {self.input_facts!r:.100}; expected a dict")
         self._facts: dict[str, Any] = {
-            "training": self.num_samples,
+            "training": training.batches.num_samples,
             "validation": training.validation_samples,
             "classes": None if names is None else [str(name) for name in names],
             "targets": _targets_hash(training.batches),
             "held_out": _hash(held_out.indices) if (held_out := training.validation.get("")) else None,
         }
-        self._input_facts = input_facts(data, seed)
-        if not isinstance(self._input_facts, Mapping):
-            kind = type(self._input_facts).__name__
-            raise ConfigError(
-                f"{self.name}.input_facts returned type {kind}; expected a dict of plain values and tensors"
-            )
         self._first_batch: dict[str, Any] | None = None
 
     def check_lengths(self) -> None:
@@ -62,8 +63,7 @@ class SavedData:
             if (now := len(batches.source)) != before:
                 raise DataError(
                     f"a data set of {self.name} had {count(before, 'sample')} and now has {now:,}; its length must "
-                    "stay the same, since the order of the samples follows from it. Replace samples instead of adding "
-                    "or removing them, or use a StreamSource"
+                    "stay the same, since the order of the samples follows from it"
                 )
 
     def first_batch(self, batch: Any, result: StepResult) -> None:
@@ -74,7 +74,7 @@ class SavedData:
             self._first_batch = {name: _sample(value) for name, value in named.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        added: dict[str, Any] = {"input_facts": self._input_facts, "first_batch": self._first_batch}
+        added: dict[str, Any] = {"input_facts": self.input_facts, "first_batch": self._first_batch}
         if self.weighted:
             added["sample_weights"] = self.weighted.state_dict()
         state = self._facts | {name: value for name, value in added.items() if value}
@@ -82,35 +82,18 @@ class SavedData:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises DataError naming what has changed, or CheckpointError if a stream's state is invalid."""
-        now = self._facts
         self._first_batch = state.get("first_batch", self._first_batch)
-        for part in ("training", "validation"):
-            if part in state and state[part] != now[part]:
-                raise DataError(self._changed(f"{count(state[part], 'sample')} for {part}", f"{now[part]:,}"))
-        if None not in (state.get("classes"), now["classes"]) and state["classes"] != now["classes"]:
-            raise DataError(self._changed("other classes", listed([repr(name) for name in now["classes"]])))
-        if None not in (state.get("targets"), now["targets"]) and state["targets"] != now["targets"]:
-            raise DataError(self._changed("other targets", "these"))
-        if None not in (state.get("held_out"), now["held_out"]) and state["held_out"] != now["held_out"]:
-            raise DataError(self._changed("other samples held out", "these"))
-        if self.weighted and isinstance(weights := state.get("sample_weights"), Mapping):
+        for fact, now in self._facts.items():
+            before = state.get(fact)
+            if None not in (before, now) and before != now:
+                raise DataError(
+                    f"data_loader: the data set of {self.name} has changed: the {FACTS[fact]} was {before!s:.200}, and "
+                    f"is now {now!s:.200}"
+                )
+        if self.weighted and (weights := state.get("sample_weights")):
             self.weighted.load_state_dict(weights)
         if self.stream:
             self.stream.load_state_dict(state.get("stream"))
-
-    def changed_facts(self, saved: Any) -> str:
-        """The warning of ``changed_facts`` for a run that resumes."""
-        return changed_facts(self.name, saved, self._input_facts)
-
-    def check_position(self, samples: int) -> None:
-        """Raise DataError if a pass over the data cannot have used this many samples."""
-        if samples >= self.num_samples:
-            raise DataError(
-                self._changed(f"more than {count(samples, 'sample')} for training", f"{self.num_samples:,}")
-            )
-
-    def _changed(self, before: str, now: str) -> str:
-        return f"data_loader: the data set of {self.name} has changed: this run had {before}, and now there are {now}"
 
 
 def input_facts(data: BaseDataLoader, seed: int) -> Any:
@@ -119,15 +102,12 @@ def input_facts(data: BaseDataLoader, seed: int) -> Any:
         return data.input_facts()
 
 
-def changed_facts(name: str, saved: Any, facts: Mapping[str, Any]) -> str:
+def changed_facts(name: str, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """A warning if ``input_facts`` of a data loader are not those that a run was trained with; "" if unknown.
 
     name: of its class. saved: the part "data" of its checkpoint. facts: what it returns now.
     """
-    before = saved.get("input_facts") if isinstance(saved, Mapping) else None
-    if not isinstance(before, Mapping):
-        return ""
-    now = checkpoint.plain(dict(facts))
+    before, now = saved.get("input_facts", {}), checkpoint.plain(dict(facts))
     changed = [key for key in before if key not in now or not same(before[key], now[key], alike=_alike)]
     if not changed:
         return ""
@@ -139,11 +119,10 @@ def changed_facts(name: str, saved: Any, facts: Mapping[str, Any]) -> str:
 
 def _alike(one: Any, other: Any) -> bool:
     """Whether two leaves are equal: floats up to rounding, which depends on the number of threads."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
-    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point() and other.is_floating_point():
-        return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-5, equal_nan=True)
-    return same_leaf(one, other)
+    if not all(isinstance(each, (float, Tensor)) for each in (one, other)):
+        return same_leaf(one, other)
+    one, other = (torch.as_tensor(each, dtype=torch.float64) for each in (one, other))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, equal_nan=True)
 
 
 def _sample(value: Any) -> dict[str, Any] | None:

@@ -63,9 +63,6 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
 
     loads = {name: partial(load_part, part) for name, part in parts.items()}
     _load({**loads, "random": restore_random, "writers": trainer.outputs.writers.check}, state, source)
-    trainer.saved_data.check_position(trainer.progress.samples)
-    if warning := trainer.saved_data.changed_facts(state["data"]):
-        trainer.console.warn(warning)
 
 
 def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> None:

@@ -132,7 +132,7 @@ def test_data_of_another_size_is_named_before_a_part_that_does_not_fit_it(
     with temporarily(TRAINERS, OneOfEachSample), temporarily(DATA_LOADERS, Lengthened):
         run = fit("data_loader.type=Lengthened", "trainer.type=OneOfEachSample").run_dir
         monkeypatch.setattr(Lengthened, "more", 10)
-        with pytest.raises(DataError, match="this run had 40 samples for training, and now there are 50"):
+        with pytest.raises(DataError, match="the number of samples for training was 40, and is now 50"):
             train.main(["-r", run, "trainer.epochs=3"])
 
 

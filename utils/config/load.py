@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.arguments import inside
 from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, misplaced_keys, schema_problems
@@ -50,10 +49,6 @@ class LoadedConfig:
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error found only when the part at this path is built."""
         return self.document.error(path, message)
-
-    def gives(self, path: KeyPath) -> bool:
-        """Whether the file or an override gives this path a value, rather than the default."""
-        return inside(self.document.value, path)[0] == path
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""

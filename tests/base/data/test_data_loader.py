@@ -142,7 +142,7 @@ def test_a_run_keeps_its_split(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Non
         whole = fit(*OFTEN, data_loader={"type": "Split", "args": ARGS})
         half = fork(whole.run_dir, 6)
         monkeypatch.setattr(Split, "returns", (EVEN, ~EVEN))
-        with pytest.raises(DataError, match="this run had other samples held out"):
+        with pytest.raises(DataError, match="the hash of the samples held out was"):
             train.main(["-r", str(half)])
         monkeypatch.setattr(Split, "returns", (~EVEN, EVEN))
         train.main(["-r", str(half)])

@@ -159,7 +159,7 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("names", "OwnData.class_names is 3; expected a list of names, or None"),
-        ("facts", "OwnData.input_facts returned type list; expected a dict"),
+        ("facts", r"OwnData.input_facts returned \[0.5\]; expected a dict"),
         ("super", r"data_loader: OwnData.__init__ does not call super\(\).__init__\(batch_size=batch_size, ...\)"),
     ],
 )

@@ -345,11 +345,11 @@ class Changing(RandomTensorLoader):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"size": 100}, "Changing has changed: this run had 180 samples for training, and now there are 80"),
-        ({"size": 400}, "180 samples for training, and now there are 380"),
-        ({"size": 201, "held_out": 21}, "20 samples for validation, and now there are 21"),
-        ({"classes": ("a", "c", "b")}, "this run had other classes, and now there are 'a', 'c', 'b'"),
-        ({"targets": slice(0, 100)}, "this run had other targets"),
+        ({"size": 100}, "Changing has changed: the number of samples for training was 180, and is now 80"),
+        ({"size": 400}, "samples for training was 180, and is now 380"),
+        ({"size": 201, "held_out": 21}, "samples for validation was 20, and is now 21"),
+        ({"classes": ("a", "c", "b")}, "the list of classes was .*, and is now .*a', 'c', 'b'"),
+        ({"targets": slice(0, 100)}, "the hash of the targets was"),
     ],
 )
 def test_another_data_set_is_refused(
@@ -399,7 +399,7 @@ def test_a_default_that_has_changed_is_named_with_the_way_on(fit: Fit) -> None:
     with temporarily(MODELS, without), pytest.raises(ConfigError, match=f"{says}nothing"):
         train.main(["-r", str(run), "trainer.epochs=2"])
     with temporarily(MODELS, halver(0.5)):
-        with pytest.raises(ConfigError, match=rf"(?s){says}0.5\n.*Defaults .* values into .*config.json\. "):
+        with pytest.raises(ConfigError, match=f"{says}0.5"):
             train.main(["-r", str(run), "trainer.epochs=2"])
         with temporarily(MODELS, renamed()), pytest.raises(ConfigError, match=f"{says}nothing"):
             train.main(["-r", str(run), "trainer.epochs=2"])

@@ -159,7 +159,6 @@ FORGED: list[tuple[Any, ...]] = [
     *(("progress", key, -1) for key in ("epochs", "epoch_steps", "passes", "samples", "best_step", "stale_epochs")),
     *(("progress", key, by) for key in ("trained", "best", "best_epoch") for by in ("x", ..., [1])),
     ("progress", "validating", 1),
-    ("progress", "samples", 10**9),
     ("progress", "step", 1),
     ("random", []),
     ("random", 0, "torch", torch.zeros(3)),
