@@ -28,7 +28,6 @@ from base.experiment import Experiment, Training
 from base.losses import build_loss
 from base.metric import of_entry
 from base.training.library_metric import LibraryMetric
-from base.training.loss import LossParts
 from base.training.metrics import Metrics
 from base.training.parameters import (
     Frozen,
@@ -298,7 +297,7 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training
         process_group=runtime.process_group,
         definitions=definitions,
         logs=[*logs, *weights],
-        loss_parts=LossParts(weights) if weights and not training else None,
+        loss_weights={} if training or sum_loss else weights,
     )
 
 

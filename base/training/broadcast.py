@@ -3,18 +3,17 @@
 Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an error, and the result is wrong.
 """
 
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Size, Tensor, broadcast_shapes, dist, nn, strided
+from torch import Size, Tensor, broadcast_shapes, dist, strided
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from base.metric import MetricFunction, entry_advice, of_entry, outputs_and_targets
+from base.metric import MetricFunction, entry_advice, of_entry
 from utils.errors import ConfigError, UserError
 from utils.random import isolated
 from utils.tree import same, tensors
@@ -27,7 +26,6 @@ ELEMENTWISE = {
     F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
 OUTPUTS, TARGETS = 1, 2  # bit flags: what a tensor was computed from
-_TORCH_WARNING = re.compile(r"Using a target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
 
 
 class NoBroadcast(TorchFunctionMode):
@@ -88,6 +86,11 @@ class NoBroadcast(TorchFunctionMode):
                     and result.shape == _broadcast(outputs.shape, targets.shape)
                 ):
                     raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Inside the block, compiled functions run as written: torch's compiler gets some results wrong in a mode."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def check_metrics(
@@ -171,69 +174,6 @@ def _broadcast(one: Size, other: Size) -> Size | None:
 
 def _shapes(nest: Any) -> set[Size]:
     return {tensor.shape for tensor in tensors(nest)}
-
-
-class CheckedLoss:
-    """Wraps a trainer's loss during the first batch of a phase. name: as one of several losses in the config."""
-
-    def __init__(self, loss: Callable[..., Tensor], phase: str, name: str = "") -> None:
-        self.loss, self.phase = loss, phase
-        self.name = f'"{name}"' if name else name_of(loss)
-        self.called = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.called = True
-        if is_compiled(self.loss):
-            return self.loss(*args, **kwargs)
-        if hasattr(self.loss, "take_parts"):  # a sum of losses by name
-            return self._each_checked(self.loss, *args, **kwargs)
-        outputs, targets = outputs_and_targets(args, kwargs)
-        with NoBroadcast(f"the loss {self.name}", self.phase, outputs, targets):
-            return self.loss(*args, **kwargs)
-
-    def _each_checked(self, total: Any, *args: Any, **kwargs: Any) -> Tensor:
-        losses = total.losses
-        total.losses = {name: CheckedLoss(loss, self.phase, name) for name, loss in losses.items()}
-        try:
-            value: Tensor = total(*args, **kwargs)
-        finally:
-            total.losses = losses
-        return value
-
-    @property
-    def last_count(self) -> Any:
-        """That of the loss, which is taken from it once."""
-        return getattr(self.loss, "last_count", None)
-
-    @last_count.setter
-    def last_count(self, count: Any) -> None:
-        vars(self.loss)["last_count"] = count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loss, name)
-
-
-@contextmanager
-def torch_warnings(phase: str) -> Iterator[None]:
-    """Raise ConfigError when torch warns that a loss broadcasts; let other warnings pass."""
-    with warnings.catch_warnings(record=True, action="default") as caught:
-        yield
-    for each in caught:
-        if found := _TORCH_WARNING.match(str(each.message)):
-            targets, outputs = (Size(map(int, re.findall(r"\d+", text))) for text in found.groups())
-            check_same_shape("a loss", phase, outputs, targets)
-        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno, source=each.source)
-
-
-def is_compiled(loss: Any) -> bool:
-    """Whether torch's compiler runs a loss, or traces its call. Inside a mode such as NoBroadcast, it gets some results
-    wrong, such as ``is_floating_point()`` of a tensor.
-    """
-    function = getattr(loss, "loss", loss)  # of a CountedLoss
-    function = getattr(function, "func", function)
-    modules = [*function.modules()] if isinstance(function, nn.Module) else []
-    calls = [loss, function, *(call for each in modules for call in (each.forward, each._compiled_call_impl))]
-    return torch.compiler.is_compiling() or any(hasattr(each, "_torchdynamo_orig_callable") for each in calls)
 
 
 def name_of(function: Any) -> str:

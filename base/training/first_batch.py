@@ -9,9 +9,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
-from base.training.broadcast import CheckedLoss, name_of, torch_warnings
+from base.training.broadcast import name_of
 from base.training.finite import samples_of
-from base.training.loss import no_loss
+from base.training.loss import losses_in
 from base.training.state import untouched
 from utils.determinism import without_kernel
 from utils.device_errors import device_failure
@@ -38,8 +38,6 @@ class FirstBatches:
         """The phases whose first batch is next: "training", "evaluation"."""
         self.watched: list[Batches] = []
         """Batches whose first batch was checked, or is next."""
-        self.calls_loss = True
-        """False if the first batch did not call ``criterion``."""
         self.calls_backward = False
         """Whether ``backward`` was called."""
 
@@ -61,8 +59,7 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, phase: str) 
 def check_next_step(trainer: Any, name: str, phase: str) -> None:
     """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
 
-    Later calls go straight to the method, at no cost. For a loss that the trainer does not call through
-    ``self.criterion``, relies on torch's own warning.
+    Later calls go straight to the method, at no cost.
     """
     step = getattr(trainer, name)
     before = vars(trainer).get(name)
@@ -71,16 +68,15 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
         vars(trainer).pop(name)
         if before is not None:
             setattr(trainer, name, before)
-        loss = trainer.criterion
-        watched = CheckedLoss(loss, phase)
-        names = [name for name, value in vars(trainer).items() if value is loss]  # it may have other names too
-        vars(trainer).update(dict.fromkeys(names, watched))
+        losses = losses_in(trainer.experiment.criterion)
+        for loss in losses:
+            loss.called, loss.phase_to_check = False, phase
         try:
-            with torch_warnings(phase), _without_optimizer_steps(trainer, phase):
+            with _without_optimizer_steps(trainer, phase):
                 result = step(batch)
         finally:
-            trainer.first_batches.calls_loss = watched.called
-            vars(trainer).update({name: loss for name in names if vars(trainer).get(name) is watched})
+            for loss in losses:
+                loss.phase_to_check = ""
         check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
         if phase == "training":
             trainer.saved_data.first_batch(batch, result)
@@ -254,7 +250,8 @@ def check_epoch_was_counted(trainer: Any) -> None:
 
 def check_loss_was_called(trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
-    if trainer.first_batches.calls_loss or trainer.criterion is no_loss:
+    losses = losses_in(trainer.experiment.criterion)
+    if not losses or any(loss.called for loss in losses):
         return
     name = type(trainer).__name__
     raise ConfigError(

@@ -1,15 +1,14 @@
 """What a loss is averaged over: samples, or something else, such as class weights, tokens or pixels."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from base.metric import StepResult, outputs_and_targets
+from base.training.broadcast import NoBroadcast, eager, name_of
 from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
-from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
 from utils.tree import tensors
 
@@ -61,48 +60,39 @@ def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
     return loss
 
 
-class LossParts:
-    """Losses by name in one evaluation. If each is averaged over something else, so is the loss over all samples.
-
-    In that case the loss is the weighted sum of the means over all samples, not the mean of the weighted sums.
-    """
-
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self.weights = weights
-        self._differ: Tensor | bool = False
-        self._is_sum = True  # of these losses alone
-
-    def add(self, loss: Tensor) -> None:
-        """Add a batch's loss; its attribute ``parts_differ`` says whether its parts have different counts."""
-        self._is_sum &= hasattr(loss, "parts_differ")
-        self._differ = self._differ | getattr(loss, "parts_differ", False)
-
-    def corrected(self, values: dict[str, float], process_group: ProcessGroup) -> dict[str, float]:
-        """The values, with the loss recomputed from its parts if their counts differ in any process."""
-        other_loss, differ = process_group.all_reduce_sum([float(not self._is_sum), float(self._differ)])
-        if other_loss or not differ or self.weights.keys().isdisjoint(values):  # the last: the trainer wraps the loss
-            return values
-        means = {name: values.get(name, math.nan) for name in self.weights}
-        return values | {"loss": sum(self.weights[name] * mean for name, mean in means.items() if not math.isnan(mean))}
-
-
 class CountedLoss:
-    """A loss that records what its last value was averaged over, and marks the outputs that it got.
+    """A loss of the config. It records what its last value was averaged over, and marks the outputs that it got.
 
-    loss: the mean. count: what a batch is averaged over. total: the same loss as a sum, which divided by the count is 0
-    instead of NaN if nothing counts; None: uses ``loss`` as it is, unless the host knows that nothing counts.
+    loss: the mean. count: what a batch is averaged over; None: samples. total: the same loss as a sum, which divided by
+    the count is 0 instead of NaN if nothing counts; None: uses ``loss`` as it is, unless the host knows that nothing
+    counts.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], count: Count, total: Callable[..., Tensor] | None = None) -> None:
+    def __init__(
+        self, loss: Callable[..., Tensor], count: Count | None = None, total: Callable[..., Tensor] | None = None
+    ) -> None:
         self.loss, self.total = loss, total
         self.func = getattr(loss, "func", loss)
+        self.name = name_of(loss)
         self._count = count
         self.last_count: Tensor | float | None = None
+        self.called = False
+        self.phase_to_check = ""
+        """The phase whose first batch is next, in which it must not broadcast."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.called = True
         outputs, targets = outputs_and_targets(args, kwargs)
         if isinstance(outputs, Tensor):
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
+        if torch.compiler.is_compiling() or not self.phase_to_check:
+            return self._value(outputs, targets, args, kwargs)
+        with eager(), NoBroadcast(f"the loss {self.name}", self.phase_to_check, outputs, targets):
+            return self._value(outputs, targets, args, kwargs)
+
+    def _value(self, outputs: Any, targets: Any, args: Any, kwargs: Any) -> Tensor:
+        if self._count is None:
+            return self.loss(*args, **kwargs)
         # torch's mean over nothing is NaN, which is replaced only where the host reads the count at once
         summed = self.total is not None and isinstance(targets, Tensor) and not is_read_at_once(targets)
         loss: Any = (self.total if summed else self.loss)(*args, **kwargs) if self.total else None
@@ -120,7 +110,12 @@ class CountedLoss:
         return with_count(loss, count)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["loss"], name)
+        return getattr(self.__dict__.get("loss"), name)
+
+
+def losses_in(criterion: Any) -> list[CountedLoss]:
+    """The losses of the config in a loss or a sum of losses by name."""
+    return [criterion] if isinstance(criterion, CountedLoss) else [*getattr(criterion, "losses", {}).values()]
 
 
 def torch_divisor(loss: Any) -> Tensor | None:

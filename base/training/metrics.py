@@ -119,7 +119,7 @@ class Metrics:
     process_group: each process adds its own samples; sums are reduced when they are read.
     definitions: the config of each metric. A metric whose definition differs from a saved state's starts empty.
     logs: names of additional values that a step may log. Those that no step of the phase logs are left out.
-    loss_parts: a LossParts in evaluation, if there are losses by name.
+    loss_weights: of the losses by name whose sum, over all samples, is the loss; empty if it is that of the steps.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Metrics:
         process_group: ProcessGroup | None = None,
         definitions: Mapping[str, Any] | None = None,
         logs: Sequence[str] = (),
-        loss_parts: Any = None,
+        loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.logs = tuple(logs)
         self.functions = dict(functions)
@@ -141,7 +141,7 @@ class Metrics:
         self.sum_loss = sum_loss
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
-        self.loss_parts = loss_parts
+        self.loss_weights = dict(loss_weights or {})
         self.unmeasured = set[str]()
         """Names of values that a step logged as None."""
         self.phase_to_check = ""
@@ -153,11 +153,11 @@ class Metrics:
         samples: of this process; 0 for a batch that does not count, since other processes have its samples.
         share: the fraction of the optimizer step's, or the data set's, samples in this micro-batch.
         """
+        if self.loss_weights and not hasattr(result.loss, "averaged_over"):  # the step returned something else
+            self.loss_weights = {}
         if not samples:
             self.unmeasured |= {name for name in self.logs if result.log.get(name, 0) is None}
             return
-        if self.loss_parts:
-            self.loss_parts.add(result.loss)
         if self.sum_loss:
             self.means["loss"].add(to_scalar(result.loss), weight=share)
         else:
@@ -205,7 +205,9 @@ class Metrics:
         self.close_interval()
         unlogged = {name for name in self.logs if not self.means[name].weight}
         values = {name: metric.compute() for name, metric in self._all().items() if name not in unlogged}
-        return self.loss_parts.corrected(values, self.process_group) if self.loss_parts else values
+        # if the losses are averaged over different numbers, the mean of their sums is not the sum of their means
+        parts = [weight * values[name] for name, weight in self.loss_weights.items() if name in values]
+        return values | {"loss": sum(parts)} if parts else values
 
     def reset(self) -> None:
         self.unmeasured.clear()

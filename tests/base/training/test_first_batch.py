@@ -81,17 +81,6 @@ def own_metric(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).abs().mean(1)
 
 
-class Direct(Trainer):
-    """Calls a loss of torch by itself."""
-
-    def train_step(self, batch: Any) -> StepResult:
-        inputs, targets = batch
-        outputs = self.model(inputs)
-        loss = F.mse_loss(outputs, targets)
-        self.backward(loss)
-        return StepResult(loss, outputs, targets)
-
-
 def own_lines(wrong: str = "") -> dict[str, Any]:
     args = {"wrong": wrong, "batch_size": 10, "validation_split": 8}
     return {"type": "Lines", "args": args}
@@ -158,7 +147,6 @@ _registered = registering(
     (DATA_LOADERS, Lines),
     (LOSSES, own_loss, distance, F.smooth_l1_loss, F.gaussian_nll_loss),
     (METRICS, own_metric),
-    (TRAINERS, Direct),
 )
 
 
@@ -182,12 +170,6 @@ def test_metrics_of_torchmetrics_for_regression_all_want_one_shape() -> None:
         made.phase_to_check = "training"
         with pytest.raises(ConfigError, match=r"outputs of shape \(6,\) with targets of shape \(6, 1\)"):
             made.update(StepResult(torch.tensor(1.0), outputs, targets), samples=6, share=1.0)
-
-
-@pytest.mark.filterwarnings("default")
-def test_a_loss_that_the_trainer_calls_by_itself_is_refused_too(fit: Fit) -> None:
-    with pytest.raises(ConfigError, match=r"a loss compares outputs of shape \(10,\) with targets of shape \(10, 1\)"):
-        fit("trainer.type=Direct", **regression())
 
 
 @pytest.mark.parametrize("phase", ["validation", "test"])

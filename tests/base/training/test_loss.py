@@ -19,10 +19,10 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.experiment import Experiment
-from base.losses import LossSum, _common, counted
+from base.losses import LossSum, counted
 from base.metric import StepResult
 from base.training.broadcast import check_metrics
-from base.training.loss import CountedLoss, count_targets
+from base.training.loss import count_targets
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
 from tests.conftest import load_script
@@ -103,6 +103,9 @@ class Focal(nn.CrossEntropyLoss):
         losses = F.cross_entropy(outputs, targets, self.weight, ignore_index=self.ignore_index, reduction="none")
         return (losses * (1 - torch.exp(-losses)) ** 2).mean()
 
+    def count(self, outputs: Tensor, targets: Tensor) -> int:
+        return targets.numel()
+
 
 class Scaled(nn.CrossEntropyLoss):
     """Torch's mean, times 2."""
@@ -110,12 +113,9 @@ class Scaled(nn.CrossEntropyLoss):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 2 * super().forward(outputs, targets)
 
-
-class OfTokens(nn.CrossEntropyLoss):
-    """Takes sequences only."""
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return super().forward(outputs.transpose(1, 2).flatten(0, 1), targets.flatten())
+    def count(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        weight = torch.ones(3) if self.weight is None else self.weight
+        return (weight[targets.clamp(min=0)] * (targets != IGNORED)).sum()
 
 
 class CountingTrainer(BaseTrainer):
@@ -137,7 +137,7 @@ class CountingTrainer(BaseTrainer):
 _registered = registering(
     (DATA_LOADERS, Tokens, PartlyPadded),
     (MODELS, TokenNet),
-    (LOSSES, Weighted, Masked, Undefined, Focal, Scaled, OfTokens),
+    (LOSSES, Weighted, Masked, Undefined, Focal, Scaled),
     (TRAINERS, CountingTrainer),
 )
 
@@ -165,9 +165,7 @@ LOSS: list[Any] = [
     "Weighted",
     "Masked",
 ]
-OWN_FORWARD: list[Any] = [
-    {"type": name, "args": args} for name in ("Focal", "Scaled", "OfTokens") for args in ({}, WEIGHTS)
-]
+OWN_FORWARD: list[Any] = [{"type": name, "args": args} for name in ("Focal", "Scaled") for args in ({}, WEIGHTS)]
 
 
 @pytest.mark.parametrize("loss", [*LOSS, *OWN_FORWARD])
@@ -249,7 +247,6 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
                 outputs, targets, weight=weight, ignore_index=ignore, reduction="sum", label_smoothing=smoothing
             )
             loss = counted(module)
-            assert isinstance(loss, CountedLoss)
             value, count = float(loss(outputs, targets)), loss.last_count
             assert count is not None
             assert value == pytest.approx(float(total / count), rel=1e-5)
@@ -264,7 +261,7 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
 def test_a_count_is_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
     loss = counted(nn.CrossEntropyLoss())
     loss(torch.randn(2049, 3, dtype=dtype, requires_grad=True), torch.randint(3, (2049,)))
-    assert loss.last_count == 2049  # type: ignore[attr-defined]
+    assert loss.last_count == 2049
 
 
 def test_counting_does_not_take_what_a_hook_keeps_for_the_backward_pass() -> None:
@@ -278,7 +275,7 @@ def test_counting_does_not_take_what_a_hook_keeps_for_the_backward_pass() -> Non
     with torch.autograd.graph.saved_tensors_hooks(keep, kept.pop):  # as a hook that moves activations to the CPU
         value = loss(outputs, torch.tensor([0, 1, 2, 0, IGNORED, 1]))
     value.backward()  # type: ignore[no-untyped-call]
-    assert loss.last_count == 5  # type: ignore[attr-defined]
+    assert loss.last_count == 5
 
     calls = []
 
@@ -352,15 +349,23 @@ def test_a_sum_over_pixels_adds_each_in_one_order(
     assert reductions[-1] == ("sum" if len(shape) == 2 else "none")
 
 
-def test_losses_over_samples_are_left_as_they_are() -> None:
-    for loss in (nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), nn.BCELoss(), nn.MultiMarginLoss()):
-        assert counted(loss) is loss
+def test_losses_over_samples_have_no_count() -> None:
     outputs = torch.randn(4, 3)
-    assert float(counted(nn.BCEWithLogitsLoss())(outputs, torch.ones(4, 3))) > 0
-    assert counted(nn.BCEWithLogitsLoss()).last_count is None  # type: ignore[attr-defined]
+    for module in (nn.MSELoss(), nn.CrossEntropyLoss(reduction="sum"), nn.BCEWithLogitsLoss()):
+        loss = counted(module)
+        assert float(loss(outputs, torch.ones(4, 3))) > 0
+        assert loss.last_count is None
     assert outputs.given_to_loss  # type: ignore[attr-defined]
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
-    assert isinstance(counted(functools.partial(cross_entropy)), CountedLoss)
+
+
+def test_a_forward_of_its_own_needs_a_count(fit: Fit) -> None:
+    class Own(nn.CrossEntropyLoss):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().forward(outputs, targets)
+
+    with temporarily(LOSSES, Own), pytest.raises(ConfigError, match=r"loss: Own averages .* add a method count"):
+        fit(loss="Own")
 
 
 class ReturnsItsLoss(Trainer):
@@ -528,9 +533,7 @@ def test_a_sum_of_losses_with_their_own_counts_is_validated_in_batches_of_any_si
 
 def test_a_loss_by_a_name_that_no_entry_has(fit: Fit) -> None:
     misspelt = {"kind": "cross_entropy", "sizes": {"type": "MSELoss"}}
-    with pytest.raises(
-        ConfigError, match=r'the loss "sizes" gets the whole dict of outputs, .*, only kind, size: Attrib'
-    ):
+    with pytest.raises(UserError, match=r"(?s)the first batch .* failed in the model, the loss or a metric: .*'dict'"):
         on_two_targets(fit, loss=misspelt)
 
 
@@ -647,7 +650,9 @@ def test_an_empty_loss_with_a_state_is_registered() -> None:
         def __len__(self) -> int:
             return 0
 
-    assert [name for name, _ in LossSum({"queue": Queue()}, {"queue": 1.0}).named_parameters()] == ["queue.scale"]
+    assert [name for name, _ in LossSum({"queue": counted(Queue())}, {"queue": 1.0}).named_parameters()] == [
+        "queue.scale"
+    ]
 
 
 def test_losses_by_name_alone(fit: Fit) -> None:
@@ -664,25 +669,6 @@ def test_means_over_different_numbers_are_weighted_by_samples(
         keep_on_device(monkeypatch)
     result = on_two_targets(fit, "trainer.accumulate_steps=2", loss=UNEQUAL)
     assert result.last["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_what_losses_are_averaged_over_does_not_depend_on_the_batch() -> None:
-    """Else some processes would wait for others that do not exchange counts."""
-    targets = torch.zeros(4, 5)
-    for counts, expected in (
-        ([(None, 4), (None, 4)], [None, False]),
-        ([(20, 20)], [20, False]),
-        ([(7, 20)], [7, False]),
-        ([(20, 20), (None, 4)], [4, False]),
-        ([(7, 20), (None, 4)], [4, True]),
-        ([(20, 20), (4, 4)], [12, False]),
-        ([(7, 20), (7, 20)], [7, False]),
-        ([(7, 20), (9, 20)], [8, True]),
-    ):
-        assert list(_common(counts, targets)) == expected
-        on_device = [(count if count is None else torch.tensor(count), number) for count, number in counts]
-        count, differ = _common(on_device, targets)
-        assert [count if count is None else float(count), bool(differ)] == expected
 
 
 class Compiling(Trainer):
