@@ -7,7 +7,7 @@ import time
 import zipfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +41,10 @@ class Decoded(NamedTuple):
 
 
 class ImageCache:
-    """NAME.npy with the pixels, and NAME.npz with the labels, the origin of the pixels, and their SHA-256.
+    """NAME.npy with the pixels, and NAME.npz with the labels, the origin of the pixels, and the signature of NAME.npy.
 
     made_from: a digest of everything that determines the images, from ``fingerprint``. A cache with another digest is
-    ignored, and so is an array that differs from the one written.
+    ignored, and so is an array that was changed since it was written.
     """
 
     def __init__(self, folder: Path, name: str, made_from: str) -> None:
@@ -54,26 +54,19 @@ class ImageCache:
         self.made_from = made_from
 
     def load(self, *, in_memory: bool) -> Images | None:
-        """The images; None without a valid cache.
-
-        in_memory: read the pixels and verify their checksum; otherwise they stay on disk.
-        """
+        """The images; None without a valid cache. in_memory: read the pixels; otherwise they stay on disk."""
         try:
             with self.notes.open("rb") as file, np.load(file) as notes:
                 if str(notes["made_from"]) != self.made_from:
                     return None
                 labels = torch.from_numpy(notes["labels"])
-                expected_digest = str(notes["sha256"])
-                expected_signature = tuple(notes["file_signature"].tolist())
-            array = ArrayFile.open(self.pixels)
-            if array.file_signature != expected_signature or len(array) != len(labels):
-                return None
-            if not in_memory:
-                return Images(array, labels)
-            pixels, digest = array.read()
+                expected = tuple(notes["file_signature"].tolist())
+            pixels = ArrayFile.open(self.pixels)
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, DataError):
             return None
-        return Images(pixels, labels) if digest == expected_digest else None
+        if pixels.file_signature != expected or len(pixels) != len(labels):
+            return None
+        return Images(pixels.rows(slice(None)) if in_memory else pixels, labels)
 
     def keep(self, decode: Callable[[], Decoded]) -> None:
         """Write the images, unless another process has. On OSError or a decoding error, no cache is left."""
@@ -83,20 +76,17 @@ class ImageCache:
 
     def _write(self, decoded: Decoded) -> None:
         self.notes.unlink(missing_ok=True)
-        digest = hashlib.sha256()
         written = 0
         with atomic_write(self.pixels) as file, contextlib.closing(decoded.chunks):
             header = {"descr": "|u1", "fortran_order": False, "shape": decoded.shape}
             np.lib.format.write_array_header_1_0(file, header)
             for chunk in decoded.chunks:
-                data = np.ascontiguousarray(chunk).data
-                file.write(data)
-                digest.update(data)
+                file.write(np.ascontiguousarray(chunk).data)
                 written += len(chunk)
             assert written == decoded.shape[0] == len(decoded.labels)
-        notes: dict[str, Any] = {"labels": decoded.labels, "made_from": self.made_from, "sha256": digest.hexdigest()}
+        signature = np.array(file_signature(self.pixels.stat()))
         with atomic_write(self.notes) as file:  # written last: without it the array is ignored
-            np.savez(file, **notes, file_signature=np.array(file_signature(self.pixels.stat())))
+            np.savez(file, labels=decoded.labels, made_from=self.made_from, file_signature=signature)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -123,20 +123,6 @@ def test_a_damaged_cache_is_rebuilt(cifar10: Path, file: str, damage: str, in_me
     assert not read(cifar10)[2]
 
 
-def test_a_checksum_finds_what_times_do_not_show(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read(cifar10)
-    monkeypatch.setattr("base.array_file.file_signature", lambda status: (status.st_size, 0, 0))
-    monkeypatch.setattr("base.data.images.cache.file_signature", lambda status: (status.st_size, 0, 0))
-    pixels, _, _ = read(cifar10)  # the times of the files count for nothing from here on
-    path = cifar10 / "cifar-10-cache" / "train.npy"
-    data = bytearray(path.read_bytes())
-    data[5000] ^= 1
-    path.write_bytes(data)
-    again, _, from_files = read(cifar10)
-    assert from_files
-    assert torch.equal(pixels, again)
-
-
 def test_where_nothing_can_be_written_it_is_done_without(cifar10: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (cifar10 / "cifar-10-cache").write_text("in the way")
     for _ in range(2):
