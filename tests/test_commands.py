@@ -156,34 +156,6 @@ def test_testing_a_run_reads_no_training_data(fit: Fit, monkeypatch: pytest.Monk
     assert load_script("test").main(["-r", str(result.run_dir)])["accuracy"] >= 0
 
 
-def test_a_process_ends_without_a_look_at_its_imports_but_frees_what_the_run_left(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"""
-import atexit, gc, sys
-sys.path.insert(0, {str(ROOT)!r})
-from utils import cli
-
-class Own:
-    def __init__(self):
-        self.itself = self  # only garbage collection frees it
-
-    def __del__(self):
-        print("freed")
-
-def main(argv):
-    Own()
-
-atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs last
-gc.disable()
-cli.run(main)
-sys.exit(cli.run(main))
-"""
-    )
-    done = run(str(script))
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["freed", "freed", "True"], "")
-
-
 def test_a_process_ends_without_garbage_collection_if_a_run_left_only_what_is_closed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -209,27 +181,6 @@ sys.exit(cli.run(main))
     )
     done = run(str(script), str(tmp_path / "train.log"))
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True"], "")
-
-
-def test_a_run_leaves_what_was_imported_out_of_collections(write_config: Write, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"""
-import gc, sys
-sys.path.insert(0, {str(ROOT)!r})
-gc.disable()
-import train
-from utils import cli
-
-def main(argv):
-    train.main(argv)
-    print(gc.get_freeze_count() > 1000)
-
-sys.exit(cli.run(main))
-"""
-    )
-    done = run(str(script), "-c", str(write_config()))
-    assert (done.returncode, done.stdout.split()[-1], done.stderr) == (0, "True", "")
 
 
 def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None:
@@ -295,14 +246,13 @@ def main(argv):
     import component
     with frozen():
         pass
-    print(gc.get_freeze_count() > 0)
     component.write()
 
 sys.exit(cli.run(main))
 """
     )
     done = run(str(script))
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [str(opened == "later")], "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert written.read_text() == "the last line"
 
 

@@ -8,28 +8,17 @@ import atexit
 import contextlib
 import gc
 import io
-import itertools
 from collections.abc import Iterator
-from types import GeneratorType
-from typing import Any
-
-IDLE = {io.FileIO, io.BufferedReader, io.BytesIO, io.StringIO, GeneratorType}
-"""Types with a ``__del__`` that writes nothing."""
-OWN = ("torch.", "logger.", "utils.")
-"""Where classes with a ``__del__`` have done at the end of a run what it would do."""
 
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
     """Inside the block, collections ignore all earlier objects, in worker processes too, which would copy them."""
-    # for good in the process of a command, if no object must be freed before it ends
-    forever = gc.get_freeze_count() > 0 and not _waits_to_be_freed()
     gc.freeze()
     try:
         yield
     finally:
-        if not forever:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 def leave_to_the_system() -> None:
@@ -39,26 +28,7 @@ def leave_to_the_system() -> None:
 
 
 def _leave() -> None:
-    # else the globals of a module would never be freed, nor the last lines written to a file that is one of them
-    if _waits_to_be_freed():
-        gc.unfreeze()  # what refers to it
-        gc.collect()
-        if _waits_to_be_freed():
-            return
-    gc.freeze()
-
-
-def _waits_to_be_freed() -> bool:
-    """Whether any object, in use or not, must be freed before the process ends. ``cli.run`` has frozen the imports."""
-    objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if hasattr(kind, "__del__")} - IDLE
-    return any(map(_must_be_freed, itertools.compress(objects, map(kinds.__contains__, map(type, objects)))))
-
-
-def _must_be_freed(finalized: Any) -> bool:
-    """Whether an object with a ``__del__`` may be the user's, other than a standard stream or a closed file."""
-    if isinstance(finalized, (io.TextIOWrapper, io.BufferedWriter)):
-        with contextlib.suppress(OSError, ValueError):  # one in memory has no number
-            return not finalized.closed and finalized.fileno() > 2
-        return True
-    return not type(finalized).__module__.startswith(OWN)
+    gc.unfreeze()  # what is frozen is not among the objects
+    files = [each for each in gc.get_objects() if issubclass(type(each), (io.BufferedWriter, io.BufferedRandom))]
+    if all(file.closed or file.fileno() <= 2 for file in files):  # up to 2: the standard streams
+        gc.freeze()
