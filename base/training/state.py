@@ -22,8 +22,6 @@ from utils.random import isolated, restore_generators, seed_generators
 from utils.tree import copied, same
 from utils.user_code import format_error_with_source
 
-# layouts of sparse tensors that torch copies only into tensors with as many values
-COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 STANDARD_PARTS = {
     "model", "loss", AVERAGED, "optimizer", "schedule", "runtime", "metrics", "progress", "data",
 }  # fmt: skip
@@ -133,38 +131,25 @@ def fit_buffers(module: Any, state: Any) -> None:
     if not isinstance(module, nn.Module) or not isinstance(state, Mapping):
         return
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    owners = dict(module.named_modules(remove_duplicate=False))
     shared: dict[int, str] = {}
     replaced: dict[str, Tensor] = {}
     for name, value in state.items():
-        if not isinstance(value, Tensor) or name in parameters:
+        path, _, leaf = name.rpartition(".")
+        owner = owners.get(path)
+        # torch returns what is registered, perhaps as None, by __getattr__ alone
+        registered = hasattr(owner, leaf) and leaf not in vars(owner) and not hasattr(type(owner), leaf)
+        buffer = getattr(owner, leaf) if registered else ""
+        if name in parameters or not isinstance(value, Tensor) or not isinstance(buffer, (Tensor, type(None))):
             continue
-        owner = _owner(module, name)
-        if owner is None:
-            continue
-        leaf = name.rpartition(".")[2]
-        buffer = getattr(owner, leaf)
-        fits = isinstance(buffer, Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
-        if fits and value.layout in COMPRESSED:
-            fits = buffer.layout == value.layout and buffer.values().shape == value.values().shape
         first = name if buffer is None else shared.setdefault(id(buffer), name)
         alike = first == name or same(state[first], value)
-        if not fits or not alike:
+        fits = buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+        if not fits or not alike or value.layout is not torch.strided:  # some sparse ones take only as many values
             device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)
             known = replaced.get(first) if alike else None
             replaced[name] = value.detach().to(device).clone() if known is None else known
             setattr(owner, leaf, replaced[name])
-
-
-def _owner(module: nn.Module, name: str) -> nn.Module | None:
-    """The module that has registered a buffer, perhaps as None; None if no module has."""
-    path, _, leaf = name.rpartition(".")
-    try:
-        owner = module.get_submodule(path)
-    except AttributeError:
-        return None
-    # torch returns what is registered by __getattr__ alone
-    registered = hasattr(owner, leaf) and leaf not in vars(owner) and not hasattr(type(owner), leaf)
-    return owner if registered and isinstance(getattr(owner, leaf), (Tensor, type(None))) else None
 
 
 # ------------------------------------------------------------------ dry runs, whose effects are undone
