@@ -20,9 +20,7 @@ from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
 from utils.config.unread import refuse_unread
-from utils.distributed import ProcessGroup
-from utils.errors import CheckpointError
-from utils.paths import display_path, project_path
+from utils.paths import project_path
 from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
@@ -83,9 +81,8 @@ def load_run(run: str | Path) -> LoadedRun:
 
 def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The class names stored in a checkpoint, if any."""
-    data = state.get("data")
-    names = data.get("classes") if isinstance(data, Mapping) else None
-    return tuple(map(str, names)) if isinstance(names, list) else None
+    names = state.get("data", {}).get("classes")
+    return None if names is None else tuple(names)
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,8 @@ def load_trainer(
     refuse_unread(folder.config, overrides, command)
     loaded, data = with_facts(loaded)
     experiment = build_experiment(loaded, data)
-    state = _read(file, folder, experiment.runtime.process_group)
+    # not by each process: a run in training may replace the file at any moment
+    state = experiment.runtime.process_group.broadcast_object(lambda: checkpoint.read(file))
     load_initial_weights_again(folder, experiment)
     trainer = build_trainer(loaded, experiment)
     load_weights(experiment.model, state["model"], file)
@@ -132,25 +130,3 @@ def load_trainer(
     progress = checkpoint.saved_progress(state, file)
     begin_epoch_again(trainer, progress)
     return TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
-
-
-def _read(file: Path, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
-    """Read the same state in all processes, although a run in training may replace the file at any moment."""
-    try:
-        while True:
-            state = checkpoint.read_together(process_group, lambda: checkpoint.read(file))
-            if len(set(process_group.all_gather(checkpoint.saved_progress(state, file)["steps"]))) == 1:
-                return state
-    except CheckpointError as error:
-        others = [path for path in checkpoint.step_files(folder.checkpoints) if not _are_one_file(path, file)]
-        advice = (
-            f"The newest other checkpoint of this run: {display_path(others[0])}" if others else "The run has no other."
-        )
-        raise CheckpointError(f"{error}\n{advice}") from error
-
-
-def _are_one_file(path: Path, file: Path) -> bool:
-    try:
-        return path.samefile(file)
-    except OSError:  # a run that still trains has removed one of them
-        return False

@@ -90,14 +90,14 @@ def test_an_override_that_only_training_reads_is_refused(fit: Fit, override: str
 
 def test_a_checkpoint_that_its_run_has_removed_meanwhile_is_told(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = fit().run_dir / "checkpoints"
-    first, second = sorted(checkpoints.glob("step-*.pth"))
+    first, _ = sorted(checkpoints.glob("step-*.pth"))
 
     def pruned(*arguments: Any) -> Any:
         first.unlink()
         return build_experiment(*arguments)
 
     monkeypatch.setattr("base.load_run.build_experiment", pruned)
-    with pytest.raises(CheckpointError, match=rf"{first.name} cannot be read: No such file(.|\n)*{second.name}"):
+    with pytest.raises(CheckpointError, match=rf"{first.name} cannot be read: No such file"):
         load_trainer(first)
 
 

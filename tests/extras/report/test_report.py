@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import train
-from base import load_run
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
@@ -31,7 +30,6 @@ from tests.conftest import load_script
 from tests.helpers import Fit, curves, lines, needs_extra, temporarily
 from trainer.trainer import Trainer
 from utils import cli, files
-from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 from utils.run_folder import RunFolder
@@ -342,20 +340,6 @@ def test_markdown_shows_names_as_they_are() -> None:
     assert escaped("top_k a|b $x$ __init__ a*b*") == r"top_k a\|b \$x\$ \_\_init\_\_ a\*b\*"
     lines = markdown_table(["name", "n"], [["고양이", "1"], ["cat", "22"]], right=[1])
     assert lines == ["| name   |   n |", "| ------ | --: |", "| 고양이 |   1 |", "| cat    |  22 |"]
-
-
-def test_several_processes_read_one_checkpoint_though_another_takes_its_place(run: Path) -> None:
-    class Two(ProcessGroup):
-        """Of two, the other reads ``best.pth`` before it is replaced, and then again."""
-
-        others: ClassVar = ["", 3, "", 5]
-
-        def all_gather(self, value: Any) -> list[Any]:
-            return [value, self.others.pop(0)]
-
-    folder = RunFolder(run)
-    assert load_run._read(folder.checkpoints / "last.pth", folder, Two())["progress"]["steps"] == 5
-    assert not Two.others
 
 
 def test_the_head_says_what_was_tested(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

