@@ -85,13 +85,7 @@ class BaseTrainer(Checkpointed):
             if isinstance(part, Optimizer):  # torch would cast its state to the dtype of the weights
                 load_exactly(part)
         watch_first_batch(self, training.batches, self.train_metrics, "training")
-        self.log = TrainingLog(
-            self.console,
-            outputs.writers,
-            self.settings,
-            self.runtime.process_group,
-            validation_samples=training.validation_samples,
-        )
+        self.log = TrainingLog(self.console, outputs.writers, self.settings, self.runtime.process_group)
 
     def wrap_model(self) -> None:
         """Wrap the model in DDP or FSDP, unless there are several optimizers, which reduce gradients as each steps."""

@@ -28,20 +28,17 @@ class TrainingLog:
         writers: Writers,
         settings: TrainerConfig,
         process_group: ProcessGroup,
-        *,
-        validation_samples: int,
     ) -> None:
         self.console = console
         self.writers = writers
         self.settings = settings
         self.process_group = process_group
-        self.validation_samples = validation_samples
         self.table = EpochTable(settings.epochs, monitored=settings.monitored_name)
         self._loss: Tensor | float | None = None
         self._samples = 0  # samples this process has trained on in this epoch
         self._rates: tuple[float, float] | None = None  # last known steps and samples per second
         self._end: float | None = None  # when the previous epoch's training ended
-        self._between: float | None = None  # seconds from then to this epoch: validation and saving
+        self._between = 0.0  # seconds from then to this epoch: validation and saving
         self._next_line = 0.0
 
     def begin_epoch(self, progress: Progress, steps: int) -> None:
@@ -140,47 +137,29 @@ class TrainingLog:
         """Texts to the left and right of the bar, from longest to shortest."""
         self._update_rates(state)
         epoch = f"{self._progress.epochs + 1}/{self.settings.epochs}"
-        loss, eta, best, named = self._loss_text(), self._eta_text(state), "", ""
+        loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
+        name, best, speed, eta = "", "", "", ""
         if self.settings.monitor and self._progress.best is not None:
-            best = f"best {number(self._progress.best)}"
-            named = f"best {self.settings.monitored_name} {number(self._progress.best)}"
-        yield f"epoch {epoch}", _join(loss, named, self._speed_text(" samples/s"), eta)
-        yield epoch, _join(loss, named, self._speed_text("/s"), eta)
-        yield epoch, _join(loss, best, self._speed_text("/s"), eta)
-        yield epoch, _join(loss, self._speed_text("/s"), eta)
+            name, best = self.settings.monitored_name, number(self._progress.best)
+        if self._rates:
+            steps_per_second, samples_per_second = self._rates
+            speed, eta = tqdm.format_sizeof(samples_per_second), self._eta_text(state, steps_per_second)
+        yield f"epoch {epoch}", _join(loss, best and f"best {name} {best}", speed and f"{speed} samples/s", eta)
+        yield epoch, _join(loss, best and f"best {best}", speed and f"{speed}/s", eta)
         yield epoch, _join(loss, eta)
         yield epoch, loss
 
     def _progress_line(self) -> str:
         """The content of the bar as a line of text."""
-        state = self._bar.state
-        self._update_rates(state)
-        epoch = f"epoch {self._progress.epochs + 1}/{self.settings.epochs}"
-        step = f"step {state['n']:>{len(str(self._steps))}}/{self._steps}"
-        start, eta = _join(epoch, step, f"{self._loss_text():<14}"), self._eta_text(state)
-        line = _join(start, self._speed_text(" samples/s"), eta)
-        return line if len(line) < self.console.width else _join(start, self._speed_text("/s"), eta)
+        epoch, text = next(self._bar_texts(self._bar.state))
+        return _join(epoch, f"step {self._bar.n:>{len(str(self._steps))}}/{self._steps}", text)
 
-    def _loss_text(self) -> str:
-        return "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
-
-    def _speed_text(self, unit: str) -> str:
-        return f"{tqdm.format_sizeof(self._rates[1])}{unit}" if self._rates else ""
-
-    def _eta_text(self, state: Mapping[str, Any]) -> str:
+    def _eta_text(self, state: Mapping[str, Any], steps_per_second: float) -> str:
         """Time until the end of the epoch's training, and of the run, which may stop earlier."""
-        if self._rates is None:
-            return ""
-        steps_per_second, samples_per_second = self._rates
-        between = self._between
-        if between is None:  # not measured yet; a forward pass takes about a third of a step
-            between = self.validation_samples / samples_per_second / 3
         epochs = max(0, self.settings.epochs - self._progress.epochs - 1)
         seconds = max(0, self._steps - state["n"]) / steps_per_second
-        run_seconds = seconds + between + epochs * (self._steps / steps_per_second + between)
-        patience = self.settings.early_stop
-        bound = "max " if patience and patience - self._progress.stale_epochs <= epochs else ""
-        return f"ETA {tqdm.format_interval(seconds)}, run {bound}{tqdm.format_interval(run_seconds)}"
+        run_seconds = seconds + self._between + epochs * (self._steps / steps_per_second + self._between)
+        return f"ETA {tqdm.format_interval(seconds)}, run {tqdm.format_interval(run_seconds)}"
 
     def _update_rates(self, state: Mapping[str, Any]) -> None:
         """Speed from tqdm's moving average over this process's steps in this epoch; unchanged if there are none yet."""

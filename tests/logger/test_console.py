@@ -169,14 +169,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Run:
     """A run without training, of 100 steps of 10 samples per epoch, and what its log says of speed and time left."""
 
-    def __init__(self, clock: Clock, *, epochs: int, validation_samples: int = 0) -> None:
+    def __init__(self, clock: Clock, *, epochs: int) -> None:
         self.clock = clock
         self.progress = Progress()
         settings = TrainerConfig(epochs=epochs)
         self.console = Console(2)
-        self.log = TrainingLog(
-            self.console, Writers({}), settings, ProcessGroup(), validation_samples=validation_samples
-        )
+        self.log = TrainingLog(self.console, Writers({}), settings, ProcessGroup())
 
     def begin_epoch(self, *, done: int = 0) -> None:
         self.progress.epoch_steps = done
@@ -223,11 +221,11 @@ def test_time_left_comes_from_the_steps_of_this_process(clock: Clock, make_run: 
     assert run.line() == "20.0 samples/s  ETA 00:10, run 01:50"
 
 
-def test_validation_counts_as_a_third_of_training_until_it_was_measured(make_run: Callable[..., Run]) -> None:
-    run = make_run(epochs=2, validation_samples=600)
+def test_the_time_left_includes_validation_once_it_was_measured(make_run: Callable[..., Run]) -> None:
+    run = make_run(epochs=2)
     run.begin_epoch()
     run.steps(100, seconds=0.5)
-    assert run.line() == "20.0 samples/s  ETA 00:00, run 01:10"
+    assert run.line() == "20.0 samples/s  ETA 00:00, run 00:50"
     run.end_epoch(validation=7)
     run.begin_epoch()
     assert run.line() == "20.0 samples/s  ETA 00:50, run 00:57"
