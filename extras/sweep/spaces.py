@@ -7,24 +7,23 @@ log:a..b    the same, log-uniformly
 """
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.config import LoadedConfig, load_config
 from utils.errors import ConfigError, UserError
 from utils.schema import Config, validation_names
-from utils.text import OVERRIDE, closest
+from utils.text import OVERRIDE
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 INTEGERS = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
-ANY_RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
-SCALED = re.compile(r"(\w+):(.*\.\..*)")
-# malformed ranges: "0..", "0..x", "0 .. 4"; a path such as "../data" is not one
-MEANT_AS_RANGE = re.compile(r"([^/\\\"\[{]*?)\s*\.\.+\s*([^/\\\"\]}]*)")
-MEANT_AS_SCALED = re.compile(r"(lin|log)\s*[:(\s]\s*(.*?)\)?", re.IGNORECASE)
+NUMBERS = re.compile(rf"(lin|log):({NUMBER})\.\.({NUMBER})")
+# also malformed ones: "0..", "0 .. 4", "lgo:1..2"; a path such as "../data" is not one
+LIKE_RANGE = re.compile(r"(\w+:)?\s*[-+.\d][^,/]*\.\.[^,/]*")
 # a trial's location and its value must mean the same in all trials
 NOT_SEARCHED = {"name", "trainer.save_dir", "trainer.monitor", "$schema", "variables", "trainer"}
 REPLICATES = ("seed", "fold")
@@ -92,89 +91,50 @@ def parse_space(word: str) -> Space:
     """Parse KEY=SPACE. Raises ConfigError."""
     key, _, text = word.partition("=")
     text = text.strip()
-    where = f"space {word}"
-    scaled = SCALED.fullmatch(text)
-    if scaled:
-        return _scaled(key, text, *scaled.groups(), where=where)
-    if integers := INTEGERS.fullmatch(text):
-        low, high = (int(end) for end in integers.groups())
-        if high < low:
-            raise ConfigError(f"{where}: the range is empty: {low} is greater than {high}; did you mean {high}..{low}?")
-        if high - low >= MOST_TRIALS:
-            advice = "" if key.rpartition(".")[2] in REPLICATES else f"; lin:{text} with --trials samples them"
-            raise ConfigError(f"{where}: {high - low + 1:,} values are too many, the most are {MOST_TRIALS:,}{advice}")
-        return Space(key, text, tuple(map(str, range(low, high + 1))))
-    _check_meant(text, where=where)
+    if LIKE_RANGE.fullmatch(text):
+        return _range(key, text)
     values = _split(text)
     if len(values) > 1 and "" in values:
-        raise ConfigError(f"{where}: empty value between two commas")
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ConfigError(f"{where}: the value {twice[0]} is given twice")
+        raise ConfigError(f"space {word}: empty value between two commas")
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ConfigError(f"space {word}: the value {twice[0]} is given twice")
     return Space(key, text, tuple(values))
 
 
-def _check_meant(text: str, *, where: str) -> None:
-    """Raise ConfigError for a malformed range."""
-    if meant := MEANT_AS_SCALED.fullmatch(text):
-        scale, ends = meant[1].lower(), meant[2].replace(" ", "")
-        found = re.fullmatch(rf"({NUMBER})(?:\.\.|[,:;-])({NUMBER})", ends)
-        example = f"{found[1]}..{found[2]}" if found else "0.001..0.1"
-        raise ConfigError(f"{where}: expected two numbers with two dots between them, as in {scale}:{example}")
-    meant = MEANT_AS_RANGE.fullmatch(text)
-    if not meant:
-        return
-    low, high = meant.groups()
-    numbers = [end for end in (low, high) if re.fullmatch(NUMBER, end)]
-    if len(numbers) == 2 and all(re.fullmatch(r"[+-]?\d+", end) for end in numbers):
-        raise ConfigError(f"{where}: did you mean {low}..{high}?")
-    if len(numbers) == 2:
-        raise ConfigError(
-            f"{where}: a..b counts integers; for other numbers write lin:{low}..{high} or log:{low}..{high}"
-        )
-    if numbers:
-        raise ConfigError(f"{where}: expected two integers with two dots between them and nothing else, as in 0..4")
-
-
-def _scaled(key: str, text: str, scale: str, ends: str, *, where: str) -> Space:
-    """Parse lin:a..b or log:a..b."""
-    if scale not in ("lin", "log"):
-        near = closest(scale, ["lin", "log"]) or "lin"
-        raise ConfigError(f'{where}: unknown scale "{scale}"; did you mean {near}:{ends}?')
-    found = ANY_RANGE.fullmatch(ends)
-    if not found:
-        raise ConfigError(f"{where}: expected two numbers, as in {scale}:0.001..0.1, got {ends!r}")
-    low, high = (float(end) for end in found.groups())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(f"{where}: a number is too large")
-    if high <= low:
-        swapped = f"; did you mean {scale}:{shown(high)}..{shown(low)}?" if high < low else ""
-        raise ConfigError(f"{where}: the range is empty: {shown(low)} is not less than {shown(high)}{swapped}")
-    if scale == "log" and low <= 0:
-        raise ConfigError(f"{where}: a logarithmic range must start above 0, got {shown(low)}; or use lin:{ends}")
-    return Space(key, text, low=low, high=high, log=scale == "log")
+def _range(key: str, text: str) -> Space:
+    """Parse a..b, lin:a..b or log:a..b."""
+    if found := INTEGERS.fullmatch(text):
+        first, last = int(found[1]), int(found[2])
+        if first <= last < first + MOST_TRIALS:
+            return Space(key, text, tuple(map(str, range(first, last + 1))))
+    elif found := NUMBERS.fullmatch(text):
+        low, high, log = float(found[2]), float(found[3]), found[1] == "log"
+        if low < high < math.inf and (low > 0 or not log):
+            return Space(key, text, low=low, high=high, log=log)
+    raise ConfigError(
+        f"space {key}={text}: expected integers as in 0..4, at most {MOST_TRIALS:,} of them, or numbers as in lin:0..1 "
+        "or log:1e-4..1e-1, the smaller one first, and above 0 after log"
+    )
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes."""
-    parts = [""]
-    depth = 0
-    quoted = escaped = False
-    for letter in text:
-        if quoted:
-            quoted = escaped or letter != '"'
-            escaped = letter == "\\" and not escaped
-        elif letter == '"':
-            quoted = True
-        elif letter in "[{":
-            depth += 1
-        elif letter in "]}":
-            depth -= 1
-        elif letter == "," and depth <= 0:
-            parts.append("")
-            continue
-        parts[-1] += letter
+    """Split at commas outside JSON lists, objects and strings."""
+    parts: list[str] = []
+    for piece in text.split(","):
+        if parts and _is_open(parts[-1]):
+            parts[-1] += f",{piece}"
+        else:
+            parts.append(piece)
     return [part.strip() for part in parts]
+
+
+def _is_open(text: str) -> bool:
+    """Whether a text begins as JSON, but is not complete."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return text.lstrip().startswith(("[", "{", '"'))
+    return False
 
 
 def shown(value: float) -> str:
@@ -183,55 +143,40 @@ def shown(value: float) -> str:
 
 
 def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) -> tuple[LoadedConfig, list[Space]]:
-    """Load the config with each value of each space, and the other spaces at their first value.
+    """Load the config with each value of each space, and the other spaces at their first; then all of a small grid.
 
     Returns the config with the first value of each, and the spaces, now marked if only integers are accepted.
-    Raises ConfigError with all mistakes.
+    Raises ConfigError.
     """
     first = [space.override(space.ends()[0]) for space in spaces]
-    errors: dict[str, None] = {}
-    loaded = None
-    try:
-        loaded = load_config(config, [*fixed, *first])
-    except ConfigError as error:
-        errors[str(error)] = None
+    loaded = load_config(config, [*fixed, *first])
     checked = []
     for place, space in enumerate(spaces):
-        overrides = [*fixed, *first]
+        before, after = [*fixed, *first[:place]], first[place + 1 :]
         for value in space.ends()[1:]:
-            overrides[len(fixed) + place] = space.override(value)
-            if loaded is not None and (problem := _problem(config, overrides, space.override(value))):
-                errors[problem] = None
+            _check(config, [*before, space.override(value), *after], cause=space.override(value))
+        if not space.finite:
+            fraction = space.override(repr(space.low + 0.387 * (space.high - space.low)))
+            try:
+                load_config(config, [*before, fraction, *after])
+            except ConfigError:
+                if not (space.low.is_integer() and space.high.is_integer()):
+                    raise
+                space = replace(space, integer=True)
         checked.append(space)
-        if not space.finite and loaded is not None:
-            overrides[len(fixed) + place] = space.override(repr(space.low + 0.387 * (space.high - space.low)))
-            if problem := _problem(config, overrides):
-                checked[-1] = _of_integers(space, problem)
-    grid = math.prod(len(space.values) for space in spaces)
-    if not errors and len(spaces) > 1 and 0 < grid <= MOST_CHECKED:
+    if 0 < math.prod(len(space.values) for space in spaces) <= MOST_CHECKED:
         for combination in combinations(spaces):
-            if problem := _problem(config, [*fixed, *combination], " ".join(combination)):
-                errors[problem] = None
-    if errors or loaded is None:
-        raise ConfigError("\n".join(errors))
+            _check(config, [*fixed, *combination], cause=" ".join(combination))
     return loaded, checked
 
 
-def _of_integers(space: Space, problem: str) -> Space:
-    """The space, restricted to integers after a fraction was rejected. Raises ConfigError if its ends are not whole."""
-    if not (space.low.is_integer() and space.high.is_integer()):
-        raise ConfigError(problem)
-    return Space(space.key, space.text, low=space.low, high=space.high, log=space.log, integer=True)
-
-
-def _problem(config: Path, overrides: Sequence[str], cause: str = "") -> str | None:
-    """The problem with these overrides, if any. cause: the override being tried, for an error elsewhere."""
+def _check(config: Path, overrides: Sequence[str], *, cause: str) -> None:
+    """Raise ConfigError if the config is invalid with these overrides. cause: those being tried, for the message."""
     try:
         load_config(config, overrides)
     except ConfigError as error:
         text = str(error)
-        return text if f"override {cause}" in text else f"with {cause}: {text}"
-    return None
+        raise ConfigError(text if f"override {cause}" in text else f"with {cause}: {text}") from error
 
 
 def check_monitor(config: Config, spaces: Sequence[Space]) -> None:
@@ -274,9 +219,9 @@ def check_trials(spaces: Sequence[Space], trials: int) -> None:
     for space in spaces:
         if space.replicates:
             raise UserError(
-                f"space {space.key}={space.text}: --trials would pick the luckiest {space.key.rpartition('.')[2]}. "
-                "Leave --trials out: a grid compares the means. Or search without this key, and then repeat the best "
-                f"trial: python sweep.py -c SWEEP/best.json {space.key}={space.text}"
+                f"space {space.key}={space.text}: --trials would pick the luckiest one. Leave --trials out: a grid "
+                "compares the means. Or search first, and then repeat the best trial: "
+                f"python sweep.py -c SWEEP/best.json {space.key}={space.text}"
             )
     size = math.prod(len(space.values) for space in spaces)  # 0 if one is a range
     if 0 < size < trials:

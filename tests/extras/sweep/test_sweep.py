@@ -172,7 +172,7 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
         (["--trials", "3"], "--trials 3 needs a space"),
         (["seed=[0,1]"], "a single value, as in seed=[0,1], applies to all trials"),
         (["optimizer.args.lr=1,2,3", "--trials", "4"], "there are only 3 combinations; a grid runs each of them once"),
-        (["seed=0..4", "optimizer.args.lr=log:1e-4..1", "--trials", "3"], "--trials would pick the luckiest seed"),
+        (["seed=0..4", "optimizer.args.lr=log:1e-4..1", "--trials", "3"], "--trials would pick the luckiest one"),
         (["seed=0..2", "--jobs", "0"], "--jobs 0: must be at least 1"),
         (["seed=0..2", "--trials", "0"], "--trials 0: must be at least 1"),
         (["optimizer.args.lr=log:1e-4..1"], "set how many to try with --trials N"),
