@@ -99,7 +99,7 @@ class Killer:
         if what == "trial" or self.random.random() < 0.7:
             while process.poll() is None and not trials_of(process.pid) and time.monotonic() < end:
                 time.sleep(0.01)
-        time.sleep(self.random.uniform(0, 1.5))
+        time.sleep(self.random.uniform(0, 5))
 
     def _kill(self, process: forked.Process, what: str) -> bool:
         if process.poll() is not None:

@@ -6,14 +6,11 @@ continued from its checkpoint by whichever finds it first.
 
 import contextlib
 import itertools
-import math
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from extras.records import best_of
@@ -22,49 +19,37 @@ from extras.sweep.search import Search
 from extras.sweep.sweep_folder import TRIAL, Outcome, SweepFolder, Trial, is_running
 from extras.sweep.trial_process import ERRORS, TrialProcesses
 from utils.device_errors import OUT_OF_MEMORY
-from utils.errors import Stopped, UserError
+from utils.errors import UserError
 from utils.files import read_text, size
 from utils.signals import SignalWatch
 
 POLL = 0.2
-"""Seconds between checks on running trials."""
-IDLE = 1.0
-"""Seconds between checks for a trial to claim, if other coordinators have claimed all the rest."""
+"""Seconds between checks on running trials, and for one to claim."""
 GRACE = 60.0
 """Seconds for a trial to save and exit after SIGTERM; then it is killed, and continues from an older checkpoint."""
-MOST_DEATHS = 20
-"""Consecutive deaths without progress after which a trial has failed. Large, since each may be a deliberate kill."""
-MOST_STARVED = 2
-"""The same for deaths while the kernel killed a process for lack of memory, which would repeat itself."""
+MOST_DEATHS = 10
+"""Consecutive deaths without progress after which a trial has failed. Several, since each may be a deliberate kill."""
 MOST_REFUSED = 3
 """Number of trials that fail for the same reason before any had an epoch, after which a sweep ends."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 
-@dataclass
-class Running:
+@dataclass(kw_only=True)
+class Running(Row):
     """A trial claimed by this coordinator."""
 
-    trial: Trial
     slot: int
     process: Any = None
     """None while a process left behind by another coordinator still trains it."""
     claimed: tuple[Any, ...] = ()
     """Its progress on disk when it was claimed."""
-    started: float = 0.0
-    deaths: int = 0
-    starved: int = 0
-    """Deaths for lack of memory."""
-    oom_kills: int = 0
-    """The machine's out-of-memory kills when the process was started."""
     mark: tuple[Any, ...] = ()
-    """Its progress on disk."""
+    """Its progress on disk when its process was started."""
+    deaths: int = 0
     read: int = -1
     """Bytes of metrics.jsonl read so far."""
-    stopping: float | None = None
-    """When it was asked to stop because of pruning."""
-    epochs: int = 0
-    value: float | None = None
+    pruned: bool = False
+    """Whether it was asked to stop because of pruning."""
 
 
 class Coordinator:
@@ -79,24 +64,20 @@ class Coordinator:
         self.search = Search(self.spec)
         self.running: list[Running] = []
         self.signals = SignalWatch()
-        self._looked = -math.inf
 
     def run(self) -> list[Trial]:
         """Run until all trials have ended, and return them. Raises Stopped after a signal, once all have saved."""
         with self.signals, self._stopped_in_order():
             while True:
                 self.signals.check()
-                if len(self.running) < self.jobs and time.monotonic() > self._looked + IDLE:
-                    self._fill()
-                    if not self.running and self._finished():
-                        return self.folder.trials()
+                self._fill()
+                if not self.running and self._finished():
+                    return self.folder.trials()
                 time.sleep(POLL)
                 self.signals.check()
                 for one in list(self.running):
                     self._look(one)
-                now = time.monotonic()
-                rows = [Row(one.trial, one.epochs, one.value, now - one.started) for one in self.running]
-                self.display.update(self.folder.trials(), rows, self.total())
+                self.display.update(self.folder.trials(), self.running, self.total())
 
     # ------------------------------------------------------------------ starting
 
@@ -112,11 +93,10 @@ class Coordinator:
         while len(self.running) < self.jobs:
             trial = self._next()
             if trial is None:
-                self._looked = time.monotonic()
                 return
             taken = {one.slot for one in self.running}
             slot = next(slot for slot in range(self.jobs) if slot not in taken)
-            one = Running(trial, slot, claimed=_mark(trial))
+            one = Running(trial=trial, slot=slot, claimed=_mark(trial))
             self.running.append(one)
             self._start(one)
 
@@ -143,7 +123,6 @@ class Coordinator:
     def _start(self, one: Running) -> None:
         one.started = time.monotonic()
         one.mark = _mark(one.trial)
-        one.oom_kills = oom_kills()
         one.process = None if is_running(one.trial.run) else self.processes.start(one.trial.run, one.slot)
 
     # ------------------------------------------------------------------ following
@@ -157,12 +136,9 @@ class Coordinator:
             values = one.trial.measured(self.spec.value_name)
             one.epochs, best = len(values), best_of(values, self.spec.monitor)
             one.value = best[1] if best else None
-            pruned = self.search.pruned_at(one.trial)
-            if pruned is not None and one.process and one.stopping is None:
+            if self.search.pruned_at(one.trial) is not None and one.process and not one.pruned:
                 one.process.terminate()
-                one.stopping = time.monotonic()
-        if one.process and one.stopping is not None and time.monotonic() > one.stopping + GRACE:
-            one.process.kill()
+                one.pruned = True
         if one.process is None and not is_running(one.trial.run):
             self._start(one)
         elif status is not None:
@@ -176,41 +152,43 @@ class Coordinator:
         value, epoch = (best[1], best[0] + 1) if best else (None, 0)
         ended = (value, epoch, len(values), one.trial.seconds())
         if pruned is not None:
-            return self._finish(one, Outcome("pruned", *ended))
-        if status == 0 and value is None:
+            self._finish(one, Outcome("pruned", *ended))
+        elif status == 0 and value is None:
             why = f"{self.spec.value_name} was not measured, or not finite, in any epoch"
-            return self._finish(one, Outcome("failed", *ended, why))
-        if status == 0:
-            return self._finish(one, Outcome("complete", *ended))
-        if status in (1, 2):
+            self._finish(one, Outcome("failed", *ended, why))
+        elif status == 0:
+            self._finish(one, Outcome("complete", *ended))
+        elif status in (1, 2):
             reason = _reason(one.trial)
-            if any(text in reason for text in DISK_FULL):
-                raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
-            # it had checkpoints: what keeps it from resuming is hardly its values, unless the loss diverges
-            if one.claimed[1:] and _mark(one.trial) == one.claimed and not one.trial.diverged:
-                raise UserError(
-                    f"{one.trial.name} cannot be resumed: {reason}\nNothing is lost: fix the cause, and continue the "
-                    "sweep. To run the trial from the beginning instead, remove its folder first"
-                )
+            self._check_reason(one, reason)
             self._finish(one, Outcome("failed", *ended, reason))
             # of a loss or memory, the trial's values may be the cause, rather than the config
-            may_pass = values or one.trial.diverged or re.search(OUT_OF_MEMORY, reason)
-            return None if may_pass else self._check_refusals(reason)
-        one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
-        # the count is 0 where it is unknown, as on Windows, which lacks this signal
-        one.starved += oom_kills() > one.oom_kills and status == -signal.SIGKILL
-        if one.starved >= MOST_STARVED:
-            how = f"out of memory: the kernel killed its process {MOST_STARVED} times"
-            return self._finish(one, Outcome("failed", *ended, how))
-        if one.deaths >= MOST_DEATHS:
+            if not (values or one.trial.diverged or re.search(OUT_OF_MEMORY, reason)):
+                self._check_refusals(reason)
+        else:
+            one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
+            if one.deaths < MOST_DEATHS:
+                return self._start(one)
             how = f"its process was killed {MOST_DEATHS} times without progress (status {status}; out of memory?)"
-            return self._finish(one, Outcome("failed", *ended, how))
-        return self._start(one)
+            self._finish(one, Outcome("failed", *ended, how))
+        return None
+
+    def _check_reason(self, one: Running, reason: str) -> None:
+        """Raise UserError if a trial's values are hardly what made it fail."""
+        if any(text in reason for text in DISK_FULL):
+            raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
+        # it had checkpoints, and resuming made no progress
+        if one.claimed[1:] and _mark(one.trial) == one.claimed and not one.trial.diverged:
+            raise UserError(
+                f"{one.trial.name} cannot be resumed: {reason}\nNothing is lost: fix the cause, and continue the "
+                "sweep. To run the trial from the beginning instead, remove its folder first"
+            )
 
     def _check_refusals(self, reason: str) -> None:
         """Raise UserError if all trials so far failed for this reason, such as missing data."""
         ended = [trial.outcome for trial in self.folder.trials() if trial.outcome]
-        alike = all(not each.epochs and _words(each.reason) == _words(reason) for each in ended)
+        # without the trials' names, as in the paths of their configs
+        alike = all(not each.epochs and TRIAL.sub("", each.reason) == TRIAL.sub("", reason) for each in ended)
         if alike and len(ended) >= MOST_REFUSED and not self._finished():
             raise UserError(
                 f"all {len(ended)} trials so far failed for the same reason: {reason}\nIf it is the config, start a "
@@ -222,7 +200,6 @@ class Coordinator:
             self.folder.finish(one.trial, outcome)
             self._recorded(one.trial)
         self.running.remove(one)
-        self._looked = -math.inf
 
     def _recorded(self, trial: Trial) -> None:
         """Process the end of a trial."""
@@ -237,11 +214,9 @@ class Coordinator:
         """However this ends, let the trials save and exit first."""
         try:
             yield
-        except BaseException as error:
+        except BaseException:
             self.display.clear()
             stop([one.process for one in self.running if one.process])
-            if isinstance(error, (Stopped, UserError)):
-                self.display.stopped(len(self.running))
             raise
         finally:
             for one in self.running:
@@ -267,14 +242,6 @@ def _mark(trial: Trial) -> tuple[Any, ...]:
     return ()
 
 
-def oom_kills() -> int:
-    """Processes killed by the kernel for lack of memory since the machine started; 0 if unknown."""
-    with contextlib.suppress(OSError, ValueError):
-        found = re.search(r"^oom_kill (\d+)$", read_text(Path("/proc/vmstat")), re.MULTILINE)
-        return int(found[1]) if found else 0
-    return 0
-
-
 def _reason(trial: Trial) -> str:
     """The message of a failed trial: the last thing its process printed, without the traceback above it."""
     with contextlib.suppress(OSError, ValueError):
@@ -284,8 +251,3 @@ def _reason(trial: Trial) -> str:
         if text:
             return text.splitlines()[-1]
     return f"its process failed; see {trial.run.log}"
-
-
-def _words(reason: str) -> str:
-    """A reason without what differs between trials that fail alike: their names, and the ids of processes."""
-    return re.sub(r"\bpid\D{0,5}[\d, ]+", "pid", TRIAL.sub("", reason))

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,16 @@ from utils.text import duration, number, number_or_dash, printable, table
 MOST_ROWS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Row:
     """A running trial."""
 
     trial: Trial
-    epochs: int
-    value: float | None
+    started: float = 0.0
+    """When this coordinator started or continued it, by the monotonic clock."""
+    epochs: int = 0
+    value: float | None = None
     """Its best value so far."""
-    seconds: float
-    """Seconds since this coordinator started or continued it."""
 
 
 class Display:
@@ -75,10 +76,6 @@ class Display:
                 sys.stdout.flush()
             self._drawn = []
 
-    def stopped(self, count: int) -> None:
-        if not self.quiet and count:
-            self._say(f"{count} running {'trial has' if count == 1 else 'trials have'} stopped and will continue")
-
     def _erase(self) -> str:
         return f"\x1b[{len(self._drawn)}A\x1b[J" if self._drawn else ""
 
@@ -89,7 +86,7 @@ class Display:
             value = number_or_dash(row.value)
             epochs = f"{row.epochs}/{row.trial.values.get('trainer.epochs', self.spec.epochs)}"
             values = [short_value(row.trial.values[key]) for key in self.spec.keys]
-            cells.append([row.trial.name, epochs, value, duration(row.seconds), *values])
+            cells.append([row.trial.name, epochs, value, duration(time.monotonic() - row.started), *values])
         done = sum(trial.outcome is not None for trial in trials)
         summary = f"{done} of {total} trials"
         if best := best_trial(trials, self.spec):
@@ -105,7 +102,7 @@ class Display:
             return None
         mean = sum(times) / len(times)
         open_trials = total - sum(trial.outcome is not None for trial in trials)
-        spent = sum(min(row.seconds, mean) for row in rows)
+        spent = sum(min(time.monotonic() - row.started, mean) for row in rows)
         return max(0.0, open_trials * mean - spent) / max(1, min(self.jobs, open_trials))
 
     def _say(self, text: str) -> None:
