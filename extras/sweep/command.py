@@ -105,41 +105,24 @@ def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:
 
 
 def _continued(options: argparse.Namespace) -> SweepFolder:
-    """The folder of -r. If a config or spaces are given, they must match its own; --trials changes the number."""
-    folder = SweepFolder.of(Path(options.resume))
-    own = folder.read_spec()
-    for name, asked, kept in (("sampler", options.sampler, own.sampler), ("pruner", options.pruner, own.pruner)):
-        if asked is not None and asked != (kept or "none"):
-            raise UserError(
-                f"{folder.path} has {f'--{name} {kept}' if kept else f'no {name}'}; --{name} {asked} cannot change it"
-            )
-    if options.overrides and options.config is None:
+    """The folder of -r. --trials changes the number, and --note the label."""
+    if options.config or options.overrides or options.sampler or options.pruner:
         raise UserError(
-            f"-r continues a sweep as it is; {options.overrides[0]} cannot be added. Leave it out, or start a new "
-            "sweep with -c instead of -r"
+            "-r continues a sweep as it is, with at most --trials, --jobs and --note; for another one, leave out -r"
         )
-    if options.config is not None:
-        fixed, spaces = parse_spaces(options.overrides)
-        folder.check_same(spaces, read_config(options.config, fixed).value)
-    if own.sampler or own.pruner:
-        need_optuna(f"the sweep {folder.path}")
-    if options.note is not None and options.note != own.note:
-        with folder.locked():
-            own = replace(folder.read_spec(), note=options.note)
-            folder.write_spec(own)
-    if options.trials is None or options.trials == own.trials:
-        return folder
-    if own.sampler is None:
-        size = grid_size(own.spaces)
-        raise UserError(f"{folder.path} is a grid of {size} trials; --trials cannot change that")
-    check_trials(own.spaces, options.trials)
+    folder = SweepFolder.of(Path(options.resume))
     with folder.locked():
-        there = len(folder.trials())
-        if options.trials < there:
-            raise UserError(
-                f"--trials {options.trials}: {folder.path} already has {there} trials; --trials is the total"
-            )
-        folder.write_spec(replace(own, trials=options.trials))
+        own = folder.read_spec()
+        if own.sampler or own.pruner:
+            need_optuna(f"the sweep {folder.path}")
+        if options.trials is not None and own.sampler is None:
+            raise UserError(f"{folder.path} is a grid; --trials cannot change that")
+        if options.trials is not None:
+            check_trials(own.spaces, options.trials)
+            if options.trials < (there := len(folder.trials())):
+                raise UserError(f"--trials {options.trials} is the total, and {folder.path} already has {there} trials")
+        asked = {name: value for name in ("trials", "note") if (value := getattr(options, name)) is not None}
+        folder.write_spec(replace(own, **asked))
     return folder
 
 

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -25,12 +25,11 @@ from typing import IO, Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from extras.letters import short_key
-from extras.records import flat
 from extras.sweep.spaces import Space
 from utils.config import as_json, load_config, to_json
 from utils.errors import ConfigError, TrainingError, UserError, os_errors_as
 from utils.files import lock_file, read_text
-from utils.paths import display_path, project_path
+from utils.paths import project_path
 from utils.run_folder import RunFolder, rename_to_free, replace_file
 
 Record = TypeVar("Record")
@@ -194,20 +193,15 @@ class SweepFolder:
         finally:
             shutil.rmtree(unnamed, ignore_errors=True)
         folder = cls(path)  # another process of the launcher was first
-        folder.check_same(spec.spaces, base)
+        if folder.read_spec().spaces != spec.spaces or read_text(folder.base) != as_json(base, path):
+            raise UserError(f"{path} is a different sweep, of another job with the same id; choose another id")
         return folder
 
     @classmethod
     def of(cls, path: Path) -> "SweepFolder":
         """The sweep in a folder. Raises UserError if there is none."""
-        if not path.exists():
-            raise UserError(f"{path}: no such sweep")
         if not (path / "sweep.json").is_file():
-            if (path / "config.json").is_file():
-                raise UserError(f"{path} is the folder of a run; to resume it: python train.py -r {path}")
-            found = sorted([*path.glob("*/sweep.json"), *path.glob("*/*/sweep.json")])
-            near = f"; there is one in {display_path(found[-1].parent)}" if found else ""
-            raise UserError(f"{path} is not the folder of a sweep: it has no sweep.json{near}")
+            raise UserError(f"{path} is not the folder of a sweep: it has no sweep.json")
         return cls(path)
 
     def read_spec(self) -> Spec:
@@ -216,23 +210,6 @@ class SweepFolder:
 
     def write_spec(self, spec: Spec) -> None:
         _write_record(self.path / "sweep.json", spec)
-
-    def check_same(self, spaces: Sequence[Space], base: dict[str, Any]) -> None:
-        """Raise UserError if a sweep given on the command line is not the one in this folder."""
-        own = self.read_spec()
-        theirs = {space.key: space.text for space in spaces}
-        ours = {space.key: space.text for space in own.spaces}
-        for key in {**ours, **theirs}:
-            if ours.get(key) != theirs.get(key):
-                asked, kept = theirs.get(key, "not searched"), ours.get(key, "not searched")
-                raise UserError(f"{self.path} is a different sweep: {key} is {kept} there, but {asked} here; {ADVICE}")
-        before, after = (dict(flat(json.loads(text))) for text in (read_text(self.base), as_json(base, self.path)))
-        for key in {**before, **after}:
-            if before.get(key) != after.get(key) and key != "$schema":
-                kept, asked = json.dumps(before.get(key)), json.dumps(after.get(key))
-                raise UserError(
-                    f"{self.path} is a sweep of a different config: {key} is {kept} there, but {asked} here; {ADVICE}"
-                )
 
     # ------------------------------------------------------------------ trials
 
@@ -332,14 +309,12 @@ def is_running(run: RunFolder) -> bool:
 
 def _read_record(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:
     """Read what ``_write_record`` wrote of an object of this class. Raises UserError."""
+    with os_errors_as(UserError, f"cannot read {path}"):
+        content = path.read_bytes()
     try:
-        return TypeAdapter(kind).validate_json(read_text(path))
-    except (OSError, ValueError) as error:
-        reason: object = error
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        raise UserError(f"{path} is damaged: {reason}; {advice}") from error
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged; {advice}") from error
 
 
 def _write_record(path: Path, record: Spec | Values | Outcome) -> None:

@@ -113,8 +113,6 @@ def test_a_finished_sweep_does_nothing(done: Done, capsys: pytest.CaptureFixture
     assert cli.run(sweep.main, ["-r", str(done.folder)]) == 0
     assert outcomes(done.folder) == before
     assert "4 done" in capsys.readouterr().out
-    same = ["-r", str(done.folder), "-c", str(done.config), *SPACES]
-    assert cli.run(sweep.main, same) == 0
 
 
 def test_a_ctrl_c_while_the_server_of_the_trials_starts(tmp_path: Path) -> None:
@@ -180,26 +178,16 @@ def test_killed_in_the_middle(done: Done, tmp_path: Path) -> None:
         (["seed=0..2", "trainer.monitor=null"], "trainer.monitor is null"),
         (["loss.args.label_smoothing=0,0.1", "loss.type=cross_entropy"], "cannot be compared by val_loss; monitor a"),
         (["seeds=0..2"], 'did you mean "seed"?'),
-        (["-r", "nowhere"], "nowhere: no such sweep"),
-        (["-r", "RUN"], "is the folder of a run; to resume it: python train.py -r"),
-        (["-r", "ABOVE"], "it has no sweep.json; there is one in"),
-        (["-r", "SWEEP", "--trials", "9"], "is a grid of 4 trials; --trials cannot change that"),
-        (["-r", "SWEEP", "--sampler", "tpe"], "has no sampler; --sampler tpe cannot change it"),
-        (["-r", "SWEEP", "seed=0..5"], "seed=0..5 cannot be added"),
-        (["-r", "SWEEP", "-c", "CONFIG", "seed=0..5"], "is a different sweep: optimizer.args.lr is 0.1,1e30 there"),
-        (
-            ["-r", "SWEEP", "-c", "CONFIG", *SPACES, "trainer.epochs=4"],
-            "a sweep of a different config: trainer.epochs is 3 there",
-        ),
+        (["-r", "nowhere"], "nowhere is not the folder of a sweep"),
+        (["-r", "RUN"], "trial-000 is not the folder of a sweep: it has no sweep.json"),
+        (["-r", "SWEEP", "--trials", "9"], "is a grid; --trials cannot change that"),
+        (["-r", "SWEEP", "--sampler", "tpe"], "-r continues a sweep as it is"),
+        (["-r", "SWEEP", "seed=0..5"], "-r continues a sweep as it is"),
+        (["-r", "SWEEP", "-c", "CONFIG"], "-r continues a sweep as it is"),
     ],
 )
 def test_mistakes(done: Done, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
-    places = {
-        "RUN": done.folder / "trial-000",
-        "ABOVE": done.folder.parent,
-        "SWEEP": done.folder,
-        "CONFIG": done.config,
-    }
+    places = {"RUN": done.folder / "trial-000", "SWEEP": done.folder, "CONFIG": done.config}
     named = [str(places.get(word, word)) for word in words]
     before = outcomes(done.folder)
     given = named if "-r" in named else ["-c", str(done.config), *named]
@@ -214,10 +202,10 @@ def test_a_damaged_folder_is_named(done: Done, tmp_path: Path, capsys: pytest.Ca
     for number, (name, content, message) in enumerate(
         (
             ("sweep.json", "{", "sweep.json is damaged"),
-            ("sweep.json", json.dumps({**whole, "monitor": 3}), "sweep.json is damaged: monitor: "),
+            ("sweep.json", json.dumps({**whole, "monitor": 3}), "sweep.json is damaged"),
             ("trial-002/trial.json", "{", "remove the folder of this trial to run it again"),
-            ("trial-002/trial.json", "{}", "trial.json is damaged: number: "),
-            ("trial-002/outcome.json", '{"state": "done"}', "outcome.json is damaged: state: "),
+            ("trial-002/trial.json", "{}", "trial.json is damaged"),
+            ("trial-002/outcome.json", '{"state": "done"}', "outcome.json is damaged"),
         )
     ):
         copy = shutil.copytree(done.folder, tmp_path / str(number) / "sweep")
