@@ -313,6 +313,4 @@ def _import_component(name: str, path: Path) -> None:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        hints = find_extra("hints")
-        hint = hints.import_hint(error) if hints else ""
-        raise UserError(f"{in_project(path)} cannot be imported: {format_error_with_source(error)}{hint}") from error
+        raise UserError(f"{in_project(path)} cannot be imported: {format_error_with_source(error)}") from error

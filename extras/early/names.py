@@ -90,23 +90,10 @@ def _registry_of(decorator: ast.expr) -> str | None:
 def library_words(library: str) -> frozenset[str]:
     """Every word in the file where a library lists its public names. Raises ImportError without the library."""
     package, file = SOURCES[library]
-    return _words(_folder(package) / file)
-
-
-def in_a_package_of(library: str, name: str) -> bool:
-    """Whether a folder of the library may have the name. Raises ImportError without the library."""
-    return any(name in _words(path) for path in _folder(library).glob("*/__init__.py"))
-
-
-def _folder(package: str) -> Path:
     spec = PathFinder.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(package)
-    return Path(spec.submodule_search_locations[0])
-
-
-def _words(path: Path) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    return frozenset(re.findall(r"\w+", Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")))
 
 
 def is_known(kind: str, name: str, own: OwnNames) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from extras.early.names import VARIABLES, OwnNames, in_a_package_of, is_known, own_names
+from extras.early.names import VARIABLES, OwnNames, is_known, own_names
 from utils.config.located_json import Document, Problem, config_error
-from utils.config.problems import components, group_arguments, misplaced_keys, schema_problems
+from utils.config.problems import components, group_arguments, schema_problems
 from utils.config.references import References
 from utils.config.sources import read_config
 from utils.errors import ConfigError
@@ -60,7 +60,6 @@ def _problems(document: Document) -> Iterator[Problem]:
         Config.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
         yield from schema_problems(document.value, error)
-    yield from misplaced_keys(document.value)
     own = own_names()
     for kind, path, entry in components(document.value) if own else ():
         named = name_and_args(entry, default=REGISTRIES[kind].default)
@@ -71,9 +70,7 @@ def _problems(document: Document) -> Iterator[Problem]:
 def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     """The message of utils/config. Raises ImportError if it depends on more than the names."""
     hints = find_extra("hints")
-    if name in own.defined or _TASK.match(name) or "." in name or (hints and hints.files_in_subfolders()):
-        raise ImportError
-    if kind == "metrics" and in_a_package_of("torchmetrics", name):  # the message names it
+    if name in own.defined or _TASK.match(name) or "." in name:
         raise ImportError
     if hints and name in hints.FORMER_NAMES:
         hint = f"use {hints.FORMER_NAMES[name]}"

@@ -1,6 +1,5 @@
 """Names in other templates, libraries and torch.nn.functional, and their equivalents here."""
 
-import re
 from collections.abc import Sequence
 
 FORMER_NAMES = {
@@ -31,23 +30,6 @@ FORMER_NAMES = {
     "MnistModel": '"LeNet"',
     "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
 }
-
-
-FORMER_IMPORTS = {
-    "BaseDataLoader": "Here: from base.base_data_loader import BaseDataLoader",
-    "BaseModel": "Here: from base.base_model import BaseModel",
-    "BaseTrainer": "Here: from base.base_trainer import BaseTrainer",
-    "ConfigParser": "Leave it out: a component gets its keys as arguments",
-    "MetricTracker": "Leave it out: the loop averages losses and metrics",
-    "inf_loop": "Leave it out: trainer.steps_per_epoch sets the length of an epoch",
-}
-
-
-def import_hint(error: BaseException) -> str:
-    """What replaces a name that a project elsewhere imports; "" for any other error."""
-    found = re.search("cannot import name '(\\w+)' from '(base|utils|parse_config)'", str(error))
-    name = found[1] if found else "ConfigParser" if "'parse_config'" in str(error) else ""
-    return f"\n{FORMER_IMPORTS[name]}" if isinstance(error, ImportError) and name in FORMER_IMPORTS else ""
 
 
 def key_meant(key: str, known: Sequence[str]) -> str | None:

@@ -82,14 +82,6 @@ def test_a_file_that_hides_a_module_is_named(project: Path, name: str) -> None:
 
 
 @needs_extra("hints")
-def test_a_file_in_a_subfolder_is_not_imported(run_with: RunWith, project: Path) -> None:
-    (project / "model/nets").mkdir()
-    stderr = run_with("model/nets/mine.py", MODEL, "model=Mine")
-    shutil.rmtree(project / "model/nets")
-    assert "model/nets/mine.py seems to define it, but only the files directly in model/ are imported" in stderr
-
-
-@needs_extra("hints")
 def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
     stderr = run_with("model/mine.py", text, "model=Mine")
@@ -120,20 +112,6 @@ def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
 )
 def test_a_file_that_does_not_import(run_with: RunWith, text: str, expected: str) -> None:
     assert expected in run_with("model/mine.py", text)
-
-
-@needs_extra("hints")
-@pytest.mark.parametrize(
-    ("line", "hint"),
-    [
-        ("from base import BaseModel", "Here: from base.base_model import BaseModel"),
-        ("from utils import inf_loop, MetricTracker", "Leave it out: trainer.steps_per_epoch sets the length"),
-        ("from parse_config import ConfigParser", "Leave it out: a component gets its keys as arguments"),
-    ],
-)
-def test_an_import_of_another_template_has_a_hint(run_with: RunWith, line: str, hint: str) -> None:
-    stderr = run_with("model/mine.py", f"import torch\n{line}\n")
-    assert f"model/mine.py:2: {line}\n{hint}" in stderr
 
 
 def test_a_constructor_that_raises(run_with: RunWith) -> None:

@@ -11,12 +11,11 @@ from pydantic import ValidationError
 
 from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
-from utils.config.problems import component_problems, misplaced_keys, schema_problems
+from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
 from utils.config.schedulers import length_conflict, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
-from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below, validation_names
@@ -87,9 +86,6 @@ def _checked(
     except ValidationError as error:
         problems += schema_problems(document.value, error)
     problems += component_problems(document.value)
-    misplaced = misplaced_keys(document.value)
-    roots = [problem.path for problem in misplaced]
-    problems = misplaced + [each for each in problems if not is_below(each.path, *roots)]
 
     # ranges that only torch knows, and keys that contradict each other
     flawed = {problem.path for problem in problems} | {*unknown}
@@ -106,8 +102,7 @@ def _checked(
     # a value that is not known yet cannot be wrong
     problems = [*references.problems, *(one for one in problems if not is_below(one.path, *unknown))]
     if problems or config is None:
-        hints = find_extra("hints")
-        raise config_error(document, list(hints.with_former_type(document, problems)) if hints else problems)
+        raise config_error(document, problems)
     return LoadedConfig(config, document, unresolved, dry_run, references.pending)
 
 

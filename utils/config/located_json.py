@@ -173,5 +173,5 @@ def _check(source: Source, word: str, offset: int) -> None:
         raise source.error(offset, "invalid character in a string (NUL or half of a surrogate pair)")
     if word[0] in "-0123456789NI":
         number = json.loads(word)
-        if not math.isfinite(number) or (isinstance(number, int) and abs(number) >= 2**63):
+        if abs(number) >= 2**63 if isinstance(number, int) else not math.isfinite(number):
             raise source.error(offset, f"{word[:40]} is not a number of 64 bits")

@@ -14,11 +14,10 @@ from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.extras import find_extra
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, Config, KeyPath, are_several, name_and_args
+from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, KeyPath, are_several, name_and_args
 from utils.schema_fields import keys_of, section_at
-from utils.text import closest, dotted, hint
+from utils.text import closest, hint
 
-WEIGHTS = 'should be the path of a file, or {"file": PATH, "skip": [PATTERN, ...], "rename": {OLD: NEW}}'
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
 
 
@@ -35,7 +34,6 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
     ]
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
-    misspelt |= {(*path[:-1], "type") for path in unknown if not below and bare_name(path, value)}
     wrong: dict[KeyPath, list[str]] = {}  # a union has a reason for each member
     for item in errors:
         path = (*below, *item["loc"])
@@ -47,28 +45,14 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
             place, _ = inside(value, item["loc"])
             wrong.setdefault(place, []).append(_reason((*below, *place), item))
         elif item["loc"] not in misspelt:
-            hints = find_extra("hints")
-            others = hints.missing_type_hint(path, config) if hints else ""
-            if not inside(config, path[:-1])[1] and len(path) == 2 and _optional(str(path[0])):
-                others = "; null leaves this part out"
-            yield Problem(path[:-1], f'the key "{path[-1]}" is missing{others}')
+            yield Problem(path[:-1], f'the key "{path[-1]}" is missing')
     for place, reasons in wrong.items():
         yield Problem((*below, *place), f"{either(reasons)}, got {shortened(inside(value, place)[1])}")
-
-
-def _optional(section: str) -> bool:
-    """Whether null switches a section of the config off."""
-    field = Config.model_fields.get(section)
-    return field is not None and field.get_default(call_default_factory=True) is None
 
 
 def _reason(path: KeyPath, item: Mapping[str, Any]) -> str:
     if item["type"] == "string_pattern_mismatch":
         return f"should be {PATTERNS[item['ctx']['pattern']]}"
-    if item["type"] == "model_type" and path == ("model", "weights"):
-        return WEIGHTS
-    if item["type"] == "model_type" and path == ("trainer",):
-        return 'should be an object with the name of the trainer as its "type": {"type": NAME, ...}'
     if item["type"] == "model_type":
         section = section_at(path) or Component
         return COMPONENT if issubclass(section, Component) else f"should be an object, such as {_example(section)}"
@@ -80,15 +64,6 @@ def _unknown_key(key: str, parent: KeyPath, config: Any) -> str:
     hints = find_extra("hints")
     meant = hints.key_hint(key, parent, known, config) if hints else hint(key, known)
     return f'unknown key "{key}"; {meant}'
-
-
-def bare_name(path: KeyPath, config: Any) -> str | None:
-    """The component that an unknown key names, if the key may be meant as one of several components by name."""
-    if len(path) != 2 or path[0] not in SEVERAL_BY_NAME:
-        return None
-    component = config[path[0]]
-    value = component.get(path[1])
-    return value if isinstance(value, str) and len(component) == 1 else None
 
 
 def _known(path: KeyPath) -> list[str]:
@@ -111,19 +86,6 @@ def components(config: dict[str, Any]) -> Iterator[tuple[str, KeyPath, Any]]:
             yield from ((kind, (kind, name), item) for name, item in value.items())
         elif value is not None and kind != "metrics":  # which must be a list
             yield kind, (kind,), value
-
-
-def misplaced_keys(config: dict[str, Any]) -> list[Problem]:
-    """A component's keys next to several components by name, as from --lr with several optimizers."""
-    found = []
-    for kind in SEVERAL_BY_NAME:
-        value, keys = config.get(kind), keys_of(section_at((kind,)) or Component)
-        if are_several(value):
-            names = [name for name in value if name not in keys]
-            for key in value.keys() & keys.keys() if names else ():
-                message = f"there are several, {', '.join(names)}: set {dotted((kind, names[0], key))}"
-                found.append(Problem((kind, key), message))
-    return found
 
 
 def component_problems(config: dict[str, Any]) -> list[Problem]:

@@ -119,7 +119,6 @@ def test_a_typo_is_told_in_the_same_words(
         ("", "", ["trainer.epoch=3", "model.args.hidden_features=true"]),
         ("", "", ["model=LeNet", "data_loader.args.btch_size=1"]),
         ('"accuracy"', '"MulticlassAccuracy"', []),
-        ('"accuracy"', '"MeanAveragePrecision"', []),  # in a package of torchmetrics
         ('"loss": "cross_entropy",', "", ["trainer.epoch=3"]),
         ('"TwoLayerNet"', '"BaseModel"', []),  # defined or imported somewhere, and not registered
     ],

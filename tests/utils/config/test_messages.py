@@ -57,8 +57,6 @@ MISTAKES = [
     Mistake("An override without its section", overrides=("lr=0.1",)),
     Mistake("An override is out of range", overrides=("optimizer.args.lr=-1",)),
     Mistake("An override of just the type", overrides=("optimizer.type=Adam",)),
-    Mistake("One optimizer by name, and its bare name", '{"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}',
-            '{"actor": "Adam"}'),
     Mistake("An override of one of several optimizers is misspelt",
             '{"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}', '{"actor": "Adam", "critic": "SGD"}',
             overrides=("optimizer.actr.args.lr=1",)),
