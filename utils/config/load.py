@@ -2,20 +2,20 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
 from utils.config.schedulers import length_conflict, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below, validation_names
@@ -56,7 +56,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """Keys without effect, which are too common in config files to be errors."""
-        lines = (str(self.error(each.path, each.message)) for each in ineffective(self.config))
+        lines = (str(self.error(each.path, each.message)) for each in _ineffective(self.config))
         return list(dict.fromkeys(lines))  # optimizers may share a schedule
 
 
@@ -97,13 +97,18 @@ def _checked(
     if config:
         problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
     if config and not problems:  # an override is expected to have an effect
-        problems += [each for each in ineffective(config) if document.is_override(each.path)]
+        problems += [each for each in _ineffective(config) if document.is_override(each.path)]
 
     # a value that is not known yet cannot be wrong
     problems = [*references.problems, *(one for one in problems if not is_below(one.path, *unknown))]
     if problems or config is None:
         raise config_error(document, problems)
     return LoadedConfig(config, document, unresolved, dry_run, references.pending)
+
+
+def _ineffective(config: Config) -> Iterable[Problem]:
+    hints = find_extra("hints")
+    return hints.ineffective(config) if hints else ()
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:

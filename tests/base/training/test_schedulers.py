@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, Lambda
 
 import train
 from tests.helpers import temporarily
-from utils.config.ineffective import SETS_RATE
 from utils.config.schedulers import length_conflict, make_scheduler
 from utils.errors import ConfigError, UserError
 from utils.registry import SCHEDULERS
@@ -111,46 +109,6 @@ def test_the_length_of_a_part_that_is_not_its_own(args: dict[str, Any], mileston
     problem = length_conflict(scheduler.type, scheduler.args, ("lr_scheduler", "args"), 8)
     assert says in (f"{dotted(problem.path)}: {problem.message}" if problem else "")
     assert bool(says) == bool(problem)
-
-
-def test_a_rate_that_the_scheduler_overrules_is_reported(
-    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a file it is common; on the command line something is expected of it."""
-    scheduler = {"type": "OneCycleLR", "args": {"max_lr": 0.05}, "interval": "step"}
-    path = write_config(lr_scheduler=scheduler)
-    says = "optimizer.args.lr: has no effect: OneCycleLR sets the learning rate itself, from lr_scheduler.args.max_lr"
-    train.main(["-c", str(path)])
-    assert f"{says}\n" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=f"override optimizer.args.lr=0.3: {says}"):
-        train.main(["-c", str(path), "--lr=0.3"])
-    train.main(["-c", str(path), "--lr=0.3", "lr_scheduler=null"])
-    train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer={"type": "SGD"}))])
-    train.main(["-c", str(write_config(lr_scheduler="CosineAnnealingLR")), "--lr=0.3"])
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("most", [0.05, [0.05, 0.5]])
-def test_the_rate_of_a_group_that_the_scheduler_overrules_is_reported(
-    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], most: Any
-) -> None:
-    optimizer = {"type": "SGD", "groups": [{"params": ["*.bias"], "args": {"lr": 0.3}}]}
-    scheduler = {"type": "OneCycleLR", "args": {"max_lr": most}, "interval": "step"}
-    train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer=optimizer))])
-    assert "optimizer.groups.0.args.lr: has no effect: OneCycleLR sets the learning rate" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "args"), [("OneCycleLR", {"max_lr": 0.5}), ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5})]
-)
-def test_those_schedulers_do_overrule_it(name: str, args: dict[str, float]) -> None:
-    rates = []
-    for lr in (0.1, 0.2):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr, momentum=0.9)
-        make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates[0] == rates[1]
-    assert name in SETS_RATE
 
 
 class Poly(LambdaLR):

@@ -1,0 +1,106 @@
+"""Keys of a config that have no effect because of other keys.
+
+They are too common in files to be errors, and cause warnings there; an override is expected to have an effect.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from utils.arguments import parameters
+from utils.config.located_json import Problem
+from utils.config.schedulers import COMPOUND_SCHEDULERS, SchedulerPart, scheduler_parts
+from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS
+from utils.schema import Config, KeyPath, OptimizerConfig, component_path
+from utils.text import dotted
+
+# schedulers that ignore the optimizer's learning rate, and the argument they take it from
+SETS_RATE = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
+# arguments of torch's optimizers that have no effect if another one is 0
+NEEDS = {"dampening": "momentum", "decoupled_weight_decay": "weight_decay"}
+
+
+def ineffective(config: Config) -> Iterator[Problem]:
+    """Every given key that has no effect, with the reason."""
+    for name, optimizer in config.optimizers.items():
+        path = component_path("optimizer", name)
+        at, scheduler = config.scheduler_of(name)
+        parts = scheduler_parts(scheduler.type, scheduler.args, (*at, "args"), length=0) if scheduler else ()
+        simple = [part for part in parts if part.name not in COMPOUND_SCHEDULERS]
+        setting = [part for part in simple if part.name in SETS_RATE]
+        for part in setting:
+            yield from _set_by_scheduler(optimizer, path, part, part is simple[0])
+        if not setting and optimizer.type not in OPTIMIZERS.own():  # else a scheduler may set the momentum
+            yield from _without_other(optimizer, path)
+        if config.trainer.clip_grad_norm and optimizer.clip_grad_norm and len(config.optimizers) == 1:
+            yield Problem(("trainer", "clip_grad_norm"), "has no effect: optimizer.clip_grad_norm replaces it")
+    yield from _of_other_tasks(config)
+    yield from _outputs(config)
+    for name, component in config.validations.items():
+        for argument in ("drop_last", "balanced"):
+            if component.args.get(argument) is True:
+                path = (*component_path("validation", name), "args", argument)
+                yield Problem(path, "has no effect: every validation sample is used once, in order")
+
+
+def _places(optimizer: OptimizerConfig, path: KeyPath) -> dict[KeyPath, dict[str, Any]]:
+    """The arguments of an optimizer at a path, and those of its groups, by their paths."""
+    groups = {(*path, "groups", index, "args"): group.args for index, group in enumerate(optimizer.groups)}
+    return {(*path, "args"): optimizer.args, **groups}
+
+
+def _without_other(optimizer: OptimizerConfig, path: KeyPath) -> Iterator[Problem]:
+    """Arguments that lack the one they need, in the optimizer and all its groups."""
+    places = _places(optimizer, path)
+    for key, other in NEEDS.items():
+        for place, args in places.items():
+            if args.get(key) and not any(each.get(other) for each in places.values()):
+                yield Problem((*place, key), f"has no effect without {other}")
+
+
+def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: SchedulerPart, first: bool) -> Iterator[Problem]:
+    """Learning rates and momenta of an optimizer and its groups in whose place a scheduler sets its own.
+
+    path: of the optimizer. first: whether the scheduler is built first; CyclicLR then replaces the learning rate.
+    """
+    given = {key: each.default for key, each in SCHEDULERS.parameters(part.name).items()} | part.args
+    for place, args in _places(optimizer, path).items():
+        if "lr" in args and (first or part.name == "OneCycleLR"):
+            source = dotted((*part.at, SETS_RATE[part.name]))
+            yield Problem((*place, "lr"), f"has no effect: {part.name} sets the learning rate itself, from {source}")
+        for key in ("momentum", "betas") if given["cycle_momentum"] else ():
+            value = args[key][0] if isinstance(args.get(key), list) else args.get(key)
+            if value not in (None, given["max_momentum"]):
+                message = f"{value} has no effect: {part.name} sets the momentum itself, from max_momentum"
+                yield Problem((*place, key), f"{message}; set {dotted((*part.at, 'cycle_momentum'))} to false")
+
+
+def _of_other_tasks(config: Config) -> Iterator[Problem]:
+    """Arguments that a metric of torchmetrics takes for other tasks only, such as the average of a binary F1Score."""
+    for index, metric in enumerate(config.metrics):
+        task = metric.args.get("task")
+        if task is None or metric.type in METRICS.own():  # looking for others imports torchmetrics
+            continue
+        library = METRICS.from_library(metric.type)
+        of_task = getattr(sys.modules.get(getattr(library, "__module__", "")), f"{task}".title() + metric.type, None)
+        if of_task is None:
+            continue
+        used, known = parameters(of_task), METRICS.parameters(metric.type)
+        for name, value in metric.args.items():
+            if name in known.keys() - used.keys() - {"task"} and value != known[name].default:
+                yield Problem(("metrics", index, "args", name), f'has no effect with "task": "{task}"; leave it out')
+
+
+def _outputs(config: Config) -> Iterator[Problem]:
+    """What would be shown, but is written nowhere."""
+    trainer = config.trainer
+    if trainer.writes_tensorboard:
+        return
+    if trainer.pictures_every:
+        message = 'has no effect without TensorBoard: "tensorboard" is not among the writers, or is set to false'
+        yield Problem(("trainer", "pictures_every"), message)
+    shown = any(each.type != "tensorboard" for each in trainer.writers)
+    # the validation of a trainer of your own may do more than return values
+    if trainer.validate_every_steps and not shown and trainer.type == TRAINERS.default:
+        message = "has no effect: no writer would show its values, which are not in metrics.jsonl"
+        yield Problem(("trainer", "validate_every_steps"), message)
