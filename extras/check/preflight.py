@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -35,10 +36,9 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
-from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
+from extras.check import data_checks, exactness_checks, model_checks, schedule_checks, validation_checks
 from extras.check.check_result import CheckResult
 from extras.check.first_loss import first_loss
-from extras.check.validation_checks import check_monitor, check_own_validation, check_second_epoch, own_validation
 from extras.classification import classification_warnings
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
@@ -49,8 +49,8 @@ from utils.errors import ConfigError, UserError
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
-from utils.text import count, table
-from utils.tree import map_tensors, same, tensors
+from utils.text import count, listed, table
+from utils.tree import copied, map_tensors, same, tensors
 from utils.user_code import format_error_with_source
 
 TIMED_STEPS = 10
@@ -102,102 +102,53 @@ class _Check:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
         self.model, self.runtime = experiment.model, experiment.runtime
         self.first = next(training.batches.ranges())
-        self.evaluated = exactness_checks.Evaluated(self.model)
-        self.metrics_pass = True
-        self.logged = dict[str, set[str]]()
-        """The names of the values that each phase logs."""
-        self.evaluates_training = True
-        """Whether ``eval_step`` takes training batches."""
-        self.measures_training = False
-        """Whether losses are those of ``train_step``, since those of ``eval_step`` cannot follow the training."""
-        self.failed = data_checks.Failed()
+        self.measures = "eval_step"
+        """The step whose losses are compared; "train_step" if the other takes no training batch, or has no loss."""
         self.fetching: list[float] = []
         self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule is unaffected: its length is that of the run
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
+        of_subclass = vars(trainer).keys() - trainer.base_attributes.keys()
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer), owner=trainer)
-        unbegun = dict(vars(trainer))
+        self.fresh = exactness_checks.Fresh(trainer, vars(trainer).keys() - of_subclass)
         prepare_epoch(trainer, 0, again=False)
         # metrics are checked separately
         trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
         trainer.first_batches.unchecked.clear()  # its problems are reported here
-        self.kept = exactness_checks.Kept(trainer, unbegun)
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
-        """Run the checks in order; stops after a forward pass that fails."""
+        """Run the checks in order; stops after a step that fails."""
         try:
             self.batch = self._first_batch()
         except Exception as error:  # the user's data set, which may raise anything
             cause = "a data set or transform that does not match the samples"
             yield CheckResult("batch", "FAIL", format_error_with_source(error), cause)
             return
-        yield from self._contents()
+        yield from data_checks.check_batch(self.batch, supervised=self.trainer.supervised)
         batch = self._copied()
-        result = self._forward(batch, trace)
-        if result is None:
-            return (yield from data_checks.explain_forward(self.failed, self.batch))
-        self.measures_training |= trace.outputs is None  # eval_step calls another model, as of averaged weights
-        if not self.evaluates_training and not self.training.validation and not own_validation(self.trainer):
-            text = "eval_step does not take training batches, and the config has no validation data to try it on"
-            yield CheckResult("forward", "note", text, "training batches of another form than those of test.py")
+        try:
+            result = self._forward(batch, trace)
+            if self.measures == "eval_step":  # else this was the first training step already
+                self._first_train()
+        except Exception as error:
+            yield data_checks.explain(error, trace.outputs, self.batch)
+            return
         yield from self._likely_mistakes(batch, result)
-        yield self._first_loss(result)
+        yield first_loss(result, self.config, self.experiment)
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
         yield from schedule_checks.check_schedules(self.training)
-        step = "eval_step" if self.evaluates_training else "train_step"
-        yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size, step=step))
-        try:
-            if self.evaluates_training:  # else this was its first step already
-                self._first_train()
-        except Exception as error:
-            other = "eval_step" if self.evaluates_training else ""
-            yield from data_checks.explain_forward({"train_step": (error, trace.outputs)}, self.batch, other=other)
-            return
+        yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
         yield self._lenient(model_checks.check_gradients(self.model))
         yield from self._calls()
         yield from self._smallest_batch()
-        yield from self._validation_batch()
-        yield from check_own_validation(self.trainer)
-        yield from self.evaluated.results()
+        yield from self._validation()
         yield from data_checks.noting_errors(self._costs(result))
-        notes = list(exactness_checks.check_exactness(self.kept, self.training.batches))
-        yield from notes or exactness_checks.check_repetition(self.trainer, self._take_step)
-        yield from data_checks.check_own_split(self.experiment.data)
         yield from data_checks.check_test_data(self.experiment.data)  # not earlier: a run does not read them
-        yield from check_second_epoch(self.trainer)
-
-    def _contents(self) -> Iterator[CheckResult]:
-        """What is in the batch."""
-        for found in data_checks.check_batch(self.batch):
-            if self.trainer.supervised or found.verdict == "ok" or data_checks.SAME not in found.text:
-                yield found
-            elif found.text.startswith("targets"):  # unused
-                yield replace(found, verdict="ok", cause="")
-            else:  # in place of data, as where the trainer makes them
-                yield replace(found, verdict="note")
-
-    def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
-        """batch, result: of a copy of the first batch that was evaluated."""
-        if not all(map(same, tensors(batch), tensors(self.batch))):
-            text = "the model, the loss or eval_step changes the batch in place"
-            yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
-        if self.trainer.supervised:
-            class_names = self.experiment.data.class_names
-            for warning in classification_warnings(result, self.experiment.criterion, class_names):
-                yield CheckResult("classes", "note", warning)
-
-    def _lenient(self, result: CheckResult) -> CheckResult:
-        """Turn a failure into a note if a trainer that is not supervised may intend it."""
-        if self.trainer.supervised or "not finite" in result.text:
-            return result
-        # as for a detector, which returns losses and lists of boxes
-        if result.text.startswith(model_checks.NOT_TESTED):
-            return replace(result, verdict="ok")
-        return replace(result, verdict="note") if result.verdict == "FAIL" else result
+        yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
 
     def _first_batch(self) -> Any:
         start = time.perf_counter()
@@ -209,25 +160,20 @@ class _Check:
         self.training.batches.close()
         return self.runtime.to_device(batch)
 
-    def _forward(self, batch: Any, trace: Trace) -> StepResult | None:
-        """The result of a copy of the first batch: of ``eval_step``, or of ``train_step`` if only that takes it, as
-        where training batches have unlabelled samples too; None if both fail.
+    def _forward(self, batch: Any, trace: Trace) -> StepResult:
+        """The result of ``eval_step``; or of ``train_step`` if only that takes the batch, calls the model itself, or
+        has a loss, as that of a detector.
         """
-        try:
+        with suppress(Exception), traced(self.model, trace):
             check_next_step(self.trainer, "eval_step", "training")
-            with traced(self.model, trace), self.evaluated.watch():
-                return self._evaluate(batch)
-        except Exception as error:
-            in_evaluation = error, trace.outputs
-        self.evaluates_training, self.measures_training = False, True
+            result = self._evaluate(batch)
+            if trace.outputs is not None and math.isfinite(float(result.loss)):
+                return result
+        self.measures = "train_step"
         trace.layers.clear()
         trace.outputs = None
-        try:
-            with traced(self.model, trace):
-                return self._first_train()
-        except Exception as error:
-            self.failed = {"train_step": (error, trace.outputs), "eval_step": in_evaluation}
-        return None
+        with traced(self.model, trace):
+            return self._first_train()
 
     def _evaluate(self, batch: Any) -> StepResult:
         self.model.eval()
@@ -240,7 +186,7 @@ class _Check:
         return map_tensors(Tensor.clone, self.batch)
 
     def _measure(self) -> float:
-        return float((self._train() if self.measures_training else self._evaluate(self._copied())).loss)
+        return float((self._evaluate(self._copied()) if self.measures == "eval_step" else self._train()).loss)
 
     def _train(self) -> StepResult:
         """Compute the gradients of the batch in training, as in the first step of a run."""
@@ -256,6 +202,22 @@ class _Check:
             self._take_step()  # train_step may use what it sets
         return self._train()
 
+    def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
+        """batch, result: of a copy of the first batch that was evaluated."""
+        if not all(map(same, tensors(batch), tensors(self.batch))):
+            text = "the model, the loss or eval_step changes the batch in place"
+            yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
+        if self.trainer.supervised:
+            class_names = self.experiment.data.class_names
+            for warning in classification_warnings(result, self.experiment.criterion, class_names):
+                yield CheckResult("classes", "note", warning)
+
+    def _lenient(self, result: CheckResult) -> CheckResult:
+        """Turn a failure into a note if a trainer that is not supervised may intend it."""
+        if self.trainer.supervised or result.verdict != "FAIL" or "not finite" in result.text:
+            return result
+        return replace(result, verdict="note")
+
     def _calls(self) -> Iterator[CheckResult]:
         """Whether ``train_step`` calls the config's loss, and ``self.backward`` if gradients are weighted or scaled."""
         self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1
@@ -266,18 +228,6 @@ class _Check:
                 yield CheckResult(check, "FAIL", str(error).removeprefix("loss: "))
         self.trainer.waits_for_count = False
 
-    def _first_loss(self, result: StepResult) -> CheckResult:
-        if math.isnan(float(result.loss)):
-            try:
-                trained = float(self._train().loss)
-            except Exception:  # a later check reports it
-                return CheckResult("first loss", "note", "eval_step returns NaN, and train_step fails: see below")
-            if math.isfinite(trained):
-                self.measures_training = True
-                cause = "a model with a loss only in training, as torchvision's detectors are; or a division by 0"
-                return CheckResult("first loss", "note", f"{trained:.4g} in training; eval_step returns NaN", cause)
-        return first_loss(result, self.config, self.experiment)
-
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics(training=phase == "training")
         metrics.phase_to_check = phase
@@ -287,9 +237,7 @@ class _Check:
         except Exception as error:
             cause = data_checks.cause_of(error, None, otherwise="a metric for outputs or targets of a different shape")
             yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
-            self.metrics_pass = False
             return
-        self.logged.setdefault(phase, set()).update(values)
         if len(values) > 1 and phase == "training":
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
@@ -300,7 +248,8 @@ class _Check:
         # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
         # as one with smoothed labels, or with a term for unlabelled samples
         smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
-        lenient = self.training.frozen.config or not self.config.losses or smooth or self.measures_training
+        own_loss = not self.config.losses or self.measures == "train_step"
+        lenient = self.training.frozen.config or smooth or own_loss
         return replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
 
     def _costs(self, result: StepResult) -> Iterator[CheckResult]:
@@ -351,22 +300,22 @@ class _Check:
             yield CheckResult("last batch", "ok", what)
         batches.close()
 
-    def _validation_batch(self) -> Iterator[CheckResult]:
-        """Check the first validation batch, which may have its own data set or collate; silent if it passes."""
-        if "evaluate" in own_validation(self.trainer):  # may not call eval_step
-            return
-        for batches in self.training.validation.values():
-            yield from self._check_validation(batches)
-        if not own_validation(self.trainer):
-            yield from check_monitor(self.trainer, self.logged)
+    def _validation(self) -> Iterator[CheckResult]:
+        """Try the first validation batches, or a validation of the trainer's own on them; silent if it passes."""
+        own = validation_checks.own_validation(self.trainer)
+        if own:
+            yield from validation_checks.check_own_validation(self.trainer)
+        if "evaluate" not in own:  # which may not call eval_step
+            for batches in self.training.validation.values():
+                yield from self._check_validation(batches)
 
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
         start = time.perf_counter()
+        before = copied({name: each for name, each in self.model.state_dict().items() if isinstance(each, Tensor)})
         try:
             micro_batch = next(batches.one_pass())
             check_next_step(self.trainer, "eval_step", "validation")
-            with self.evaluated.watch():
-                result = self._evaluate(self.runtime.to_device(micro_batch.data))
+            result = self._evaluate(self.runtime.to_device(micro_batch.data))
             self._wait()
         except Exception as error:
             otherwise = "validation data of a different kind than the training data"
@@ -376,8 +325,13 @@ class _Check:
         finally:
             batches.close()
         self.validation += (time.perf_counter() - start) * len(batches)
-        if self.metrics_pass:
-            yield from self._metrics(result, micro_batch.size, "validation")
+        after = self.model.state_dict()
+        # a buffer that has grown is a table, such as one of positions
+        kept = {name: each for name, each in before.items() if name in after and after[name].shape == each.shape}
+        if changed := [name for name, each in kept.items() if not same(each, after[name].detach())]:
+            cause = "a model that learns in forward(), from validation and test data too: update it if self.training"
+            yield CheckResult("evaluation", "note", f"eval_step changes the model: {listed(changed)}", cause)
+        yield from self._metrics(result, micro_batch.size, "validation")
 
     def _wait(self) -> None:
         if self.runtime.device.type != "cpu":

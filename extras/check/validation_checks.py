@@ -1,6 +1,6 @@
-"""Checks of what otherwise first runs after an epoch: a trainer's own validation, and the start of the next epoch."""
+"""Checks of a trainer's own validation, which otherwise first runs after an epoch."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -8,15 +8,9 @@ import torch
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
-from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import check_returned
 from extras.check.check_result import CheckResult
-from extras.check.exactness_checks import exactness_note
-from utils.random import generator_states
-from utils.schema import validation_names
-from utils.text import listed
-from utils.tree import same
-from utils.user_code import format_error, format_error_with_source, user_line
+from utils.user_code import format_error_with_source
 
 
 def own_validation(trainer: BaseTrainer) -> list[str]:
@@ -26,12 +20,9 @@ def own_validation(trainer: BaseTrainer) -> list[str]:
 
 
 def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
-    """Try a validation of the trainer's own on the first batches; silent if it passes, or if there is none."""
-    names, training = own_validation(trainer), trainer.training
-    if not names or (not training.validation and "validate" not in names):
-        return
+    """Try a validation of the trainer's own on the first batches; silent if it passes."""
+    training = trainer.training
     first = {name: _first_batches(batches) for name, batches in training.validation.items()}
-    before = generator_states()
     try:
         trainer.training = replace(training, validation=first)
         values = check_returned(trainer, "validate", trainer.validate())
@@ -39,41 +30,8 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
             trainer.monitored({f"val_{name}": value for name, value in values.items()})
     except Exception as error:  # of the user's code
         yield CheckResult("validation", "FAIL", format_error_with_source(error))
-        return
     finally:
         trainer.training = training
-    drawn = [name for name, state in generator_states().items() if not same(state, before[name])]
-    if drawn:
-        text = f"{' and '.join(names)} draws random numbers of {listed(drawn)}, as the training after it does"
-        yield exactness_note(text, "draws outside self.evaluating(), which seeds the generators")
-
-
-def check_second_epoch(trainer: BaseTrainer) -> Iterator[CheckResult]:
-    """Try ``begin_epoch`` and ``sample_weights`` of a second epoch; silent if they pass. Last: they may change data."""
-    trainer.progress.epoch_steps = 0  # those of the other checks
-    try:
-        prepare_epoch(trainer, 1, again=True)
-    except Exception as error:
-        cause = error.__cause__ or error
-        if user_line(cause):  # the user's code may count on what a whole first epoch has set
-            advice = "a mistake in begin_epoch, unless it uses what only a finished epoch has set"
-            yield CheckResult("second epoch", "note", format_error_with_source(cause), advice)
-        else:
-            yield CheckResult("second epoch", "FAIL", format_error(error))
-
-
-def check_monitor(trainer: BaseTrainer, logged: Mapping[str, Collection[str]]) -> Iterator[CheckResult]:
-    """A note if ``trainer.monitor`` names a value that steps may log, but those of its phase do not; silent otherwise.
-
-    logged: the names of the values in the first batch of "training" and "validation", if it passed.
-    """
-    name = trainer.settings.monitored_name
-    phase, step = ("validation", "eval_step") if name.startswith("val_") else ("training", "train_step")
-    for log in trainer.train_metrics.logs:
-        names = [log, *validation_names(log, trainer.training.validation)]
-        if name in names and log not in logged.get(phase, [log]):
-            text = f"trainer.monitor: {step} does not log {log} in its first batch, so {name} may have no value"
-            yield CheckResult("monitor", "note", text, f'a step without StepResult(..., log={{"{log}": value}})')
 
 
 def _first_batches(batches: Batches) -> Batches:

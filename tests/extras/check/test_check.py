@@ -217,7 +217,7 @@ def made(kind: str) -> dict[str, Any]:
         (
             planted("training"),
             "forward       FAIL  ValueError: not with this batch",
-            "train_step failed; eval_step took the same batch",
+            "not with this batch",
         ),
         ({**planted(""), "optimizer": {"type": "SGD", "args": {"lr": 1e30}}}, "optimizer     FAIL", "a learning rate"),
         ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number per sample"),

@@ -35,8 +35,8 @@ class Samples(Dataset[Any]):
 
 
 class HalfLabelled(BaseDataLoader):
-    def __init__(self, *, validates: bool = True, constant: bool = False, extra: bool = True) -> None:
-        super().__init__(batch_size=8, validation_split=10 if validates else 0)
+    def __init__(self, *, constant: bool = False, extra: bool = True) -> None:
+        super().__init__(batch_size=8, validation_split=10)
         self.constant, self.extra = constant, extra
 
     def training_data(self, *, augment: bool) -> Dataset[Any]:
@@ -135,28 +135,16 @@ def test_training_batches_of_another_form_are_checked_in_train_step(check: Calla
     assert "eval_step" not in shown
 
 
-def test_without_validation_data_a_note_says_that_eval_step_was_not_tried(
-    check: Callable[..., tuple[int, str]],
+@pytest.mark.parametrize("extra", [True, False])
+@pytest.mark.parametrize(("trainer", "says"), [("Trainer", ""), ("FailsInTraining", "ValueError: no training")])
+def test_a_training_step_that_fails_is_reported_once(
+    check: Callable[..., tuple[int, str]], trainer: str, says: str, extra: bool
 ) -> None:
-    status, shown = check("Consistent", validates=False)
-    assert status == 0
-    assert (
-        "forward       note  eval_step does not take training batches, and the config has no validation data" in shown
-    )
-
-
-def test_a_mistake_in_both_steps_is_reported_once(check: Callable[..., tuple[int, str]]) -> None:
-    status, shown = check("Trainer")
-    assert status == 1
-    assert shown.count("forward       FAIL") == 1
-    assert "train_step and eval_step failed" in shown
-
-
-def test_steps_that_fail_in_different_ways_are_both_reported(check: Callable[..., tuple[int, str]]) -> None:
-    status, shown = check("FailsInTraining")
-    assert status == 1
-    own = r"FAIL  ValueError: no training\n .*: raise ValueError\(\"no training\"\)\n +train_step failed\n"
-    assert re.search(rf"forward       {own}forward       FAIL  .*\n .*\n(.*\n)?.*eval_step failed\n", shown), shown
+    status, shown = check(trainer, extra=extra)
+    fails = extra or trainer == "FailsInTraining"
+    assert status == fails
+    assert shown.count("forward       FAIL") == fails
+    assert says in shown
 
 
 def test_a_train_step_that_needs_what_optimizer_step_sets_up_passes(check: Callable[..., tuple[int, str]]) -> None:
@@ -177,24 +165,13 @@ def test_a_batch_that_fails_after_others_is_a_note(check: Callable[..., tuple[in
     status, shown = check("Remembers", extra=False)
     assert status == 0, shown
     assert "repetition    note  the first batch fails when it is used again: RuntimeError: The size of tensor" in shown
-    assert (
-        "exactness     note  attributes of the trainer that change in training but are in no checkpoint: before"
-        in shown
-    )
 
 
 def test_a_loss_that_only_training_has_is_measured_there(check: Callable[..., tuple[int, str]]) -> None:
     status, shown = check("TrainsWithLoss", extra=False)
     assert status == 0
-    assert re.search(r"first loss    note  \d\.\d+ in training; eval_step returns NaN", shown)
+    assert "first loss    ok" in shown
     assert "nan" not in shown
-
-
-def test_an_error_in_training_is_not_blamed_on_evaluation(check: Callable[..., tuple[int, str]]) -> None:
-    status, shown = check("FailsInTraining", extra=False)
-    assert status == 1
-    assert "first loss    note  eval_step returns NaN, and train_step fails: see below" in shown
-    assert "ValueError: no training" in shown
 
 
 @pytest.mark.parametrize(("trainer", "advised"), [("Trainer", True), ("Unsupervised", False)])
@@ -202,5 +179,5 @@ def test_constant_targets_are_not_a_mistake_if_nobody_uses_them(
     check: Callable[..., tuple[int, str]], trainer: str, advised: bool
 ) -> None:
     _, shown = check(trainer, constant=True, extra=False)
-    assert "all values are the same" in shown
+    assert ("all values are the same" in shown) is advised
     assert ("data sorted by class" in shown) is advised
