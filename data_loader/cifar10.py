@@ -1,13 +1,12 @@
 """CIFAR10: 60,000 photographs of ten classes, 32x32 (Krizhevsky 2009)."""
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import NonNegativeInt
 
-from base.data.images.cache import Decoded, ImageCache, Images, fingerprint, look
+from base.data.images.cache import Decoded, ImageCache, Images, files_below, fingerprint
 from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
 from utils.errors import DataError
@@ -57,24 +56,21 @@ class CIFAR10Loader(ImageLoader):
         return self._read[train]
 
     def _cache(self, *, train: bool) -> ImageCache:
-        made_from = fingerprint("CIFAR10", train, files=look(self.data_dir / "cifar-10-batches-py"))
+        root = self.data_dir / "cifar-10-batches-py"
+        made_from = fingerprint(root, files_below(root), "CIFAR10", train)
         return ImageCache(self.data_dir / "cifar-10-cache", "train" if train else "test", made_from)
 
     def _read_files(self, *, train: bool) -> Images:
         """Read the images with torchvision, and cache them if the folder can be written."""
         from torchvision.datasets import CIFAR10
 
-        missing = [folder for folder in (self.data_dir, *self.data_dir.parents) if not folder.exists()]
         try:
             data: Any = CIFAR10(str(self.data_dir), train=train, download=self.download)
         except (RuntimeError, OSError) as error:
-            with suppress(OSError):  # torchvision creates them, empty if the download fails
-                for folder in missing:
-                    folder.rmdir()
-            advice = 'Set data_loader.args.data_dir to the folder with "cifar-10-batches-py", or allow the download.'
-            if (self.data_dir / "cifar-10-batches-py").is_dir():
-                advice = "Its files are not the official ones, by their md5 sums: remove them, and allow the download."
-            raise DataError(f"CIFAR10 cannot be read from {self.data_dir}: {error}\n{advice}") from error
+            raise DataError(
+                f"CIFAR10 cannot be read from {self.data_dir}: {error}\nSet data_loader.args.data_dir to the folder "
+                'with the official "cifar-10-batches-py", or remove that one and allow the download.'
+            ) from error
         pixels = np.ascontiguousarray(data.data)  # torchvision returns a transposed view
         labels = np.array(data.targets)
         cache = self._cache(train=train)  # for the files as they are after a download

@@ -1,12 +1,13 @@
 """Your own images: one folder per class, with files of any size and format."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from base.data.images.cache import ImageCache, Images, fingerprint, look
-from base.data.images.folder import check_classes, decode, file_names, is_image, training_classes
+from base.data.images.cache import ImageCache, Images, fingerprint
+from base.data.images.folder import class_folders, class_name, decode, find_images
 from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
 from utils.errors import DataError
@@ -24,8 +25,7 @@ class ImageFolderLoader(ImageLoader):
 
     data_dir: folder of the data set, relative to the project's folder.
     size: height and width of the images in pixels, as the model sees them.
-    white: in grey images of more than 8 bits, the value of white (0 is black); None: as given by the format, 65535 for
-        16-bit and 32-bit integers, or a TIFF's SMaxSampleValue.
+    white: in grey images of more than 8 bits, the value of white (0 is black); None: 65535.
     cache_dir: folder for the arrays, which can be deleted at any time; None: data_dir/cache.
     validation_split: as for every data set; None: uses data_dir/val if it exists, else holds out a tenth of
         data_dir/train or, with "folds", the fold.
@@ -52,11 +52,12 @@ class ImageFolderLoader(ImageLoader):
         self._read: dict[str, Images] = {}
 
     def test_names(self) -> list[str]:
-        return file_names(self.data_dir / "test", self.class_names)
+        root = self.data_dir / "test"
+        return [str(Path(path).relative_to(root)) for path, _ in find_images(root, self.class_names)]
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return training_classes(self.data_dir)
+        return tuple(sorted({class_name(folder) for folder in class_folders(self.data_dir / "train")}))
 
     def training_data(self, *, augment: bool) -> TensorSource:
         return self.source(self.read("train"), augment=augment)
@@ -71,10 +72,8 @@ class ImageFolderLoader(ImageLoader):
         """The images in data_dir/part, decoded unless they are in the cache. Raises DataError."""
         if part not in self._read:
             root = self.data_dir / part
-            check_classes(root, self.class_names)
-            made_from = fingerprint(
-                "images, version 2", self.size, self.white, self.class_names, files=look(root, wanted=is_image)
-            )
+            files = [path for path, _ in find_images(root, self.class_names)]
+            made_from = fingerprint(root, files, "images, version 2", self.size, self.white, self.class_names)
             cache = ImageCache(self.cache_dir, f"{part}-{self.size}", made_from)
             self._read[part] = cache.load(in_memory=self.in_memory) or self._decode(part, cache)
         return self._read[part]

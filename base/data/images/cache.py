@@ -5,7 +5,7 @@ import hashlib
 import os
 import time
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,42 +102,21 @@ class ImageCache:
             yield
 
 
-FileStatuses = Iterator[tuple[str, os.stat_result | None]]
-"""Names of files below a folder, with their status; None for a broken link."""
+def files_below(folder: Path) -> list[str]:
+    """The files below a folder, sorted by folder and name; hidden ones are skipped, links to folders not followed."""
+    found = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [(path, name) for name in names if not name.startswith(".")]
+    return [f"{path}/{name}" for path, name in sorted(found)]
 
 
-def look(folder: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> FileStatuses:
-    """The files below a folder, sorted by name; hidden ones are skipped, links are followed.
-
-    wanted: whether a file of this name counts. Raises DataError if a folder contains itself through a link.
-    """
-    yield from _look(str(folder), "", wanted, ())
-
-
-def _look(folder: str, prefix: str, wanted: Callable[[str], bool], above: tuple[tuple[int, int], ...]) -> FileStatuses:
-    try:
-        status = os.stat(folder)  # noqa: PTH116  (creating a Path takes longer than the status itself)
-        with os.scandir(folder) as unsorted:
-            entries = sorted(unsorted, key=lambda entry: entry.name)
-    except OSError:
-        return
-    if (identity := (status.st_dev, status.st_ino)) in above:
-        raise DataError(f"{folder} leads back to a folder above it")
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _look(entry.path, f"{prefix}{entry.name}/", wanted, (*above, identity))
-        elif wanted(entry.name):
-            try:
-                yield f"{prefix}{entry.name}", entry.stat()
-            except OSError:
-                yield f"{prefix}{entry.name}", None
-
-
-def fingerprint(*parts: object, files: FileStatuses) -> str:
-    """A digest of some values and of the names, sizes and times of files, without their content."""
+def fingerprint(root: Path, files: Iterable[str], *parts: object) -> str:
+    """A digest of some values and of the names, sizes and times of files below a folder, without their content."""
     digest = hashlib.sha256(ascii(parts).encode())
-    for name, status in files:
-        digest.update(ascii((name, None if status is None else file_signature(status))).encode())
+    for path in files:
+        signature = None  # of a broken link
+        with contextlib.suppress(OSError):
+            signature = file_signature(os.stat(path))  # noqa: PTH116  (creating a Path takes longer)
+        digest.update(ascii((path.removeprefix(str(root)), signature)).encode())
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 torchvision and Pillow are imported only when images are decoded.
 """
 
-import os
 import time
 import unicodedata
 from collections.abc import Generator, Sequence
@@ -13,28 +12,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils.data import Dataset
 
-from base.data.images.cache import Decoded, Pixels
+from base.data.images.cache import Decoded, Pixels, files_below
 from base.data.workers import read_once, worker_count
 from logger.console import counting
 from utils.errors import DataError
 from utils.paths import display_path
 from utils.streams import say_error
-from utils.text import at_most
+from utils.text import at_most, count
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
-ORIENTATION = 0x0112  # tags of EXIF and TIFF
-S_MAX_SAMPLE_VALUE = 341  # MaxSampleValue, by its specification, is not meant for display
+ORIENTATION = 0x0112  # a tag of EXIF
 FLAT = 3  # largest range of pixel values in an image that shows nothing
-MOST_FLAT = 3
 MOST_NAMED = 1000  # unreadable files named in a message
 
 
 def is_image(name: str) -> bool:
     """Whether a file of this name counts as an image."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES)
 
 
 def class_name(folder: str) -> str:
@@ -47,41 +44,27 @@ def class_folders(root: Path) -> list[str]:
     try:
         entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{root} cannot be read: {error.strerror}") from error
-    if beside := [path.name for path in entries if is_image(path.name) and path.is_file()]:
-        raise DataError(f"{root}: {len(beside):,} images ({beside[0]} ...) are not in a folder named after their class")
-    if not (folders := [path.name for path in entries if path.is_dir()]):
-        raise DataError(f"{root} has no folders; it should have one folder of images per class")
+        raise DataError(
+            f"{root} cannot be read: {error.strerror}; data_dir should have train/CLASS/*.jpg and test/CLASS/*.jpg"
+        ) from error
+    folders = [path.name for path in entries if path.is_dir()]
+    beside = [path.name for path in entries if is_image(path.name) and path.is_file()]
+    if beside or not folders:
+        found = f"has images that are not ({beside[0]} ...)" if beside else "has no folders"
+        raise DataError(f"{root} should have one folder of images per class, but {found}")
     return folders
 
 
-def training_classes(data_dir: Path) -> tuple[str, ...]:
-    """The classes of data_dir/train, sorted by name. Raises DataError if the folder's layout is different."""
-    layout = "train/CLASS/*.jpg and test/CLASS/*.jpg"
-    if not data_dir.is_dir():
-        raise DataError(f"no such folder: {data_dir}; data_dir should have {layout}")
-    if not (data_dir / "train").is_dir():
-        folders = sorted(path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-        listed = f"the folders {', '.join(folders[:10])}{' ...' if folders[10:] else ''}, but no train/"
-        raise DataError(f"{data_dir} has {listed if folders else 'no folders'}; it should have {layout}")
-    return tuple(sorted({class_name(folder) for folder in class_folders(data_dir / "train")}))
-
-
-def check_classes(root: Path, known: tuple[str, ...]) -> None:
-    """Raise DataError if a class of the folder is not in the training data."""
-    if unknown := [folder for folder in class_folders(root) if class_name(folder) not in known]:
-        raise DataError(
-            f"{root} has classes that are not in {root.parent / 'train'}: {', '.join(unknown[:10])}; "
-            f"expected one of: {', '.join(known[:10])}{' ...' if known[10:] else ''}"
-        )
-
-
-def skipped_files(root: Path) -> str:
-    """The files skipped because they are not images, for a message; empty if there are none."""
-    names = [name for _, _, files in os.walk(root, followlinks=True) for name in files if not name.startswith(".")]
-    suffixes = sorted({Path(name).suffix or name for name in names if not is_image(name)})
-    count = sum(not is_image(name) for name in names)
-    return f"; skipped: {count:,} files that are not images ({' '.join(suffixes[:5])})" if count else ""
+def find_images(root: Path, class_names: Sequence[str]) -> list[tuple[str, int]]:
+    """The path of each image in the class folders, and the index of its class. Raises DataError for other classes."""
+    found = []
+    for folder in class_folders(root):
+        if class_name(folder) not in class_names:
+            known = ", ".join(at_most(10, class_names))
+            raise DataError(f"{root} has a class that is not in the training data: {folder}; expected one of: {known}")
+        label = class_names.index(class_name(folder))
+        found += [(path, label) for path in files_below(root / folder) if is_image(path)]
+    return found
 
 
 def decode(
@@ -91,21 +74,14 @@ def decode(
 
     every_class: whether every class must have images. white: see ``read_image``.
     """
-    files = _Files(root, class_names, size, white)
-    labels = np.array([label for _, label in files.samples], dtype=np.int64)
-    empty = [
-        name
-        for name, count in zip(class_names, np.bincount(labels, minlength=len(class_names)), strict=True)
-        if not count
-    ]
-    if empty and (every_class or not len(files)):
+    samples = find_images(root, class_names)
+    labels = np.array([label for _, label in samples], dtype=np.int64)
+    empty = [class_names[index] for index in sorted({*range(len(class_names))} - {*labels.tolist()})]
+    if empty and (every_class or not samples):
         raise DataError(f"{root}: no images of {', '.join(empty[:10])}; add some or remove the folder ({SUFFIXES})")
-    return Decoded((len(files), size, size, 3), labels, _chunks(files, f"decoding {display_path(root)}"))
-
-
-def file_names(root: Path, class_names: Sequence[str]) -> list[str]:
-    """The files that ``decode`` reads, in order, relative to root."""
-    return [str(Path(path).relative_to(root)) for path, _ in _Files(root, class_names, 1, None).samples]
+    return Decoded(
+        (len(samples), size, size, 3), labels, _chunks(root, _Pixels([path for path, _ in samples], size, white))
+    )
 
 
 def read_image(image: "str | Pixels", *, size: int, white: float | None = None) -> Pixels:
@@ -114,8 +90,7 @@ def read_image(image: "str | Pixels", *, size: int, white: float | None = None) 
     Transparent pixels become white. Raises what Pillow raises, or ValueError.
 
     image: a path, or pixels in bytes, (H, W, 3) or (H, W).
-    white: in grey images of more than 8 bits, the value of white; 0 is black. None: as given by the format, which is
-        65535 for 16-bit and 32-bit integers, or by the TIFF tag SMaxSampleValue if present. Floats need one of the two.
+    white: in grey images of more than 8 bits, the value of white; 0 is black. None: 65535. Floats need a value.
     """
     from PIL import Image, ImageOps
 
@@ -135,10 +110,6 @@ def _upright(image: "Image.Image") -> "Image.Image":
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises many types
         return image
-    if isinstance(orientation, tuple):
-        orientation = orientation[0] if orientation else 1
-    if isinstance(orientation, bytes):
-        orientation = orientation[0] if len(orientation) == 1 else 1
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -151,20 +122,11 @@ def _upright(image: "Image.Image") -> "Image.Image":
     return image if turn is None else image.transpose(turn)
 
 
-def _white(image: "Image.Image") -> float | None:
-    """The value of white, according to the file or its format; None if neither gives it."""
-    value = getattr(image, "tag_v2", {}).get(S_MAX_SAMPLE_VALUE)
-    value = value[0] if isinstance(value, tuple) and value else value
-    if isinstance(value, (int, float)) and value > 0:
-        return float(value)
-    return None if image.mode == "F" else 65535.0
-
-
 def _to_rgb(image: "Image.Image", white: float | None) -> "Image.Image":
     from PIL import Image
 
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would make everything above 255 white
-        return Image.fromarray(_to_bytes(np.asarray(image), white or _white(image))).convert("RGB")
+        return Image.fromarray(_to_bytes(np.asarray(image), white)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -173,46 +135,32 @@ def _to_rgb(image: "Image.Image", white: float | None) -> "Image.Image":
 
 def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:
     """Grey values (H, W) from 0 to white as bytes; of 16 bits, the upper 8."""
-    advice = "save it with 8 or 16 bits, or set data_loader.args.white to the value of white"
-    if white is None:
-        raise ValueError(f"the pixels are floats in an unknown range; {advice}")
-    if not (values.min() >= 0 and values.max() <= white):
-        found = f"the pixels range from {values.min():g} to {values.max():g}"
-        range_ = "0 to 65535: integers of more than 16 bits" if white == 65535 else f"0 to {white:g}"
-        raise ValueError(f"{found}, not within {range_}; {advice}")
-    levels = white if values.dtype.kind == "f" else white + 1
+    is_float = values.dtype.kind == "f"
+    if white is None and not is_float:
+        white = 65535
+    if white is None or values.min() < 0 or values.max() > white:
+        found = f"the pixels are {values.dtype} from {values.min():g} to {values.max():g}"
+        raise ValueError(f"{found}; save them with 8 or 16 bits, or set data_loader.args.white to the value of white")
+    levels = white if is_float else white + 1
     scaled: Pixels = np.minimum(values.astype(np.float64) * (256 / levels), 255).astype(np.uint8)
     return scaled
 
 
-class _Files(Dataset[Pixels | str]):
-    """The images of some classes, found by torchvision: pixels, or as a string the reason why a file has none.
+class _Pixels(Dataset[Pixels | str]):
+    """The pixels of some files, or as a string the reason why a file has none."""
 
-    class_names: an image's label is the index of its class here.
-    """
-
-    def __init__(self, root: Path, class_names: Sequence[str], size: int, white: float | None) -> None:
-        from torchvision.datasets.folder import make_dataset
-
-        self.root = root
+    def __init__(self, paths: list[str], size: int, white: float | None) -> None:
+        self.paths = paths
         self.size = size
         self.white = white
-        labels = {folder: class_names.index(class_name(folder)) for folder in class_folders(root)}
-        self.samples: list[tuple[str, int]] = make_dataset(
-            str(root), labels, is_valid_file=self._is_valid, allow_empty=True
-        )
-
-    def _is_valid(self, path: str) -> bool:
-        *folders, name = Path(path).relative_to(self.root).parts
-        return is_image(name) and not any(folder.startswith(".") for folder in folders)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Pixels | str:
         from PIL import UnidentifiedImageError
 
-        path, _ = self.samples[index]
+        path = self.paths[index]
         try:
             return read_image(path, size=self.size, white=self.white)
         except UnidentifiedImageError:
@@ -221,32 +169,34 @@ class _Files(Dataset[Pixels | str]):
             return f"{display_path(Path(path))}: {error or type(error).__name__}"
 
 
-def _chunks(files: _Files, title: str) -> Generator[Pixels, None, None]:
+def _chunks(root: Path, images: _Pixels) -> Generator[Pixels, None, None]:
     """The pixels of several images at a time, in order."""
-    chunk = max(1, min(64, 2**23 // (3 * files.size**2)))  # a process sends 8 MB at most
+    chunk = max(1, min(64, 2**23 // (3 * images.size**2)))  # a process sends 8 MB at most
     broken: list[str] = []
     flat: list[str] = []
     seen = 0
     start = time.perf_counter()
-    with counting(title, "images", len(files)) as advance:
-        for items in read_once(files, chunk, worker_count(len(files) // chunk)):
+    title = f"decoding {display_path(root)}"
+    with counting(title, "images", len(images)) as advance:
+        for items in read_once(images, chunk, worker_count(len(images) // chunk)):
             broken += [item for item in items if isinstance(item, str)]
-            for (path, _), item in zip(files.samples[seen:], items, strict=False):
-                if not isinstance(item, str) and np.ptp(item) <= FLAT:
-                    flat.append(f"{display_path(Path(path))} (all about {int(item.max())} of 255)")
+            paths = images.paths[seen : seen + len(items)]
+            flat += [
+                path for path, item in zip(paths, items, strict=True) if type(item) is not str and np.ptp(item) <= FLAT
+            ]
             seen += len(items)
             if not broken:
                 yield np.stack(items)
             advance(len(items))
     if broken:
         named = "\n".join(at_most(MOST_NAMED, broken))
-        raise DataError(f"{len(broken):,} of {len(files):,} images cannot be read; repair or remove them:\n{named}")
+        raise DataError(f"{len(broken):,} of {len(images):,} images cannot be read; repair or remove them:\n{named}")
     seconds = time.perf_counter() - start
     if flat:
-        more = f" and {len(flat) - MOST_FLAT:,} more" if flat[MOST_FLAT:] else ""
         say_error(
-            f"warning: {len(flat):,} of {len(files):,} images came out as a single shade: "
-            f"{', '.join(flat[:MOST_FLAT])}{more}. Are they empty, or saved with values from a small part of their "
-            "range? data_loader.args.white sets the value of white in grey images of more than 8 bits",
+            f"warning: {count(len(flat), 'image')} came out as a single shade, as {display_path(Path(flat[0]))}; "
+            "data_loader.args.white sets the value of white in grey images of more than 8 bits",
         )
-    say_error(f"{title}: {len(files):,} images in {seconds:.1f} s{skipped_files(files.root)}")
+    skipped = sum(not is_image(path) for path in files_below(root))
+    others = f"; skipped {count(skipped, 'file')} that are not images" if skipped else ""
+    say_error(f"{title}: {len(images):,} images in {seconds:.1f} s{others}")

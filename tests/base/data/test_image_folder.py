@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from base.data.images.folder import read_image
@@ -129,7 +129,7 @@ def test_files_that_are_not_images_are_skipped_and_reported(photos: Path, capfd:
     assert made.class_names == ("big dog", "linked class", "고양이")
     assert made.read("train").labels.bincount().tolist() == [8, 2, 13]
     assert "23 images in" in (said := capfd.readouterr().err)
-    assert "skipped: 2 files that are not images (.gif .txt)" in said
+    assert "skipped 2 files that are not images" in said
 
 
 def test_a_class_is_the_same_however_a_system_writes_its_letters(photos: Path) -> None:
@@ -144,15 +144,17 @@ def _empty(folder: Path) -> None:
 
 
 MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
-    (shutil.rmtree, "no such folder"),
-    (lambda folder: (folder / "train").rename(folder / "training"), "the folders test, training, but no train/"),
+    (shutil.rmtree, "train cannot be read: No such file"),
+    (lambda folder: (folder / "train").rename(folder / "training"), r"data_dir should have train/CLASS/\*.jpg"),
     (_empty, "no images of big dog"),
-    (lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()], "has no folders"),
+    (
+        lambda folder: [path.rename(folder / path.name) for path in (folder / "train").iterdir()],
+        "one folder of images per class, but has no folders",
+    ),
     (
         lambda folder: write_images(folder, {"train": 2}),
-        r"2 images \(0.png ...\) are not in a folder named after their class",
+        r"one folder of images per class, but has images that are not \(0.png ...\)",
     ),
-    (lambda folder: (folder / "train" / "big dog" / "up").symlink_to(folder), "leads back"),
 ]
 
 
@@ -167,7 +169,9 @@ def test_test_images_of_unknown_classes_are_refused_and_missing_ones_are_not(pho
     shutil.rmtree(photos / "test" / "big dog")
     assert loader(photos).read("test").labels.tolist() == [1] * 3
     write_images(photos, {"test/bird": 1})
-    with pytest.raises(DataError, match=r"classes that are not in .*train: bird; expected one of: big dog, 고양이"):
+    with pytest.raises(
+        DataError, match=r"a class that is not in the training data: bird; expected one of: big dog, 고양이"
+    ):
         loader(photos).test()
     shutil.rmtree(photos / "test")
     with pytest.raises(DataError, match="test cannot be read: No such file"):
@@ -190,7 +194,7 @@ def test_all_broken_files_are_named_at_once(photos: Path) -> None:
         "2.png: not an image",
         "3.jpg: not an image",
         "broken.png",
-        "fractions.tiff: the pixels are floats",
+        "fractions.tiff: the pixels are float32 from 0 to 0",
     ):
         assert name in str(error.value)
     assert not list((photos / "cache").glob("*.np*"))
@@ -261,7 +265,7 @@ def test_16_bits_lose_the_lower_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 0x80FF, np.uint16)).save(tmp_path / "grey.png")
     assert (read_image(str(tmp_path / "grey.png"), size=4) == 0x80).all()
     Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "more.tiff")
-    with pytest.raises(ValueError, match="more than 16 bits"):
+    with pytest.raises(ValueError, match="int32 from 70000 to 70000"):
         read_image(str(tmp_path / "more.tiff"), size=4)
 
 
@@ -277,7 +281,7 @@ def test_what_is_transparent_is_white_whatever_colour_it_hides(tmp_path: Path) -
 
 def test_a_mistake_has_its_place_in_the_config(fit: Callable[..., Any], photos: Path) -> None:
     args = {"data_dir": str(photos / "train"), "size": 16, "batch_size": 4}
-    with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*has the folders big dog, 고양이, but no train/"):
+    with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*train cannot be read"):
         fit(data_loader={"type": "ImageFolderLoader", "args": args}, model="LeNet")
     with pytest.raises(UserError, match=r'"crop" must be at most 16'):
         fit(data_loader={"type": "ImageFolderLoader", "args": {**args, "crop": 17}}, model="LeNet")
@@ -309,27 +313,16 @@ def test_grey_of_more_than_8_bits_goes_from_black_to_white(
     assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
 
 
-@pytest.mark.parametrize(("dtype", "white"), [(np.int32, 255), (np.float32, 1)])
-def test_a_tiff_that_says_what_is_white_is_read_so(tmp_path: Path, dtype: Any, white: int) -> None:
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[341] = float(white)
-    tags.tagtype[341] = 12
-    Image.fromarray(gradient(dtype, white)).save(tmp_path / "said.tiff", tiffinfo=tags)
-    found = read_image(str(tmp_path / "said.tiff"), size=16)[:, :, 0]
-    assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
-
-
 @pytest.mark.parametrize(("name", "dtype"), [("dark.tiff", np.int32), ("dark.png", np.uint16)])
-def test_images_that_come_out_as_one_shade_are_told_by_name(
+def test_an_image_that_comes_out_as_one_shade_is_named(
     photos: Path, capfd: pytest.CaptureFixture[str], name: str, dtype: Any
 ) -> None:
     assert "warning" not in (loader(photos).read("train"), capfd.readouterr().err)[1]
     Image.fromarray(gradient(dtype, 255)).save(photos / "train" / "big dog" / name)
     loader(photos).read("train")
     said = capfd.readouterr().err
-    assert "warning: 1 of 21 images came out as a single shade" in said
-    assert f"{name} (all about 0 of 255)" in said
-    assert "data_loader.args.white" in said
+    assert "warning: 1 image came out as a single shade" in said
+    assert f"{name}; data_loader.args.white" in said
     assert pixels(loader(photos, white=255)).amax(dim=(1, 2, 3)).min() > 150
     assert "warning" not in capfd.readouterr().err
 
