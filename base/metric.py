@@ -1,12 +1,10 @@
 """The result of a step and the type of a metric, and checks of what yours return."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from utils.errors import ConfigError
@@ -23,29 +21,17 @@ def entries(name: str, entry: str | None, outputs: Any, targets: Any) -> tuple[A
     """
     if entry is None:
         return outputs, targets
-    parts = []
-    for what, nest in (("outputs", outputs), ("targets", targets)):
-        if isinstance(nest, Mapping) and entry not in nest:
-            there = ", ".join(map(str, nest))
-            raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", but the {what} have only: {there}')
-        parts.append(nest[entry] if isinstance(nest, Mapping) else nest)
-    if not (isinstance(outputs, Mapping) or isinstance(targets, Mapping)):
-        raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", but neither outputs nor targets are dicts')
-    return parts[0], parts[1]
+    dicts = [nest for nest in (outputs, targets) if isinstance(nest, Mapping)]
+    if not dicts or any(entry not in nest for nest in dicts):
+        there = "; ".join(", ".join(map(str, nest)) for nest in dicts) or "neither outputs nor targets are dicts"
+        raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", which is not there: {there}')
+    outputs, targets = (nest[entry] if isinstance(nest, Mapping) else nest for nest in (outputs, targets))
+    return outputs, targets
 
 
 def of_entry(function: MetricFunction, name: str, entry: str, outputs: Any, targets: Any) -> Tensor:
     """A metric function of one entry."""
     return function(*entries(name, entry, outputs, targets))
-
-
-def entry_advice(outputs: Any, targets: Any) -> str:
-    """Advice for a metric that fails on all of outputs and targets; empty unless one of them is a dict."""
-    for what, nest in (("outputs", outputs), ("targets", targets)):
-        if isinstance(nest, Mapping) and nest:
-            there = ", ".join(map(str, nest))
-            return f'The {what} are a dict; for a metric of one entry, set its "entry" in the config to one of: {there}'
-    return ""
 
 
 def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -82,23 +68,17 @@ def check_result(result: Any, step: str) -> None:
     check_loss(result.loss, f"{step} returned a loss")
     if not isinstance(result.log, Mapping):
         raise ConfigError(f"{step} returned a log of type {type(result.log).__name__}; expected a dict of values")
-    if result.count is not None and (wrong := _wrong_count(result.count)):
+    if result.count is None:
+        return
+    try:
+        count = math.nan if isinstance(result.count, bool) else float(result.count)
+    except (TypeError, ValueError, RuntimeError):
+        count = math.nan
+    if not 0 <= count < math.inf:
         raise ConfigError(
-            f"{step} returned a count {wrong}; expected what the loss is averaged over: a finite number, 0 if nothing "
-            "counts"
+            f"{step} returned the count {result.count!r:.100}; expected what the loss is averaged over: a "
+            "finite number, 0 if nothing counts"
         )
-
-
-def _wrong_count(count: Any) -> str:
-    """What is wrong with ``StepResult.count``; empty if nothing is. Reads its value."""
-    if isinstance(count, Tensor) and count.numel() != 1:
-        return f"of shape {tuple(count.shape)}"
-    if isinstance(count, Tensor) and (count.is_complex() or count.dtype == torch.bool):
-        return f"of dtype {str(count.dtype).removeprefix('torch.')}"
-    if isinstance(count, bool) or not isinstance(count, (Real, Tensor)):
-        return f"of type {type(count).__name__}"
-    value = float(count)
-    return "" if math.isfinite(value) and value >= 0 else f"of {value:g}"
 
 
 def check_loss(loss: Any, what: str) -> None:
@@ -114,30 +94,12 @@ def check_values(name: str, values: Any, samples: int, outputs: Any, targets: An
     if isinstance(values, Tensor) and values.shape == (samples,):
         return values
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
-    rows = len(values) if isinstance(values, Tensor) and values.dim() == 1 else samples
-    advice = "If collate leaves out samples, leave them out of the data set instead." if rows < samples else ""
-    if rows > samples:
-        advice = (
-            "If a sample has several rows, as a graph has nodes, average over them, or use a metric of torchmetrics, "
-            'which takes any number of rows: {"type": "Accuracy", "args": {"task": "multiclass", ...}}'
-        )
     raise ConfigError(
         f'metrics: "{name}" returned {got} for {samples} samples; '
         f"a metric function returns one number per sample, a tensor of shape ({samples},). "
-        f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}" + (f"\n{advice}" if advice else "")
+        f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}\n"
+        "Where the number of rows is not that of samples, use a metric of torchmetrics, which takes any number of rows."
     )
-
-
-def logged_number(name: str, value: Any, names: Sequence[str]) -> Tensor | float:
-    """A value of ``StepResult.log`` as a float or a tensor of shape (). names: those that the trainer may log.
-
-    Raises ConfigError if it is anything else.
-    """
-    if name not in names:
-        raise ConfigError(
-            f'the trainer logs "{name}", which is missing from its class attribute "logs": logs = ("{name}", ...)'
-        )
-    return single_number(value, f'the trainer logs "{name}"')
 
 
 def single_number(value: Any, what: str) -> Tensor | float:

@@ -3,9 +3,11 @@
 Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an error, and the result is wrong.
 """
 
+import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +15,10 @@ from torch import Size, Tensor, broadcast_shapes, dist, strided
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from base.metric import MetricFunction, entry_advice, of_entry
-from utils.errors import ConfigError, UserError
+from base.metric import MetricFunction
+from utils.errors import ConfigError
 from utils.random import isolated
 from utils.tree import same, tensors
-from utils.user_code import format_error_with_source
 
 # losses that compare each input element with the same element of the target
 ELEMENTWISE = {
@@ -40,52 +41,37 @@ class NoBroadcast(TorchFunctionMode):
     def __init__(self, what: str, phase: str, outputs: Any, targets: Any) -> None:
         super().__init__()
         self.what, self.phase = what, phase
-        self._shapes = {OUTPUTS: _shapes(outputs), TARGETS: _shapes(targets)}
-        self._origins: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # otherwise a later tensor might get the id of a freed one
-        for origin, nest in ((OUTPUTS, outputs), (TARGETS, targets)):
-            for tensor in tensors(nest):
-                self._mark(tensor, origin)
+        nests = {OUTPUTS: outputs, TARGETS: targets}
+        self._shapes = {origin: {tensor.shape for tensor in tensors(nest)} for origin, nest in nests.items()}
+        self._origins = {id(tensor): origin for origin, nest in nests.items() for tensor in tensors(nest)}
+        self._alive = [outputs, targets]  # otherwise a later tensor might get the id of a freed one
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in ELEMENTWISE:
-            inputs = args[0] if args else kwargs.get("input")
-            targets = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("other"))
-            if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
-                check_same_shape(self.what, self.phase, inputs.shape, targets.shape)
+        everything = [*args, *kwargs.values()]
+        compared = [each for each in everything[:2] if isinstance(each, Tensor)]
+        if func in ELEMENTWISE and len(compared) == 2:
+            check_same_shape(self.what, self.phase, compared[0].shape, compared[1].shape)
         result = func(*args, **kwargs)
-        given = list(tensors([args, list(kwargs.values())]))
+        given = list(tensors(everything))
         origin = 0
         for tensor in given:
             origin |= self._origins.get(id(tensor), 0)
-        if isinstance(result, Tensor):
-            if origin == OUTPUTS | TARGETS:
-                self._check_size(given, result)
-            elif origin:
-                self._mark(result, origin)
+        if not isinstance(result, Tensor):
+            return result
+        if origin in (OUTPUTS, TARGETS):
+            self._origins[id(result)] = origin
+            self._alive.append(result)
+        for outputs, targets in itertools.product(self._of(given, OUTPUTS), self._of(given, TARGETS)):
+            larger = result.numel() > max(outputs.numel(), targets.numel())
+            if larger and result.shape == _broadcast(outputs.shape, targets.shape):
+                raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
         return result
 
-    def _mark(self, tensor: Tensor, origin: int) -> None:
-        self._origins[id(tensor)] = origin
-        self._alive.append(tensor)
-
-    def _of(self, given: list[Tensor], origin: int) -> Iterator[Tensor]:
+    def _of(self, given: list[Tensor], origin: int) -> list[Tensor]:
         """The tensors that are outputs, or targets, and still have their shape."""
-        for tensor in given:
-            if self._origins.get(id(tensor)) == origin and tensor.shape in self._shapes[origin]:
-                yield tensor
-
-    def _check_size(self, given: list[Tensor], result: Tensor) -> None:
-        for outputs in self._of(given, OUTPUTS):
-            for targets in self._of(given, TARGETS):
-                larger = result.numel() > max(outputs.numel(), targets.numel())
-                if (
-                    larger
-                    and outputs.shape != targets.shape
-                    and result.shape == _broadcast(outputs.shape, targets.shape)
-                ):
-                    raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
+        shapes = self._shapes[origin]
+        return [tensor for tensor in given if self._origins.get(id(tensor)) == origin and tensor.shape in shapes]
 
 
 def eager() -> AbstractContextManager[Any]:
@@ -95,39 +81,32 @@ def eager() -> AbstractContextManager[Any]:
 
 def check_metrics(
     functions: Mapping[str, MetricFunction],
-    library: Iterable[tuple[Any, bool]],
+    library: Iterable[Any],
     phase: str,
     outputs: Any,
     targets: Any,
 ) -> None:
     """Raise ConfigError if a metric broadcasts, returns no number, or changes what it gets. Does not add anything.
 
-    functions: by name. library: each a LibraryMetric, and whether its outputs are what the loss got. phase: whose first
-    batch this is.
+    functions: by name. library: each a LibraryMetric. phase: whose first batch this is.
     """
 
-    def check_unchanged(name: str) -> None:
-        if not same(before, _values([outputs, targets])):
-            raise ConfigError(
-                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
-                "change a copy, as in outputs = outputs.clone()"
-            )
+    def try_function(name: str, function: MetricFunction) -> None:
+        with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
+            function(outputs, targets)
 
+    trials = {name: partial(try_function, name, function) for name, function in functions.items()}
+    for metric in library:
+        trials[metric.name] = partial(metric.dry_run, outputs, targets, phase)
     before = _values([outputs, targets])
     with isolated("metrics"):
-        for name, function in functions.items():
-            try:
-                with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
-                    function(outputs, targets)
-            except Exception as error:
-                advice = "" if getattr(function, "func", None) is of_entry else entry_advice(outputs, targets)
-                if not advice or isinstance(error, UserError):
-                    raise
-                raise ConfigError(f'metrics: "{name}" failed: {format_error_with_source(error)}\n{advice}') from error
-            check_unchanged(name)
-        for metric, logits in library:
-            metric.dry_run(outputs, targets, phase, logits=logits)
-            check_unchanged(metric.name)
+        for name, trial in trials.items():
+            trial()
+            if not same(before, _values([outputs, targets])):
+                raise ConfigError(
+                    f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
+                    "change a copy, as in outputs = outputs.clone()"
+                )
 
 
 def _values(nest: Any) -> list[Tensor]:
@@ -149,19 +128,9 @@ def mismatch(what: str, phase: str, outputs: Size, targets: Size) -> ConfigError
     effect = f"they broadcast to {tuple(together)}, which gives a wrong result" if together else "they do not match"
     return ConfigError(
         f"the first {phase} batch: {what} compares outputs of shape {tuple(outputs)} with targets of shape "
-        f"{tuple(targets)}: {effect}.\n{_advice(outputs, targets)}"
+        f"{tuple(targets)}: {effect}.\nLet the model or the data loader return both in one shape, for example by "
+        "squeeze(-1) or unsqueeze(-1)."
     )
-
-
-def _advice(outputs: Size, targets: Size) -> str:
-    if outputs.numel() == targets.numel():
-        if len(outputs) + 1 == len(targets) and outputs == targets[:-1]:
-            return "Let the model keep the last dimension (no squeeze), or the data loader return targets without it."
-        if len(targets) + 1 == len(outputs) and targets == outputs[:-1]:
-            return "Let the model return outputs.squeeze(-1), or the data loader return targets[:, None]."
-    if len(outputs) == 2 and targets == outputs[:1]:
-        return "If the targets are class indices, use cross_entropy; otherwise give both the same shape."
-    return "Let the model return outputs in the targets' shape, or the data loader targets in the outputs' shape."
 
 
 def _broadcast(one: Size, other: Size) -> Size | None:
@@ -170,10 +139,6 @@ def _broadcast(one: Size, other: Size) -> Size | None:
     except RuntimeError:
         return None
     return shape
-
-
-def _shapes(nest: Any) -> set[Size]:
-    return {tensor.shape for tensor in tensors(nest)}
 
 
 def name_of(function: Any) -> str:

@@ -1,15 +1,15 @@
 """Metrics of torchmetrics, which need not be means over samples."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from base.metric import entries, entry_advice
+from base.metric import entries
 from base.training.broadcast import NoBroadcast, check_same_shape
 from utils.determinism import fastest_kernels
 from utils.device_errors import device_failure
@@ -72,16 +72,16 @@ class LibraryMetric:
         )
         # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count is
         # the same in any order: for a confusion matrix of images, gigabytes
-        self.kernels = fastest_kernels if _is_of_library(metric) else nullcontext
+        self.kernels = nullcontext if self.own else fastest_kernels
         if not any(part.metric_state for part in self.parts.values()):
             raise ConfigError(
                 f'metrics: "{name}" has no state, so it would be neither reset nor saved; create in __init__ what '
                 'update() adds to: self.add_state("hits", default=torch.tensor(0.0), dist_reduce_fx="sum")'
             )
 
-    def update(self, outputs: Any, targets: Any, *, logits: bool = False) -> None:
-        """logits: from ``gets_from_loss``."""
+    def update(self, outputs: Any, targets: Any) -> None:
         outputs, targets = entries(self.name, self.entry, outputs, targets)
+        logits = getattr(outputs, "given_to_loss", False)
         if logits and self._independent:
             outputs = outputs.sigmoid()
             if targets.is_floating_point():  # some take only integers; 2 is not a class, and is refused
@@ -94,44 +94,36 @@ class LibraryMetric:
             with self.kernels():
                 self.metric.update(outputs, targets)
         except Exception as error:
-            self._fail(error, "does not accept these outputs and targets", outputs, targets)
+            self._fail(error, "does not accept these outputs and targets")
 
     def _note_guess(self, outputs: Tensor) -> None:
         logits = ((outputs < 0) | (outputs > 1)).any()
         for guess, made in (("logits", logits), ("probabilities", ~logits)):
             self._guessed[guess] = self._guessed.get(guess, made) | made  # read only by compute
 
-    def gets_from_loss(self, outputs: Any, targets: Any) -> bool:
-        """Whether it gets what the loss got."""
-        return getattr(entries(self.name, self.entry, outputs, targets)[0], "given_to_loss", False)
-
     def compute(self) -> float:
         self._take_state()
-        if self._guessed and all(map(bool, self._guessed.values())):
-            _warn_once(
-                f'metrics: "{self.name}" depends on the batch size: torchmetrics took some batches for logits and '
-                "others, in which all outputs happen to be between 0 and 1, for probabilities; return probabilities in "
+        if self.name not in _warned and self._guessed and all(map(bool, self._guessed.values())):
+            _warned.add(self.name)
+            say_error(
+                f'warning: metrics: "{self.name}" depends on the batch size: torchmetrics took some batches for logits '
+                "and others, in which all outputs are between 0 and 1, for probabilities; return probabilities in "
                 "StepResult (outputs.sigmoid()), or use BCEWithLogitsLoss as the config's loss"
             )
         try:
-            with self.kernels(), self._naming_warnings():
+            with self.kernels():
                 value = self.metric.compute()
         except Exception as error:
             self._fail(error, "cannot be computed")
-        if isinstance(value, Tensor) and value.numel() == 1:
+        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
             return float(value)
-        if isinstance(value, (int, float)):
-            return value
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        # curves, a tuple, have an average of their own, which gives no single number either
-        averages = isinstance(value, Tensor) and hasattr(self.metric, "average")
-        advice = 'try "average": "macro", or ' if averages else ""
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
-            f'metrics: "{self.name}" gives {shape}, not a single number; {advice}write a metric of your own that '
-            "reduces it to one number"
+            f'metrics: "{self.name}" gives {found}, not a single number; set "average": "macro" if it has this '
+            "argument, or write a metric of your own that reduces it to one number"
         )
 
-    def dry_run(self, outputs: Any, targets: Any, phase: str, *, logits: bool = False) -> None:
+    def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
         copy = deepcopy(self.metric)
         outputs, targets = entries(self.name, self.entry, outputs, targets)
@@ -145,56 +137,38 @@ class LibraryMetric:
             check_same_shape(what, phase, outputs.shape, targets.shape)
         with warnings.catch_warnings(action="ignore"):  # from metrics for which one batch is too small
             with NoBroadcast(what, phase, outputs, targets) if self.own else nullcontext():
-                tried.update(outputs, targets, logits=logits)
+                tried.update(outputs, targets)
             try:
                 tried.compute()
             except ConfigError:
-                tried.update(outputs, targets, logits=logits)  # some need two samples, but the batch may have one
+                tried.update(outputs, targets)  # some need two samples, but the batch may have one
                 tried.compute()
             if self.own:
                 self._check_reset(tried, outputs, targets)
 
     def _check_reset(self, tried: "LibraryMetric", outputs: Any, targets: Any) -> None:
-        """Raise ConfigError if the result depends on an attribute that grows with each update but is not a state.
+        """Raise ConfigError if an attribute grows with each update but is not a state.
 
         tried: a copy that has been updated once.
         """
-        metric, once = tried.metric, _plain_attributes(tried.metric)
+        once = _plain_attributes(tried.metric)
         tried.reset()
         tried.update(outputs, targets)
-        grown = [name for name, value in _plain_attributes(metric).items() if not same(value, once.get(name))]
-        if not grown:
-            return
-        without = deepcopy(metric)
-        for name in grown:
-            setattr(without, name, deepcopy(getattr(self.metric, name, None)))
-        try:
-            if same(metric.compute(), without.compute()):
-                return  # compute does not use it, as a counter to print
-        except Exception:
-            pass  # it needs them
-        raise ConfigError(
-            f'metrics: "{self.name}": update() changes self.{grown[0]}, which is neither reset nor saved; create it '
-            f'with self.add_state("{grown[0]}", default=..., dist_reduce_fx="sum")'
-        )
+        for name, value in _plain_attributes(tried.metric).items():
+            if not same(value, once.get(name)):
+                raise ConfigError(
+                    f'metrics: "{self.name}": update() changes self.{name}, which is neither reset nor saved; create '
+                    f'it with self.add_state("{name}", default=..., dist_reduce_fx="sum")'
+                )
 
-    def _fail(self, error: Exception, what: str, outputs: Any = None, targets: Any = None) -> NoReturn:
+    def _fail(self, error: Exception, what: str) -> NoReturn:
         """Raise ConfigError with the name of the metric for an error of a library or the user's code."""
         if isinstance(error, UserError) or current().peer_failure(error) or device_failure(error):
             raise error
-        advice = entry_advice(outputs, targets) or "Change its arguments, or remove it from the config."
-        raise ConfigError(f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n{advice}') from error
-
-    @contextmanager
-    def _naming_warnings(self) -> Iterator[None]:
-        """Show a warning with the name of the metric: a class may be missing, so that its value means nothing."""
-        show = warnings.showwarning
-        # not catch_warnings, after which Python would show all earlier warnings again
-        warnings.showwarning = lambda message, *_, **__: _warn_once(f'metrics: "{self.name}": {message}')
-        try:
-            yield
-        finally:
-            warnings.showwarning = show
+        raise ConfigError(
+            f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n'
+            "Change its arguments, or remove it from the config."
+        ) from error
 
     def reset(self) -> None:
         self._guessed = {}
@@ -241,11 +215,10 @@ class LibraryMetric:
                 continue
             try:
                 part.merge_state(to_device(saved["values"], part.device))
-            except RuntimeError as error:
+            except RuntimeError as error:  # of a class of the user's own without full_state_update = False
                 raise ValueError(
                     f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: "
-                    f"{error}\nIf update() only adds to its states, set full_state_update = False in the class; or "
-                    "resume with the same number of processes, or with metrics=[]"
+                    f"{error}\nResume with the same number, or with metrics=[]"
                 ) from error
 
 
@@ -284,28 +257,13 @@ def _add_up_the_same(one: LibraryMetric, other: LibraryMetric) -> bool:
     return same(*given)
 
 
-def _warn_once(message: str) -> None:
-    if message not in _warned and current().is_main_process:
-        _warned.add(message)
-        say_error(f"warning: {message}")
-
-
-def _is_of_library(metric: "Metric") -> bool:
-    """Whether torchmetrics computes it: one of its classes, or derived from one."""
-    from torchmetrics import Metric
-
-    kinds = type(metric).__mro__
-    return any(kind.__module__.startswith("torchmetrics.") for kind in kinds if kind is not Metric)
-
-
 def _plain_attributes(metric: "Metric") -> dict[str, Any]:
     """Copies of a metric's numbers, tensors, lists and dicts, other than its states and torchmetrics' own."""
-    kinds = (int, float, Tensor, list, dict)
-    own = {name: value for name, value in vars(metric).items() if not name.startswith("_")}
     return {
-        name: deepcopy(each)
-        for name, each in own.items()
-        if isinstance(each, kinds) and name not in metric.metric_state
+        name: deepcopy(value)
+        for name, value in vars(metric).items()
+        if isinstance(value, (int, float, Tensor, list, dict)) and not name.startswith("_")
+        if name not in metric.metric_state
     }
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.metric import MetricFunction, StepResult, check_values, logged_number
+from base.metric import MetricFunction, StepResult, check_values, single_number
 from base.training.broadcast import check_metrics
 from base.training.library_metric import LibraryMetric, share_updates
 from utils.distributed.process_group import ProcessGroup
+from utils.errors import ConfigError
 from utils.tree import map_tensors
 
 HALF = (torch.float16, torch.bfloat16)
@@ -167,27 +168,28 @@ class Metrics:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
                 self._measure(result.outputs, result.targets, samples)
         for name, value in result.log.items():
-            if value is None and name in self.logs:
+            if name not in self.logs:
+                raise ConfigError(f'the trainer logs "{name}", which is missing from its class attribute "logs"')
+            if value is None:
                 self.unmeasured.add(name)
                 continue
-            number = to_scalar(logged_number(name, value, self.logs))
+            number = to_scalar(single_number(value, f'the trainer logs "{name}"'))
             count = getattr(value, "averaged_over", None)  # of a loss
             weight = samples if count is None else count
             self.means[name].add(number, weight=weight, is_mean=True)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
-        from_loss = [metric.gets_from_loss(outputs, targets) for metric in self.library.values()]
         # squares and sums overflow in half precision, long before the result is out of range
         outputs, targets = _in_float32(outputs), _in_float32(targets)
         if self.phase_to_check:
             phase, self.phase_to_check = self.phase_to_check, ""
-            check_metrics(self.functions, zip(self.library.values(), from_loss, strict=True), phase, outputs, targets)
+            check_metrics(self.functions, self.library.values(), phase, outputs, targets)
         for name, function in self.functions.items():
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
-        for metric, logits in zip(self.library.values(), from_loss, strict=True):
+        for metric in self.library.values():
             if not metric.follows:
-                metric.update(outputs, targets, logits=logits)
+                metric.update(outputs, targets)
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
@@ -247,9 +249,13 @@ class Metrics:
 
 def _in_float32(nest: Any) -> Any:
     """A nest of tensors, those in half precision in float32."""
-    if isinstance(nest, Tensor):
-        return nest.float() if nest.dtype in HALF else nest
-    return map_tensors(_in_float32, nest)
+    if not isinstance(nest, Tensor):
+        return map_tensors(_in_float32, nest)
+    if nest.dtype not in HALF:
+        return nest
+    converted: Any = nest.float()
+    converted.given_to_loss = getattr(nest, "given_to_loss", False)
+    return converted
 
 
 class StepLoss:

@@ -303,21 +303,20 @@ def _registered() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("count", "found"),
     [
-        (-3, "of -3"),
-        (math.nan, "of nan"),
-        (math.inf, "of inf"),
-        (torch.tensor(-1.5), "of -1.5"),
-        (True, "of type bool"),
-        ("a", "of type str"),
-        (torch.tensor(1j), "of dtype complex64"),
-        (torch.tensor(True), "of dtype bool"),
+        (-3, "-3"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (torch.tensor(-1.5), r"tensor\(-1.5000\)"),
+        (True, "True"),
+        ("a", "'a'"),
+        (torch.tensor(1j), r"tensor\(0.\+1.j\)"),
     ],
 )
 def test_a_count_that_is_not_a_number_is_refused(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, count: Any, found: str
 ) -> None:
     monkeypatch.setattr(CountsWrong, "count", count)
-    with pytest.raises(ConfigError, match=f"train_step returned a count {found}; expected what the loss is averaged"):
+    with pytest.raises(ConfigError, match=f"train_step returned the count {found}; expected what the loss is averaged"):
         fit("trainer.type=CountsWrong")
 
 
@@ -340,7 +339,7 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ("ReturnsAFloat", rf"ReturnsAFloat.train_step returned a loss of type float; {ONE_NUMBER}"),
         ("LogsNothing", "LogsNothing.train_step returned a log of type NoneType; expected a dict"),
         ("LogsText", 'the trainer logs "note" of type str; expected a number'),
-        ("CountsEach", r"CountsEach.train_step returned a count of shape \(8,\); expected what the loss is"),
+        ("CountsEach", r"CountsEach.train_step returned the count tensor.*; expected what the loss is"),
         ("LogsComplex", 'the trainer logs "phase" of complex dtype; a logged value is a single number'),
         ("StepsItself", r"StepsItself.train_step calls optimizer.step\(\), which the base class does"),
         (
