@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import train
-from base.base_model import BaseModel
 from base.metric import StepResult
+from tests.two_steps import TwoStepTrainer
 from trainer.trainer import Trainer
-from utils.registry import MODELS, TRAINERS
+from utils.registry import TRAINERS
 from utils.runtime import Runtime
 
 CONFIG = (
@@ -38,33 +38,11 @@ CASES = {
     "EMA": (*NET, 'trainer.ema={"decay":0.9}'),
     "evaluation": (*NET, "data_loader.args.validation_split=64"),
     "two optimizers": (
-        *('model={"type":"Halves"}', "trainer.type=HalvesTrainer", "loss=null"),
-        'optimizer={"one":{"type":"SGD","args":{"lr":1e-9,"momentum":0.9}},'
-        '"two":{"type":"SGD","args":{"lr":1e-9,"momentum":0.9}}}',
+        *(*NET, "trainer.type=TwoStepTrainer"),
+        'optimizer={"features":{"type":"SGD","args":{"lr":1e-9,"momentum":0.9},"params":["fc1.*"]},'
+        '"head":{"type":"SGD","args":{"lr":1e-9,"momentum":0.9},"params":["fc2.*"]}}',
     ),
 }
-
-
-@MODELS.register
-class Halves(BaseModel):
-    """Two nets of half the size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Sequential(nn.Linear(1000, 2500), nn.ReLU(), nn.Linear(2500, 10))
-        self.two = nn.Sequential(nn.Linear(1000, 2500), nn.ReLU(), nn.Linear(2500, 10))
-
-
-@TRAINERS.register
-class HalvesTrainer(Trainer):
-    def train_step(self, batch: Any) -> StepResult:
-        inputs, targets = batch
-        for name in ("one", "two"):
-            with self.optimizing(name):
-                outputs = getattr(self.model, name)(inputs)
-                loss = (outputs - targets).square().mean()
-                self.backward(loss)
-        return StepResult(loss, outputs, targets)
 
 
 def memory(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -138,6 +116,7 @@ def measure(name: str, overrides: tuple[str, ...]) -> Counter[str]:
 if __name__ == "__main__":
     gc.freeze = lambda: None  # what is frozen cannot be looked through
     warnings.simplefilter("ignore")  # some of torch's objects warn when they are looked at
+    TRAINERS.register(TwoStepTrainer)
     kinds = ("weights", "gradients", "optimizer", "average", "data sets", "rest")
     print(f"| MB alive | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
     for name, overrides in CASES.items():
