@@ -1,15 +1,13 @@
 """Leaves torch's compiler unimported until something is compiled: its 870 modules take 1 s of CPU time or more."""
 
 import contextlib
-import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
 
 COMPILER, HELPERS = "torch._dynamo", "torch._dynamo.utils"
 FILES = {"torchvision.ops.roi_align", "torchvision.tv_tensors"}
@@ -36,20 +34,16 @@ class TorchvisionFinder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in FILES or COMPILER in sys.modules:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
+        spec = PathFinder.find_spec(name, path, target) if name in FILES else None
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            if COMPILER in sys.modules:  # imported since, as before a lazy import is carried out
-                return execute(module)
             try:
                 with stand_in():
                     execute(module)
-            except (AttributeError, ImportError):  # another torchvision, which needs more of the compiler
+            except (AttributeError, ImportError, TypeError):  # another torchvision, which needs more of the compiler
                 execute(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
@@ -58,9 +52,12 @@ class TorchvisionFinder(MetaPathFinder):
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[None]:
-    """Inside the block, the compiler has only the functions below."""
+    """Inside the block, the compiler has only what torchvision imports, unless it was imported before."""
+    if COMPILER in sys.modules:
+        yield
+        return
     modules = {name: ModuleType(name) for name in (COMPILER, HELPERS)}
-    vars(modules[COMPILER])["disable"] = disable
+    vars(modules[COMPILER])["disable"] = lambda function, *_, **__: function
     vars(modules[HELPERS])["is_compile_supported"] = is_compile_supported
     sys.modules |= modules
     try:
@@ -68,20 +65,6 @@ def stand_in() -> Iterator[None]:
     finally:
         for name in modules:
             del sys.modules[name]
-
-
-def disable(function: Callable[..., Any], *options: Any, **named: Any) -> Callable[..., Any]:
-    """A function that is never compiled, as by the compiler's own ``disable``, which it calls once there is one."""
-    if not callable(function):
-        raise ImportError("as a decorator with arguments, only the compiler's own serves")
-
-    @functools.wraps(function)
-    def disabled(*args: Any, **kwargs: Any) -> Any:
-        if COMPILER not in sys.modules:
-            return function(*args, **kwargs)
-        return importlib.import_module(COMPILER).disable(function, *options, **named)(*args, **kwargs)
-
-    return disabled
 
 
 def is_compile_supported(device_type: str) -> bool:

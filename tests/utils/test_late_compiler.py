@@ -37,27 +37,6 @@ print(torchvision.ops.roi_align.__globals__["is_compile_supported"]("cpu"), "tor
 
 
 @pytest.mark.slow
-def test_what_torchvision_excludes_from_compilation_is_excluded() -> None:
-    assert run(
-        """
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-image = v2.RandomHorizontalFlip(1)(tv_tensors.Image([[[0.0, 1.0]]]))
-print(type(image).__name__, image.tolist()[0][0][0], "torch._dynamo" in sys.modules)
-
-def wrap(tensor):
-    return tv_tensors.wrap(tensor + 1, like=image)
-
-try:
-    torch.compile(wrap, backend="eager", fullgraph=True)(torch.ones(1))
-except Exception as error:  # as torch's own: it cannot be part of a graph
-    print("disable" in str(error))
-print(type(torch.compile(wrap, backend="eager")(torch.ones(1, 1, 1))).__name__)
-"""
-    ) == ["Image", "1.0", "False", "True", "Image", "2.0"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
