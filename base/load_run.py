@@ -81,8 +81,9 @@ def load_run(run: str | Path) -> LoadedRun:
 
 def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The class names stored in a checkpoint, if any."""
-    names = state.get("data", {}).get("classes")
-    return None if names is None else tuple(names)
+    data = state.get("data")
+    names = data.get("classes") if isinstance(data, Mapping) else None
+    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 @dataclass(frozen=True)

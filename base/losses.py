@@ -78,15 +78,18 @@ def counted(loss: Callable[..., Tensor]) -> CountedLoss:
 
     Among torch's losses, only those for class indices are not averaged over samples: cross entropy and negative log
     likelihood skip ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss class
-    can define a method ``count(outputs, targets)``; a subclass of torch's with its own ``forward`` must.
+    can define a method ``count(outputs, targets)``; a subclass of torch's with its own ``forward`` must if it has
+    weights or an ``ignore_index``.
     """
     if callable(own := getattr(loss, "count", None)):
         return CountedLoss(loss, own)
     if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
         if type(loss).forward not in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
+            if loss.weight is None and loss.ignore_index == -100:
+                return CountedLoss(loss, functools.partial(count_targets, weight=None, ignore=-100))
             raise ConfigError(
-                f"{type(loss).__name__} averages in a forward of its own; add a method count(outputs, targets) that "
-                "returns over how many targets, as in: return len(targets)"
+                f"{type(loss).__name__} may average over weighted or ignored targets in a way of its own; add a method "
+                "count(outputs, targets) that returns over how many, as in: return len(targets)"
             )
         total = _total(functools.partial(_with_reduction, loss))
         return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)

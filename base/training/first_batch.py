@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
-from base.training.broadcast import name_of
+from base.training.broadcast import name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import losses_in
 from base.training.state import untouched
@@ -59,7 +59,8 @@ def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, phase: str) 
 def check_next_step(trainer: Any, name: str, phase: str) -> None:
     """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
 
-    Later calls go straight to the method, at no cost.
+    Later calls go straight to the method, at no cost. For a loss that is not the config's, relies on torch's own
+    warning.
     """
     step = getattr(trainer, name)
     before = vars(trainer).get(name)
@@ -72,7 +73,7 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
         for loss in losses:
             loss.called, loss.phase_to_check = False, phase
         try:
-            with _without_optimizer_steps(trainer, phase):
+            with torch_warnings(phase), _without_optimizer_steps(trainer, phase):
                 result = step(batch)
         finally:
             for loss in losses:

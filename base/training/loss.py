@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.metric import StepResult, outputs_and_targets
 from base.training.broadcast import NoBroadcast, eager, name_of
@@ -85,7 +85,7 @@ class CountedLoss:
         outputs, targets = outputs_and_targets(args, kwargs)
         if isinstance(outputs, Tensor):
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
-        if torch.compiler.is_compiling() or not self.phase_to_check:
+        if torch.compiler.is_compiling() or not self.phase_to_check or is_compiled(self.func):
             return self._value(outputs, targets, args, kwargs)
         with eager(), NoBroadcast(f"the loss {self.name}", self.phase_to_check, outputs, targets):
             return self._value(outputs, targets, args, kwargs)
@@ -111,6 +111,12 @@ class CountedLoss:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__.get("loss"), name)
+
+
+def is_compiled(loss: Any) -> bool:
+    """Whether torch's compiler runs a loss. A first batch that ran it as written would not be exact on resume."""
+    calls = [loss, *([loss.forward, loss._compiled_call_impl] if isinstance(loss, nn.Module) else [])]
+    return any(hasattr(call, "_torchdynamo_orig_callable") for call in calls)
 
 
 def losses_in(criterion: Any) -> list[CountedLoss]:

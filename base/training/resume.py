@@ -169,7 +169,7 @@ def _report(trainer: BaseTrainer, changed: Sequence[Change], since: Sequence[Cha
     """changed: from the run's config.json; since: from the checkpoint."""
     for change in changed:
         if trainer.finished():
-            trainer.console.warn(f"the run is finished; it is not trained further with {change}")
+            trainer.console.warn(f"no effect, since the run is finished: {change}")
         else:
             trainer.console.info(f"resumed with {change}")
     for change in since:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from base.data.images.cache import files_below
 from utils.errors import DataError
 
 ARRAYS = (".npy", ".npz")
@@ -56,22 +57,11 @@ def _in_archive(word: str) -> bool:
 
 
 def _add(name: str, suffixes: Sequence[str], found: Found) -> None:
-    """Add a file, or the files below a folder, sorted by name; skips hidden files, and links to a folder above."""
+    """Add a file, or the files below a folder."""
     if not Path(name).is_dir():
         found.files.append(name)
         return
-
-    def unreadable(error: OSError) -> None:
-        found.problems.append(f"{error.filename}: {error.strerror}")
-
-    for folder, folders, files in os.walk(name, onerror=unreadable, followlinks=True):
-        here = Path(folder).resolve()
-        above = {here, *here.parents}
-        folders[:] = sorted(
-            each for each in folders if not each.startswith(".") and Path(folder, each).resolve() not in above
-        )
-        for file in sorted(files):
-            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
-                found.files.append(str(Path(folder, file)))
-            else:
-                found.skipped += not file.startswith(".")
+    files = files_below(Path(name), lambda error: found.problems.append(f"{error.filename}: {error.strerror}"))
+    inputs = [file for file in files if file.lower().endswith(tuple(suffixes))]
+    found.files += inputs
+    found.skipped += len(files) - len(inputs)

@@ -102,11 +102,15 @@ class ImageCache:
             yield
 
 
-def files_below(folder: Path) -> list[str]:
-    """The files below a folder, sorted by folder and name; hidden ones are skipped, links to folders not followed."""
+def files_below(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[str]:
+    """The files below a folder, sorted by folder and name; hidden ones and links to a folder above are skipped.
+
+    on_error: called for a folder that cannot be read, which is skipped too.
+    """
     found = []
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for path, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        above = {Path(path).resolve(), *Path(path).resolve().parents}
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(path, name).resolve() not in above]
         found += [(path, name) for name in names if not name.startswith(".")]
     return [f"{path}/{name}" for path, name in sorted(found)]
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
-ORIENTATION = 0x0112  # a tag of EXIF
+ORIENTATION = 0x0112  # tags of EXIF and TIFF
+S_MAX_SAMPLE_VALUE = 341
 FLAT = 3  # largest range of pixel values in an image that shows nothing
 MOST_NAMED = 1000  # unreadable files named in a message
 
@@ -90,7 +91,8 @@ def read_image(image: "str | Pixels", *, size: int, white: float | None = None) 
     Transparent pixels become white. Raises what Pillow raises, or ValueError.
 
     image: a path, or pixels in bytes, (H, W, 3) or (H, W).
-    white: in grey images of more than 8 bits, the value of white; 0 is black. None: 65535. Floats need a value.
+    white: in grey images of more than 8 bits, the value of white; 0 is black. None: that of the TIFF tag
+        SMaxSampleValue, or else 65535. Floats need one of the two.
     """
     from PIL import Image, ImageOps
 
@@ -126,11 +128,17 @@ def _to_rgb(image: "Image.Image", white: float | None) -> "Image.Image":
     from PIL import Image
 
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would make everything above 255 white
-        return Image.fromarray(_to_bytes(np.asarray(image), white)).convert("RGB")
+        return Image.fromarray(_to_bytes(np.asarray(image), white or _white(image))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _white(image: "Image.Image") -> float | None:
+    value = getattr(image, "tag_v2", {}).get(S_MAX_SAMPLE_VALUE)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
 
 def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 
 from base.data.images.folder import read_image
@@ -310,6 +310,16 @@ def test_grey_of_more_than_8_bits_goes_from_black_to_white(
 ) -> None:
     Image.fromarray(gradient(dtype, stored)).save(tmp_path / name)
     found = read_image(str(tmp_path / name), size=16, **args)[:, :, 0]
+    assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.int32, 255), (np.float32, 1)])
+def test_a_tiff_that_says_what_is_white_is_read_so(tmp_path: Path, dtype: Any, white: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[341] = float(white)
+    tags.tagtype[341] = 12
+    Image.fromarray(gradient(dtype, white)).save(tmp_path / "said.tiff", tiffinfo=tags)
+    found = read_image(str(tmp_path / "said.tiff"), size=16)[:, :, 0]
     assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
 
 

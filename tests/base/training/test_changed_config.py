@@ -623,7 +623,7 @@ def test_a_change_of_a_finished_run_has_no_effect(fit: Fit, capsys: pytest.Captu
     capsys.readouterr()
     train.main(["-r", str(run), "--lr=0.5"])
     printed = capsys.readouterr()
-    assert "the run is finished; it is not trained further with optimizer.args.lr 0.1 -> 0.5" in printed.err
+    assert "no effect, since the run is finished: optimizer.args.lr 0.1 -> 0.5" in printed.err
     assert "resumed with" not in printed.out
     for change in ("trainer.monitor=min val_loss", "trainer.monitor=null"):
         with pytest.raises(UserError, match=r"monitor: .* cannot change once a run is finished; .*trainer.epochs=N"):
@@ -640,7 +640,7 @@ def test_a_run_that_stopped_early_says_what_its_changes_do(fit: Fit, capsys: pyt
     capsys.readouterr()
     train.main(["-r", str(run), "trainer.epochs=20"])
     printed = capsys.readouterr()
-    assert "the run is finished; it is not trained further with trainer.epochs 9 -> 20" in printed.err
+    assert "no effect, since the run is finished: trainer.epochs 9 -> 20" in printed.err
     assert "resumed with" not in printed.out
     changes = ["trainer.epochs=20", "trainer.early_stop=1", "trainer.monitor=max val_loss"]
     with pytest.raises(UserError, match=r"monitor: .* cannot change .*; stopped early: .*early_stop=N"):

@@ -142,12 +142,30 @@ def distance(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.dist(outputs, targets)
 
 
+class Direct(Trainer):
+    """Calls a loss of torch by itself."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = F.mse_loss(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
 _registered = registering(
     (MODELS, Squeezed, Normalised),
     (DATA_LOADERS, Lines),
     (LOSSES, own_loss, distance, F.smooth_l1_loss, F.gaussian_nll_loss),
     (METRICS, own_metric),
+    (TRAINERS, Direct),
 )
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_loss_that_the_trainer_calls_by_itself_is_refused_too(fit: Fit) -> None:
+    with pytest.raises(ConfigError, match=r"a loss compares outputs of shape \(10,\) with targets of shape \(10, 1\)"):
+        fit("trainer.type=Direct", **regression())
 
 
 def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:

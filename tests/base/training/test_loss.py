@@ -358,13 +358,15 @@ def test_losses_over_samples_have_no_count() -> None:
     assert count_targets(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), weight=None, ignore=IGNORED) == 4
 
 
-def test_a_forward_of_its_own_needs_a_count(fit: Fit) -> None:
+def test_a_forward_of_its_own_needs_a_count_if_targets_do_not_count_alike(fit: Fit) -> None:
     class Own(nn.CrossEntropyLoss):
         def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return super().forward(outputs, targets)
 
-    with temporarily(LOSSES, Own), pytest.raises(ConfigError, match=r"loss: Own averages .* add a method count"):
+    with temporarily(LOSSES, Own):
         fit(loss="Own")
+        with pytest.raises(ConfigError, match=r"loss: Own may average .* add a method count"):
+            fit(loss={"type": "Own", "args": {"weight": [1.0, 2.0, 3.0]}})
 
 
 class ReturnsItsLoss(Trainer):
