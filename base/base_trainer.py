@@ -16,7 +16,7 @@ from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.metric import check_loss
 from base.training.epoch_start import prepare_epoch
-from base.training.evaluation import check_returned, check_unmeasured
+from base.training.evaluation import check_returned
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_epoch_was_counted,
@@ -41,7 +41,7 @@ from utils import checkpoint
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
 from utils.prepare import wrap_model
-from utils.schema import TrainerConfig
+from utils.schema import TrainerConfig, validation_names
 
 
 class BaseTrainer(Checkpointed):
@@ -319,7 +319,6 @@ class BaseTrainer(Checkpointed):
             optimizer.schedule.after_epoch(monitored)
         self.observer.end_epoch(self, values)
         self.train_metrics.reset()
-        self.unmeasured.clear()
         progress.epoch_steps, progress.trained = 0, False
         if best or self.finished() or progress.epochs % settings.save_period == 0:
             self.save()
@@ -327,6 +326,7 @@ class BaseTrainer(Checkpointed):
     def monitored(self, values: dict[str, float]) -> float | None:
         """The value named by ``trainer.monitor``; None if nothing is monitored, or if it was not measured this time."""
         name = self.settings.monitored_name
-        if name and name not in values:
-            check_unmeasured(self, name, values)
+        sometimes = [each for log in self.logs for each in (log, *validation_names(log, self.training.validation))]
+        if name and name not in values and (name not in sometimes or f"val_{name}" in values):
+            raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(values)}")
         return values.get(name)

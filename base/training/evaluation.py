@@ -1,6 +1,6 @@
 """The loop of validation and test."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,8 +21,7 @@ from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError
 from utils.random import isolated
-from utils.schema import TrainerConfig, validation_names
-from utils.text import closest
+from utils.schema import TrainerConfig
 
 
 class EvaluationLoop(TrainerInterface):
@@ -35,8 +34,6 @@ class EvaluationLoop(TrainerInterface):
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.observer = Observer()  # that of the outputs, once training begins
-        self.unmeasured: set[str] = set()
-        """Names of values that are None this time, as they are not measured in every epoch."""
         self.first_batches = FirstBatches()
 
     def validate(self) -> dict[str, float]:
@@ -81,7 +78,6 @@ class EvaluationLoop(TrainerInterface):
                 observer.evaluated(batches.part(batch_range), data, result)
                 del result  # its outputs would take memory while the next batch's are computed
         observer.end_evaluation()
-        self.unmeasured |= metrics.unmeasured
         return metrics.compute()
 
     @contextmanager
@@ -135,32 +131,8 @@ def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
 
     Raises ConfigError if it is not a dict of numbers by name.
     """
-    if not isinstance(values, dict):
-        found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(
-            f"{type(trainer).__name__}.{method} returned {found}; expected a dict of numbers by name, as from "
-            f"super().{method}"
-        )
     returned = f"{type(trainer).__name__}.{method} returned"
-    trainer.unmeasured |= {str(name) for name, value in values.items() if value is None}
-    return {
-        str(name): float(single_number(value, f'{returned} "{name}"'))
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def check_unmeasured(trainer: Any, name: str, values: Collection[str]) -> None:
-    """Raise ConfigError unless a monitored value that is not among the names of these was not measured this time."""
-    sets = trainer.training.validation
-    in_validation = (validation_names(each, sets) for each in trainer.unmeasured)
-    unmeasured = set[str](trainer.train_metrics.unmeasured).union(*in_validation)
-    if name in unmeasured:
-        return
-    names = [*values, *sorted(unmeasured)]
-    if any(name in validation_names(each, sets) for each in trainer.logs):
-        meant = f"; let {type(trainer).__name__} log it in each epoch, as None where it is not measured"
-    else:
-        close = closest(name, names)
-        meant = f'; did you mean "{close}"?' if close else ""
-    raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(names)}{meant}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{returned} {values!r:.100}; expected a dict of numbers by name, as from super().{method}")
+    measured = {str(name): value for name, value in values.items() if value is not None}
+    return {name: float(single_number(value, f'{returned} "{name}"')) for name, value in measured.items()}

@@ -45,7 +45,10 @@ class FiniteLosses:
             return
         step, loss, ranges = found
         where = f"epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}"
-        advice = _what_to_try(trainer, step)
+        advice = (
+            "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32. If it is the first "
+            "step, look for a log, sqrt or division at 0, and for targets that the loss does not accept."
+        )
         extra = find_extra("advice")
         if extra and (broken := extra.broken_samples(batches, ranges)):
             what = f"values of {count(len(broken), 'sample')} among these are not finite: {listed(broken)}"
@@ -54,22 +57,6 @@ class FiniteLosses:
         if any(checkpoints.glob("step-*")):
             message += f"\nThe checkpoints in {checkpoints} are from before that step."
         raise DivergedError(message)
-
-
-def _what_to_try(trainer: Any, step: int) -> str:
-    """step: of the loss that is not finite; the first of a run is 1."""
-    precision = "runtime.precision=fp32" if trainer.runtime.dtype else ""
-    if step == 1:
-        advice = (
-            "No weight has changed yet: look for a log, sqrt or division at 0 in the model and the loss, for inputs or "
-            "targets that are too large, and for targets that the loss does not accept"
-        )
-        return f"{advice}, or try {precision}." if precision else f"{advice}."
-    optimizers = trainer.training.optimizers.values()
-    rate = "lower learning rates" if trainer.training.several else "a lower learning rate (--lr)"
-    clipping = "" if any(each.clips for each in optimizers) else "trainer.clip_grad_norm=1"
-    options = " or ".join(filter(None, (rate, clipping, precision)))
-    return f"Try {options}, and check these samples for targets that the loss does not accept."
 
 
 def samples_of(batches: Batches, ranges: Iterable[BatchRange]) -> str:

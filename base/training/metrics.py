@@ -143,8 +143,6 @@ class Metrics:
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
         self.loss_weights = dict(loss_weights or {})
-        self.unmeasured = set[str]()
-        """Names of values that a step logged as None."""
         self.phase_to_check = ""
         """The phase whose first batch is next; its shapes and values are then checked."""
 
@@ -157,7 +155,6 @@ class Metrics:
         if self.loss_weights and not hasattr(result.loss, "averaged_over"):  # the step returned something else
             self.loss_weights = {}
         if not samples:
-            self.unmeasured |= {name for name in self.logs if result.log.get(name, 0) is None}
             return
         if self.sum_loss:
             self.means["loss"].add(to_scalar(result.loss), weight=share)
@@ -170,8 +167,7 @@ class Metrics:
         for name, value in result.log.items():
             if name not in self.logs:
                 raise ConfigError(f'the trainer logs "{name}", which is missing from its class attribute "logs"')
-            if value is None:
-                self.unmeasured.add(name)
+            if value is None:  # not measured this time
                 continue
             number = to_scalar(single_number(value, f'the trainer logs "{name}"'))
             count = getattr(value, "averaged_over", None)  # of a loss
@@ -212,7 +208,6 @@ class Metrics:
         return values | {"loss": sum(parts)} if parts else values
 
     def reset(self) -> None:
-        self.unmeasured.clear()
         for metric in self._all().values():
             metric.reset()
 

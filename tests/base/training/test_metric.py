@@ -224,14 +224,6 @@ def test_a_metric_function_gives_one_number_a_sample() -> None:
         made.update(StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
 
 
-def test_a_process_without_samples_knows_what_was_not_measured_too() -> None:
-    """So that all processes take the same decision about the monitored value."""
-    made = Metrics({}, {}, logs=("score", "spread"))
-    result = StepResult(torch.tensor(1.0), OUTPUTS[:2], TARGETS[:2], log={"score": None, "spread": 1.0})
-    made.update(result, samples=0, share=0.0)
-    assert made.unmeasured == {"score"}
-
-
 def test_a_library_metric_that_is_not_a_number_is_refused() -> None:
     from torchmetrics import ConfusionMatrix
 

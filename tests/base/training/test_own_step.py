@@ -947,9 +947,9 @@ def test_a_validation_of_ones_own_that_returns_no_number_is_named(
     [
         (
             ValidatesForNothing,
-            r"ValidatesForNothing.validate returned nothing; expected a dict of numbers by name, as from super",
+            r"ValidatesForNothing.validate returned None; expected a dict of numbers by name, as from",
         ),
-        (EvaluatesToANumber, "EvaluatesToANumber.evaluate returned a float; expected a dict of numbers by name"),
+        (EvaluatesToANumber, r"EvaluatesToANumber.evaluate returned \d.*; expected a dict of numbers by name"),
     ],
 )
 def test_a_validation_of_ones_own_returns_the_values(fit: Fit, kind: type[Trainer], says: str, sets: str) -> None:
@@ -1004,47 +1004,42 @@ def test_a_mistake_in_the_validation_costs_no_epoch(
     assert trained.steps == whole.steps
 
 
-class Forgetful(Trainer):
-    """Does not log what it says."""
+class OnlySpread(Trainer):
+    """Its validation returns no loss."""
 
-    logs = ("beta",)
+    logs = ("spread",)
 
-
-def test_a_monitored_value_that_nothing_logs_costs_no_epoch(
-    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monitor = "trainer.monitor=min val_loss"
-    with pytest.raises(ConfigError, match=r"trainer\.monitor: no step has logged val_beta; expected one of: loss, "):
-        fit("trainer.type=Forgetful", "trainer.epochs=2", "trainer.monitor=min val_beta")
-    assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
-    (run,) = (tmp_path / "saved/small").iterdir()
-    train.main(["-r", str(run), monitor])
-    whole = fit("trainer.type=Forgetful", "trainer.epochs=2", monitor)
-    assert same(state(run)["model"], state(whole.run_dir)["model"])
-    assert lines(run) == lines(whole.run_dir)
+    def validate(self) -> dict[str, float]:
+        return {"spread": 1.0}
 
 
-class Similar(Trainer):
-    """Measures a value in no epoch, and never logs one whose name has the same end."""
+class NeverMeasures(Trainer):
+    """Measures a value in no epoch."""
 
-    logs = ("my_bleu", "bleu")
+    logs = ("bleu",)
 
     def evaluate(self, *args: Any, **more: Any) -> dict[str, Any]:
         return super().evaluate(*args, **more) | {"bleu": None}
 
 
-def test_a_monitored_value_is_not_taken_for_one_with_the_same_end(fit: Fit) -> None:
-    missing = r"trainer\.monitor: no step has logged val_my_bleu; .* let Similar log it in each epoch, as None where"
-    with pytest.raises(ConfigError, match=missing):
-        fit("trainer.type=Similar", "trainer.epochs=1", "trainer.monitor=max val_my_bleu")
+def test_a_monitored_value_that_nothing_logs_costs_no_epoch(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = "trainer.monitor=min val_spread"
+    with pytest.raises(ConfigError, match=r"trainer\.monitor: no step has logged val_loss; expected one of: loss, "):
+        fit("trainer.type=OnlySpread", "trainer.epochs=2", "trainer.monitor=min val_loss")
+    assert "step 5 is saved; -r starts with the validation after it" in capsys.readouterr().err
+    (run,) = (tmp_path / "saved/small").iterdir()
+    train.main(["-r", str(run), monitor])
+    whole = fit("trainer.type=OnlySpread", "trainer.epochs=2", monitor)
+    assert same(state(run)["model"], state(whole.run_dir)["model"])
+    assert lines(run) == lines(whole.run_dir)
 
 
 def test_a_value_that_is_measured_in_no_epoch_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ("trainer.type=Similar", "trainer.epochs=2", "trainer.early_stop=1")
+    keys = ("trainer.type=NeverMeasures", "trainer.epochs=2", "trainer.early_stop=1")
     assert fit(*keys, "trainer.monitor=max val_bleu").epochs == 2
     assert "none: val_bleu was not measured in any epoch, so no best.pth was saved" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r'no step has logged bleu; .*, val_bleu; did you mean "val_bleu"\?'):
-        fit(*keys, "trainer.monitor=max bleu")
 
 
 class Seldom(Trainer):
@@ -1164,7 +1159,7 @@ class PlaysEpisodes(Trainer):
 def test_a_validation_of_ones_own_needs_no_validation_data(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["data_loader.args.validation_split=0", "trainer.type=PlaysEpisodes", "trainer.monitor=max val_episode"]
     run = fit(*overrides, "trainer.tensorboard=true")
-    with pytest.raises(ConfigError, match=r'logged episode; expected one of: .*did you mean "val_episode"\?'):
+    with pytest.raises(ConfigError, match=r"logged episode; expected one of: .*val_episode"):
         fit(*overrides[:2], "trainer.monitor=max episode")
     assert run.best == max(epoch["val_episode"] for epoch in run.history)
     shown = unquote(capsys.readouterr().out)
