@@ -19,7 +19,6 @@ from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.extras import find_extra
 from utils.optimizers import parameters_in
-from utils.text import count
 from utils.tree import describe_batch
 from utils.user_code import format_error, raised_by_user, user_line
 
@@ -95,16 +94,10 @@ def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
     trained = set(map(id, trainer.training.parameters))
 
     def refuse(optimizer: Optimizer, *_: Any) -> None:
-        step = f"{type(trainer).__name__}.train_step"
-        if optimizer is trainer.training.optimizer:
-            raise ConfigError(
-                f"{step} calls optimizer.step(), which the base class does after each train_step; leave it out, and "
-                "optimizer.zero_grad() too"
-            )
         if any(id(parameter) in trained for parameter in parameters_in(optimizer)):
             raise ConfigError(
-                f"{step} steps an optimizer of its own, but the config's optimizer trains the same parameters after "
-                "each train_step; leave it out, or name several optimizers in the config (docs/training.md)"
+                f"{type(trainer).__name__}.train_step steps parameters that the config's optimizer steps after it; "
+                "leave out optimizer.step() and zero_grad(), or name several optimizers (docs/training.md)"
             )
 
     hook = register_optimizer_step_pre_hook(refuse)
@@ -130,28 +123,24 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
             f"torch.use_deterministic_algorithms) requires one\n{line}\n"
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
-    advice = find_extra("advice")
+    size = micro_batch.range.size
     if phase not in trainer.first_batches.unchecked:
-        size, steps = micro_batch.range.size, trainer.progress.steps
-        when = f"{phase} failed" + (f" after step {steps:,}" if steps else "")  # none in test.py
-        if size < batches.batch_size and not isinstance(error, IndexError):
-            return TrainingError(
-                f"{when}, with the last batch of the data, which has "
-                f"{count(size, 'sample')} instead of {batches.batch_size}: {_reason(error)}\n{line}\n"
-                "Does the code expect full batches, as with squeeze(), which removes a batch dimension of 1, or "
-                "view(64, ...)?" + (" data_loader.args.drop_last=true leaves it out." if phase == "training" else "")
-            )
-        cause = advice.usual_cause(error) if advice else ""
-        if not cause or not isinstance(error, IndexError):  # others depend on the code, not on the samples
-            return error
-        samples = samples_of(batches, [micro_batch.range])
-        return TrainingError(f"{when}, with {samples}: {error}\n{line}\nThe usual cause is {cause}.")
+        smaller = size < batches.batch_size
+        if not smaller and not isinstance(error, IndexError):
+            return error  # it depends on the code, not on the samples
+        after = f" after step {trainer.progress.steps:,}" if trainer.progress.steps else ""  # none in test.py
+        last = f", the last {size} of the data where other batches have {batches.batch_size}" if smaller else ""
+        message = (
+            f"{phase} failed{after}, with {samples_of(batches, [micro_batch.range])}{last}: {_reason(error)}\n{line}"
+        )
+        drop = "\ndata_loader.args.drop_last=true leaves them out." if smaller and phase == "training" else ""
+        return TrainingError(message + drop)
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
     line = line or f"  {format_error(error)}"
     first = "the first batch" if phase == "training" else f"the first batch of the {phase}"
     what = f"{first} ({describe_batch(micro_batch.data)}) failed in the model, the loss or a metric"
-    if advice:
+    if advice := find_extra("advice"):
         further = advice.step_advice(trainer, error, micro_batch.data)
     else:
         further = DO_THEY_MATCH if may_not_match(error) else ""
@@ -254,20 +243,16 @@ def check_loss_was_called(trainer: Any) -> None:
     losses = losses_in(trainer.experiment.criterion)
     if not losses or any(loss.called for loss in losses):
         return
-    name = type(trainer).__name__
     raise ConfigError(
-        f"loss: {name}.train_step does not call self.criterion, so the loss in the config has no effect; call it, "
-        'or set "loss" to null'
+        f"loss: {type(trainer).__name__}.train_step does not call self.criterion, so the loss in the config has no "
+        'effect; call it, or set "loss" to null'
     )
 
 
 def check_first_backward(trainer: Any) -> None:
     """At the first ``self.backward``, raise ConfigError if a BaseTrainer's step has already computed gradients."""
-    if not trainer.several_optimizers and any(each.grad is not None for each in trainer.training.parameters):
-        raise ConfigError(
-            f"{type(trainer).__name__}.train_step computes gradients before self.backward(loss), which adds its own to "
-            "them; call self.backward in place of loss.backward(), once for each loss"
-        )
+    if not trainer.several_optimizers:
+        _check_gradients(trainer)
     trainer.first_batches.calls_backward = True
 
 
@@ -276,10 +261,15 @@ def check_backward_was_called(trainer: Any) -> None:
 
     Allowed if nothing has to be weighted or scaled.
     """
-    if trainer.first_batches.calls_backward or not (trainer.waits_for_count or trainer.runtime.scaled):
-        return
+    if not trainer.first_batches.calls_backward and (trainer.waits_for_count or trainer.runtime.scaled):
+        _check_gradients(trainer)
+
+
+def _check_gradients(trainer: Any) -> None:
+    """Raise ConfigError if there are gradients that ``self.backward`` has not computed."""
     if any(parameter.grad is not None for parameter in trainer.training.parameters):
         raise ConfigError(
-            f"{type(trainer).__name__}.train_step does not call self.backward(loss), which weights gradients over "
-            "micro-batches and processes and scales them for fp16; call it in place of loss.backward()"
+            f"{type(trainer).__name__}.train_step computes gradients without self.backward(loss), which weights them "
+            "over micro-batches and processes and scales them for fp16; call it in place of loss.backward(), once for "
+            "each loss"
         )

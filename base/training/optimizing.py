@@ -53,15 +53,10 @@ class OpenStep:
     """The current micro-batch; the first is 1."""
     size: int = 0
     """Its number of samples."""
-    used: set[tuple[str, ...]] = field(default_factory=set)
+    used: list[tuple[str, ...]] = field(default_factory=list)
     """The blocks that it has used."""
     count: Tensor | float | None = None
     """What the config's loss was averaged over in it, once an optimizer has used the loss; None: samples."""
-
-    def begin_micro_batch(self, number: int, size: int) -> None:
-        self.number, self.size = number, size
-        self.used = set()
-        self.count = None
 
     @property
     def is_last(self) -> bool:
@@ -93,10 +88,10 @@ class SeveralOptimizers:
             trainer.runtime.zero_grad(optimizer.optimizer)
         try:
             for number, micro_batch in enumerate(batches.micro_batches, start=1):
-                step.begin_micro_batch(number, micro_batch.size)
+                step.number, step.size, step.used, step.count = number, micro_batch.size, [], None
                 trainer.run_micro_batch(micro_batch, step_loss)
-                if left_out := step.losses.keys() - step.used:
-                    raise _only_sometimes(min(left_out), step)
+                if set(step.used) != step.losses.keys():
+                    raise _differs(step)
         finally:
             self.step, self.current = None, ()
             self._without_block.pop_all()  # of a step that failed
@@ -125,14 +120,13 @@ class SeveralOptimizers:
         if self.current:
             raise ConfigError(
                 f"{_block(names)} inside {_block(each.name for each in self.current)}; let one block follow the other, "
-                f"and compute in each the loss that both train on, or step both at once: {_block(optimizers)}"
+                f"or step both at once: {_block(optimizers)}"
             )
         if self.step is not None:
             self._begin_block(names, self.step)
-        current = [optimizers[name] for name in names]
+        self.current = current = [optimizers[name] for name in names]
         own = {id(parameter) for optimizer in current for parameter in optimizer.parameters}
         others = [each for each in self.trainer.training.parameters if id(each) not in own and each.requires_grad]
-        self.current = current
         try:
             for parameter in others:
                 parameter.requires_grad_(False)
@@ -148,14 +142,11 @@ class SeveralOptimizers:
             self._step_optimizers(names, current, self.step)
 
     def _begin_block(self, names: tuple[str, ...], step: OpenStep) -> None:
-        if step.batches.num_micro_batches > 1 and any(not set(names).isdisjoint(each) for each in step.used):
-            raise ConfigError(
-                f"{_block(names)} cannot be used twice in a step with trainer.accumulate_steps above 1; "
-                "let the others step less often instead, as in: if (self.progress.steps + 1) % 5 == 0"
-            )
-        step.used.add(names)
-        if step.number > 1 and names not in step.losses:
-            raise _only_sometimes(names, step)
+        several = step.batches.num_micro_batches > 1
+        twice = any(not set(names).isdisjoint(each) for each in step.used)
+        step.used.append(names)
+        if several and (twice or (step.number > 1 and names not in step.losses)):
+            raise _differs(step)
         if step.number == 1:
             for name in names:
                 self.trainer.runtime.zero_grad(self.trainer.training.optimizers[name].optimizer)
@@ -221,9 +212,11 @@ def _block(names: Iterable[str]) -> str:
     return f"self.optimizing({', '.join(map(repr, names))})"
 
 
-def _only_sometimes(names: tuple[str, ...], step: OpenStep) -> ConfigError:
+def _differs(step: OpenStep) -> ConfigError:
+    """For blocks that some micro-batches use twice or not at all."""
+    used, others = (" and ".join(map(_block, blocks)) or "no block" for blocks in (step.used, step.losses))
     return ConfigError(
-        f"{_block(names)} is used for some of the {step.batches.num_micro_batches} micro-batches of a step "
-        "(trainer.accumulate_steps), so that gradients would be lost; use it for each of them or for none, as by "
+        f"micro-batch {step.number} of {step.batches.num_micro_batches} uses {used}, and the first one {others}. "
+        "With trainer.accumulate_steps, use each block once in all micro-batches of a step or in none, as by "
         "self.progress.steps, which counts whole steps"
     )

@@ -125,7 +125,7 @@ def test_a_view_of_an_output_in_channels_last_is_explained(fit: Fit) -> None:
 def test_gradients_without_self_backward_are_refused_where_they_would_be_wrong(fit: Fit) -> None:
     plain = lines(fit("trainer.type=PlainBackward").run_dir)
     assert [line["loss"] for line in plain] == [line["loss"] for line in lines(fit().run_dir)]
-    with pytest.raises(ConfigError, match=r"PlainBackward.train_step does not call self.backward\(loss\)"):
+    with pytest.raises(ConfigError, match=r"PlainBackward.train_step computes gradients without self.backward\(loss\)"):
         fit("trainer.type=PlainBackward", "trainer.accumulate_steps=2")
 
 
