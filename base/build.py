@@ -3,7 +3,7 @@
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -68,10 +68,6 @@ def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | Non
     data = build_data_loader(loaded)
     with process_group.main_process_first():
         facts = call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
-    if other := [key for key in facts if not isinstance(key, str)]:
-        raise loaded.error(
-            ("data_loader",), f"{type(data).__name__}.facts has a name that is not a string: {other[0]!r}"
-        )
     return loaded.with_facts(facts), data
 
 
@@ -87,21 +83,14 @@ def _data_loader(loaded: LoadedConfig, component: Component, path: KeyPath) -> B
 
 
 def build_model(loaded: LoadedConfig) -> nn.Module:
-    """The model with its initial weights, determined by the seed. Raises ConfigError if some have no shape yet."""
+    """The model with its initial weights, determined by the seed. Raises ConfigError if some have no values yet."""
     seed_generators(loaded.config.seed, "model")
     model = construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
-    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
-    if lazy:
-        message = (
-            f"{loaded.config.model.type} has lazy layers, whose weights get a shape only in their first batch: "
-            f"{listed(lazy)}. Give their input sizes, or call the model on zeros once in its constructor"
-        )
-        raise loaded.error(("model",), message)
     named = itertools.chain(model.named_parameters(), model.named_buffers())
-    if without_values := [name for name, tensor in named if tensor.is_meta]:
+    if without_values := [name for name, tensor in named if nn.parameter.is_lazy(tensor) or tensor.is_meta]:
         message = (
-            f"{loaded.config.model.type} has tensors on device meta, without values: {listed(without_values)}. Create "
-            "them on the CPU in its constructor"
+            f"{loaded.config.model.type} has tensors without values: {listed(without_values)}. Call lazy layers on "
+            "zeros once in its constructor, and create tensors on the CPU, not on device meta"
         )
         raise loaded.error(("model",), message)
     if unregistered := unregistered_weights(model):
@@ -123,11 +112,9 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
 
     process_group = runtime.process_group
     _check_processes(loaded, process_group)
-    data, model, (criterion, sum_loss) = _build_all(
-        lambda: build_data_loader(loaded) if data is None else data,
-        lambda: build_model(loaded),
-        lambda: build_loss(loaded, runtime.device),
-    )
+    data = build_data_loader(loaded) if data is None else data
+    model = build_model(loaded)
+    criterion, sum_loss = build_loss(loaded, runtime.device)
     data.device = runtime.device
     prepare_model(runtime, model)
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
@@ -210,15 +197,13 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
 def _check_without_validation(loaded: LoadedConfig) -> None:
     """Raise ConfigError if the config needs validation data."""
     settings = loaded.config.trainer
-    problem = "needs validation data, but there is none: data_loader.args.validation_split is 0; set it, or"
-    validate = getattr(TRAINERS[settings.type], "validate", None)
-    if validate is not BaseTrainer.validate:
+    if getattr(TRAINERS[settings.type], "validate", None) is not BaseTrainer.validate:
         return  # which may use no validation data
+    message = "needs validation data, but there is none: data_loader.args.validation_split is 0"
     if settings.monitored_name.startswith("val_"):
-        message = f'"{settings.monitor}" {problem} monitor a training value, as in "min loss"'
         raise loaded.error(("trainer", "monitor"), message)
     if settings.validate_every_steps:
-        raise loaded.error(("trainer", "validate_every_steps"), f"{problem} leave validate_every_steps out")
+        raise loaded.error(("trainer", "validate_every_steps"), message)
 
 
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
@@ -251,19 +236,6 @@ def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, d
     return call(loaded, (*path, "args"), component.type, make, Batches)
 
 
-def _build_all(*makes: Callable[[], Any]) -> list[Any]:
-    """The result of each function. Errors from several are raised as one."""
-    made, errors = [], list[UserError]()
-    for make in makes:
-        try:
-            made.append(make())
-        except UserError as error:
-            errors.append(error)
-    if errors:
-        raise type(errors[0])("\n\n".join(map(str, errors))) from errors[0]
-    return made
-
-
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training: bool = False) -> Metrics:
     functions, library, definitions = {}, dict[str, LibraryMetric](), {}
     losses = loaded.config.losses
@@ -275,20 +247,12 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training
         make = functools.partial(component, **args)
         definitions[name] = metric.model_dump(exclude={"training"} if metric.entry else {"training", "entry"})
         if inspect.isclass(component):
-            made = call(loaded, ("metrics", index), metric.type, make, object)
-            if not isinstance(made, nn.Module):
-                message = (
-                    f"{metric.type} is a class; a metric is a function, or a class derived from torchmetrics.Metric"
-                )
-                raise loaded.error(("metrics", index), message)
+            made: nn.Module = call(loaded, ("metrics", index), metric.type, make, nn.Module)
             loss = losses[key].type if (key := metric.entry or "") in losses else ""
             library[name] = LibraryMetric(name, cast("Any", made.to(runtime.device)), loss, entry=metric.entry)
         else:
             functions[name] = functools.partial(of_entry, make, name, metric.entry) if metric.entry else make
     logs = getattr(TRAINERS[loaded.config.trainer.type], "logs", ())
-    if isinstance(logs, str):
-        message = f'{loaded.config.trainer.type}.logs is a string; expected a tuple of names: logs = ("{logs}",)'
-        raise loaded.error(("trainer",), message)
     weights = {name: loss.weight for name, loss in losses.items() if name}
     return Metrics(
         functions,

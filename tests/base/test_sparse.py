@@ -185,7 +185,6 @@ def test_a_sparse_buffer_whose_values_become_more_is_resumed(fit: Fit, kind: str
         half = fork(whole.run_dir, 7)
         train.main(["-r", str(half)])
         load_script("test").main(["-r", str(half)])
-        fit("--init-from", str(half), model=growing)
     assert lines(half) == lines(whole.run_dir)
     assert same(state(half)["model"], state(whole.run_dir)["model"])
 
@@ -244,7 +243,7 @@ def test_a_buffer_that_no_checkpoint_can_hold_is_named(fit: Fit) -> None:
     with temporarily(MODELS, OnGraph):
         with pytest.raises(UserError, match=r"model\.edges is a nested tensor, .* only with layout=torch\.jagged"):
             fit(model=model("nested"))
-        with pytest.raises(ConfigError, match=r"OnGraph has tensors on device meta, without values: edges\. Create"):
+        with pytest.raises(ConfigError, match=r"OnGraph has tensors without values: edges\. "):
             fit(model=model("meta"))
         with pytest.raises(UserError, match="contains itself"):
             fit(model=model("coo", extra="itself"))

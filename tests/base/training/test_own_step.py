@@ -127,10 +127,6 @@ class Crosses(Trainer):
         super().__init__(settings, experiment)  # type: ignore[arg-type]
 
 
-class LogsAString(Trainer):
-    logs = "top1"
-
-
 class StepsItsOwnOptimizer(Trainer):
     def train_step(self, batch: Any) -> StepResult:
         result = super().train_step(batch)
@@ -369,7 +365,6 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
             "Wraps.__init__ sets self.model to another one than the config's, .*; wrap it in a model of your own",
         ),
         ("Crosses", r"super\(\).__init__\(experiment, settings\), in this order"),
-        ("LogsAString", r'LogsAString.logs is a string; expected a tuple of names: logs = \("top1",\)'),
         (
             "SavesOnlyItsOwn",
             r"does not return .* own data, model, optimizer, .*: return {\*\*super\(\).stateful\(\), ",
@@ -478,7 +473,7 @@ def test_other_tensors_and_modules_may_be_kept_in_any_way(fit: Fit, kept: str) -
         ("a_float", r'"a_float" returned type float for 8 samples; .* one number per sample, a tensor of shape \(8,\)'),
         ("an_array", '"an_array" returned type ndarray for 8 samples'),
         ("nothing", '"nothing" returned type NoneType for 8 samples'),
-        ("NoMetric", "NoMetric is a class; a metric is a function, or a class derived from torchmetrics.Metric"),
+        ("NoMetric", "NoMetric should return a Module, but returns NoMetric"),
     ],
 )
 def test_a_metric_that_returns_no_tensor_is_refused(fit: Fit, metric: str, message: str) -> None:
