@@ -12,7 +12,6 @@ import json
 import math
 import shlex
 import sys
-import tempfile
 
 from utils.signals import exit_on_signal
 
@@ -29,11 +28,10 @@ from typing import Any
 from base.base_model import count_parameters
 from base.construct import call
 from base.data.batches import Batches
-from base.load_run import TrainedRun, load_trainer
+from base.load_run import load_trainer
 from base.training.evaluation import check_returned
 from base.training.observer import Observer
 from base.training.resume import latest_run
-from base.training.saved_data import changed_facts, input_facts
 from logger.writers import EventWriter, points
 from utils import cli
 from utils.determinism import restore_kernels
@@ -60,17 +58,6 @@ def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
     return _test(options, command=shlex.join(["python", display_path(PROJECT / "test.py"), *words]))
 
 
-def _changed_facts(run: TrainedRun, overrides: Sequence[str]) -> str:
-    """A warning if the data loader prepares inputs differently than in training, although no override asks for it."""
-    if any(override.startswith("data_loader") for override in overrides):
-        return ""
-    try:
-        data = run.experiment.data
-        return changed_facts(type(data).__name__, run.state["data"], input_facts(data, run.experiment.seed))
-    except Exception:  # of the user's code: a test may lack the training data
-        return ""
-
-
 def _compare(options: argparse.Namespace) -> dict[str, float]:
     overrides = [name for name in options.compare if OVERRIDE.match(name) and not Path(name).exists()]
     if overrides or options.overrides:
@@ -91,7 +78,8 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         test = call(
             run.loaded, ("data_loader",), f"{type(experiment.data).__name__}.test", experiment.data.test, Batches
         )
-        if warning := _changed_facts(run, options.overrides):
+        advice: Any = find_extra("advice")
+        for warning in advice.changed_facts_of_test(run, options.overrides) if advice else ():
             experiment.console.warn(warning)
     test.divide(process_group.rank, process_group.world_size)
     about = {**run.about, "samples": test.num_samples, "overrides": list(options.overrides)}
@@ -140,14 +128,8 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
     with os_errors_as(UserError, f"{folder} cannot be written", advice="; choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    try:
-        with RunFolder(folder).locked("writes a report into it"):
-            yield
-    except TrainingError as error:
-        if not isinstance(error.__cause__, OSError):  # not a file that cannot be written
-            raise
-        raise UserError(f"{error}; make room, or choose another folder with --out") from error
+    with RunFolder(folder).locked("writes a report into it"):
+        yield
 
 
 def _metrics(about: Mapping[str, Any], values: Mapping[str, float]) -> str:

@@ -19,8 +19,7 @@ from tests import forked
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, Fit, lines
 from utils import cli
-from utils.distributed import ProcessGroup
-from utils.errors import TrainingError, UserError
+from utils.errors import UserError
 
 Write = Callable[..., Path]
 
@@ -387,20 +386,6 @@ class TestANewProject:
         monkeypatch.setenv("PATH", "")
         assert found._listed_by_git("--cached") == []
         assert tracked <= set(found.files())
-
-
-def test_only_a_file_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
-    results_folder = vars(load_script("test"))["_results_folder"]
-    with (
-        pytest.raises(TrainingError, match="of another kind"),
-        results_folder(tmp_path, ProcessGroup(), chosen=False),
-    ):
-        raise TrainingError("of another kind")
-    with (
-        pytest.raises(UserError, match="no room; make room, or choose another folder with --out"),
-        results_folder(tmp_path, ProcessGroup(), chosen=False),
-    ):
-        raise TrainingError("no room") from OSError()
 
 
 def test_an_override_after_resume_keeps_its_place() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
@@ -12,11 +11,10 @@ from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
-from utils import checkpoint
 from utils.errors import ConfigError, DataError
 from utils.random import isolated
-from utils.text import count, listed
-from utils.tree import has_strides, same, same_leaf
+from utils.text import count
+from utils.tree import has_strides
 
 MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 FACTS = {
@@ -55,6 +53,8 @@ class SavedData:
             "targets": _targets_hash(training.batches),
             "held_out": _hash(held_out.indices) if (held_out := training.validation.get("")) else None,
         }
+        self.saved_input_facts: Mapping[str, Any] = {}
+        """Those of the checkpoint that was loaded."""
         self._first_batch: dict[str, Any] | None = None
 
     def check_lengths(self) -> None:
@@ -83,6 +83,7 @@ class SavedData:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises DataError naming what has changed, or CheckpointError if a stream's state is invalid."""
         self._first_batch = state.get("first_batch", self._first_batch)
+        self.saved_input_facts = state.get("input_facts", {})
         for fact, now in self._facts.items():
             before = state.get(fact)
             if None not in (before, now) and before != now:
@@ -100,29 +101,6 @@ def input_facts(data: BaseDataLoader, seed: int) -> Any:
     """``input_facts`` of a data loader: the same in training and in a test, even if it draws random samples."""
     with isolated(seed, "input facts"):
         return data.input_facts()
-
-
-def changed_facts(name: str, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """A warning if ``input_facts`` of a data loader are not those that a run was trained with; "" if unknown.
-
-    name: of its class. saved: the part "data" of its checkpoint. facts: what it returns now.
-    """
-    before, now = saved.get("input_facts", {}), checkpoint.plain(dict(facts))
-    changed = [key for key in before if key not in now or not same(before[key], now[key], alike=_alike)]
-    if not changed:
-        return ""
-    return (
-        f"{name}.input_facts gives another {listed(changed)} than in this run so far: the data has changed, and "
-        "inputs are now prepared differently"
-    )
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two leaves are equal: floats up to rounding, which depends on the number of threads."""
-    if not all(isinstance(each, (float, Tensor)) for each in (one, other)):
-        return same_leaf(one, other)
-    one, other = (torch.as_tensor(each, dtype=torch.float64) for each in (one, other))
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, equal_nan=True)
 
 
 def _sample(value: Any) -> dict[str, Any] | None:

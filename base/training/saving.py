@@ -9,7 +9,7 @@ from base.experiment import Experiment, Outputs
 from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
-from base.training.saved_data import SavedData, changed_facts
+from base.training.saved_data import SavedData
 from base.training.state import load_state
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
@@ -81,8 +81,6 @@ class Checkpointed(EvaluationLoop):
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
         load_state(self, state, source)
-        if warning := changed_facts(self.saved_data.name, state["data"], self.saved_data.input_facts):
-            self.console.warn(warning)
         self._saved_progress = self.progress.state_dict()
 
 

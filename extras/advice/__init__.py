@@ -1,13 +1,15 @@
 """Warnings about likely mistakes while a run trains. Without this folder, a run trains the same and says less.
 
 Advice is the observer that base/outputs.py attaches to every run:
-  advice  after the first training batch: what is not trained, and outputs and targets that do not fit the loss; after
-          the first step: parts that differ between processes; after an epoch: values that are NaN
-  causes  the usual causes of errors in a step, and the samples behind a loss that is not finite
+  advice        after the first training batch: what is not trained, and outputs and targets that do not fit the loss;
+                after the first step: parts that differ between processes; after an epoch: values that are NaN
+  changed_data  whether inputs are now prepared differently
+  causes        the usual causes of errors in a step, and the samples behind a loss that is not finite
 Mistakes that end a run with an error are found by the training loop itself, in base/training/first_batch.py.
 """
 
 from extras.advice.advice import Advice
 from extras.advice.causes import broken_samples, step_advice, usual_cause
+from extras.advice.changed_data import changed_facts_of_test
 
-__all__ = ["Advice", "broken_samples", "step_advice", "usual_cause"]
+__all__ = ["Advice", "broken_samples", "changed_facts_of_test", "step_advice", "usual_cause"]

@@ -17,6 +17,7 @@ from base.training.loss import no_loss
 from base.training.observer import Observer
 from base.training.parameters import instances, stateful_loss
 from base.training.state import own_parts
+from extras.advice.changed_data import changed_facts
 from extras.classification import classification_warnings
 from utils import checkpoint
 from utils.optimizers import parameters_in
@@ -30,6 +31,11 @@ class Advice(Observer):
 
     def __init__(self) -> None:
         self._said = set[str]()
+
+    def begin(self, trainer: BaseTrainer) -> None:
+        data = trainer.saved_data
+        for warning in changed_facts(data.name, data.saved_input_facts, data.input_facts):
+            trainer.console.warn(warning)
 
     def first_batch(self, trainer: BaseTrainer, result: StepResult) -> None:
         for warning in first_batch_warnings(trainer, result):

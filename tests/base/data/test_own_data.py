@@ -258,6 +258,7 @@ class Standardized(BaseDataLoader):
         return {"scale": self.scale, "names": ["a"], "all": torch.full((2,), self.scale), "size": 200_000}
 
 
+@needs_extra("advice")
 def test_data_that_is_now_prepared_differently_is_noticed_on_resume_and_in_a_test(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
