@@ -1,7 +1,7 @@
 """Observer interface of the training loop: it watches a run without affecting it."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from base.data.batches import BatchRange
@@ -48,15 +48,8 @@ class Observer:
 
 def all_of(members: Sequence[Observer]) -> Observer:
     """Several observers as one. Each call reaches them in order."""
-
-    def in_order(name: str) -> Callable[..., None]:
-        def call(*args: Any) -> None:
-            for member in members:
-                getattr(member, name)(*args)
-
-        return call
-
     together = Observer()
     for name, _ in inspect.getmembers(Observer, inspect.isfunction):
-        setattr(together, name, in_order(name))
+        calls = [getattr(member, name) for member in members]
+        setattr(together, name, lambda *args, calls=calls: [call(*args) for call in calls])
     return together
