@@ -120,7 +120,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     make_metrics = functools.partial(_metrics, loaded, runtime, sum_loss)
     make_metrics()  # to report mistakes now
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
-    use_deterministic_kernels(config.runtime.deterministic, runtime.device, console.warn)
+    use_deterministic_kernels(config.runtime.deterministic, runtime.device)
     return Experiment(
         saved_config=saved_values(config.model_dump(by_alias=True)),
         seed=config.seed,

@@ -6,10 +6,9 @@ Other kernels let threads add in the order in which they happen to finish: many 
 
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.utils.deterministic
@@ -17,18 +16,14 @@ import torch.utils.deterministic
 DEBUG_MODES = {False: 0, "warn": 1, True: 2}
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation")
-_CUBLAS = re.compile(r"Deterministic behavior was enabled .* because it uses CuBLAS", re.DOTALL)
-_ATTENTION = re.compile(r"(.+?) defaults to a non-deterministic algorithm")
 UNCHANGED = nullcontext()
 _set_here = 0
 
 
-def use_deterministic_kernels(
-    setting: bool | Literal["warn"], device: torch.device, warn: Callable[[str], None]
-) -> None:
+def use_deterministic_kernels(setting: bool | Literal["warn"], device: torch.device) -> None:
     """Apply ``runtime.deterministic`` to this process. A mode that the user's code has chosen is kept.
 
-    device: of the run. warn: gets one message for each operation that is not deterministic.
+    device: of the run.
     """
     global _set_here
     if device.type == "cuda":
@@ -38,18 +33,16 @@ def use_deterministic_kernels(
     _set_here = DEBUG_MODES[setting]
     # not use_deterministic_algorithms, which imports torch's compiler
     torch.set_deterministic_debug_mode(_set_here)
-    if not setting:
-        return
-    # takes time, and serves to find other mistakes
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
-    _translate_warnings(warn)
+    if setting:
+        # takes time, and serves to find other mistakes
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # of the module
 
 
 @contextmanager
 def restore_kernels() -> Iterator[None]:
     """Inside the block, a run may choose its kernels; afterwards they are the caller's again, as in a notebook."""
     global _set_here
-    before, mode, show = _set_here, torch.get_deterministic_debug_mode(), warnings.showwarning
+    before, mode = _set_here, torch.get_deterministic_debug_mode()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         yield
@@ -57,7 +50,6 @@ def restore_kernels() -> Iterator[None]:
         _set_here = before
         torch.set_deterministic_debug_mode(mode)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
-        warnings.showwarning = show
 
 
 def accept_cublas(device: torch.device) -> None:
@@ -97,33 +89,6 @@ def _debug_mode(mode: int) -> Iterator[None]:
 
 
 def without_kernel(message: str) -> str:
-    """The operation that has no deterministic kernel, if one of torch's errors or warnings is about that, else ""."""
+    """The operation that has no deterministic kernel, if one of torch's errors is about that, else ""."""
     found = _NO_KERNEL.match(message)
     return found[1] if found else ""
-
-
-def _translate_warnings(warn: Callable[[str], None]) -> None:
-    """Report torch's warnings about operations that are not deterministic as messages about ``runtime.deterministic``.
-
-    torch's own name a function that the user did not call.
-    """
-    show = getattr(warnings.showwarning, "shows_others", warnings.showwarning)
-    reported: set[str] = set()
-
-    def translated(message: Warning | str, *rest: Any, **more: Any) -> None:
-        text = str(message)
-        if found := _NO_KERNEL.match(text):
-            advice = "torch has no deterministic kernel for it"
-        elif found := _ATTENTION.match(text):
-            advice = "set runtime.deterministic=true to use a deterministic kernel"
-        elif _CUBLAS.match(text):
-            return  # after a matrix product that preceded the run: see accept_cublas
-        else:
-            show(message, *rest, **more)
-            return
-        if found[1] not in reported:
-            reported.add(found[1])
-            warn(f"{found[1]} is not deterministic: a result, or a resumed run, is exact only up to rounding; {advice}")
-
-    translated.shows_others = show  # type: ignore[attr-defined]
-    warnings.showwarning = translated

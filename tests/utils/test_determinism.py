@@ -94,17 +94,6 @@ def test_the_setting_is_torchs_mode_for_the_run(
     assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
-def test_an_operation_without_a_deterministic_kernel_is_reported_once(
-    fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        fit("trainer.epochs=2", model="Unpooling")
-    printed = capsys.readouterr().err
-    assert printed.count("max_unpooling2d_forward_out is not deterministic") == 1
-    assert "use_deterministic_algorithms" not in printed
-
-
 @pytest.mark.parametrize("first", [0, 7])
 def test_it_ends_a_run_that_is_to_be_exact_and_says_which_operation(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, first: int
@@ -121,33 +110,11 @@ def test_it_ends_a_run_that_is_to_be_exact_and_says_which_operation(
     assert "With runtime.deterministic=warn, unless your code sets it" in message
 
 
-def test_attention_is_named_with_the_setting_that_makes_it_exact() -> None:
-    """CUDA's warning, which a CPU does not give."""
-    text = "Memory Efficient attention defaults to a non-deterministic algorithm. To explicitly enable determinism call"
-    found: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        use_deterministic_kernels("warn", CPU, found.append)
-        warnings.warn(text, stacklevel=1)
-    [message] = found
-    assert message.startswith("Memory Efficient attention is not deterministic")
-    assert "runtime.deterministic=true" in message
-
-
-def test_other_warnings_are_shown_as_before() -> None:
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")
-        use_deterministic_kernels("warn", CPU, lambda _: None)
-        use_deterministic_kernels("warn", CPU, lambda _: None)  # of a second run
-        warnings.warn("something else", stacklevel=1)
-    assert [str(each.message) for each in shown] == ["something else"]
-
-
 def test_a_mode_that_the_users_code_chose_is_kept() -> None:
-    use_deterministic_kernels("warn", CPU, lambda _: None)
+    use_deterministic_kernels("warn", CPU)
     try:
         torch.set_deterministic_debug_mode("error")
-        use_deterministic_kernels("warn", CPU, lambda _: None)
+        use_deterministic_kernels("warn", CPU)
         assert torch.get_deterministic_debug_mode() == 2
     finally:
         torch.set_deterministic_debug_mode("warn")
@@ -202,8 +169,8 @@ def test_torch_is_asked_in_every_mode(monkeypatch: pytest.MonkeyPatch, setting: 
     asked: list[torch.device] = []
     monkeypatch.setattr("utils.determinism.accept_cublas", asked.append)
     before = torch.get_deterministic_debug_mode()
-    use_deterministic_kernels(setting, torch.device("cuda"), lambda _: None)
-    use_deterministic_kernels("warn", CPU, lambda _: None)
+    use_deterministic_kernels(setting, torch.device("cuda"))
+    use_deterministic_kernels("warn", CPU)
     torch.set_deterministic_debug_mode(before)
     assert asked == [torch.device("cuda")]
 
@@ -215,7 +182,7 @@ def test_a_variable_of_the_users_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_mode_comes_back_after_an_error() -> None:
-    use_deterministic_kernels("warn", CPU, lambda _: None)
+    use_deterministic_kernels("warn", CPU)
     with pytest.raises(ValueError, match="broken"), fastest_kernels():
         raise ValueError("broken")
     assert torch.get_deterministic_debug_mode() == 1

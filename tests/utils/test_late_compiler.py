@@ -44,7 +44,7 @@ print(torchvision.ops.roi_align.__globals__["is_compile_supported"]("cpu"), "tor
         "import torch._dynamo; torch._dynamo.reset()",
         "import torch._dynamo.config",
         "import torch; torch.compile(lambda x: x, backend='eager')(torch.ones(1))",
-        "import torch; torch.compiler.disable()",
+        "import torch; torch.compiler.disable()(len)",
     ],
 )
 def test_a_torchvision_that_needs_more_of_it_gets_it(tmp_path: Path, line: str) -> None:
