@@ -162,10 +162,9 @@ PRIVATE = [
             name,
             "utils/checkpoint/shards.py",
             exists,
-            "sharded checkpoints are refused: their metadata name another class (a string, compared while unpickling)",
+            "sharded checkpoints cannot be used: an error at the first one",
         )
         for name, exists in {
-            "_get_layout": lambda: hasattr(torch.serialization, "_get_layout"),
             "_StorageInfo": lambda: hasattr(filesystem, "_StorageInfo"),
             "_MEM_FORMAT_ENCODING": lambda: hasattr(metadata, "_MEM_FORMAT_ENCODING"),
         }.items()

@@ -25,7 +25,7 @@ from utils.files import atomic_write, open_regular
 from utils.tree import Keys, map_tensors, size_of
 
 STEP_FILE = re.compile(r"step-(\d{8,})\.pth")
-DATA = re.compile(r"(step-\d{8,})(-\d+)?")
+DATA = re.compile(r"(step-\d{8,})-\d+-\d+")
 """The folder with the tensors of a sharded checkpoint; group 1 is the stem of its step file."""
 
 TensorAllocator = Callable[[Keys, Tensor], Tensor]

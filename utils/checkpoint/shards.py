@@ -1,27 +1,24 @@
 """The folder with the tensors of a sharded checkpoint, written and read by torch.distributed.checkpoint (DCP).
 
-DCP describes the folder in a pickle, ``.metadata``. It is read by an unpickler that accepts only the classes found in
-such a file; the tensors are loaded with ``weights_only``. So nothing in a folder can run code.
+DCP writes its description of the tensors into the folder too, as a pickle, which can contain code. It is never read
+here: the step file has the same, and loads it with ``weights_only``.
 """
 
 import contextlib
 import hashlib
 import io
-import math
-import pickle
 import re
 import warnings
 from collections.abc import Iterator
-from enum import EnumType
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -30,51 +27,35 @@ from utils.errors import CheckpointError, os_errors_as
 from utils.text import dotted
 from utils.tree import Keys, map_with_keys
 
-METADATA = ".metadata"
 SHARD = re.compile(r"__\d+_\d+\.distcp")
 
-# the classes in a .metadata of tensors; without BytesStorageMetadata, for which DCP would unpickle anything
-METADATA_CLASSES = {
-    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-}
+# the classes in DCP's description of tensors; without BytesStorageMetadata, for which it would unpickle anything
+DESCRIPTION: list[Any] = [
+    dcp.Metadata, dcp.MetadataIndex, dcp.TensorStorageMetadata, dcp.TensorProperties, dcp.ChunkStorageMetadata,
+    dcp._MEM_FORMAT_ENCODING, _StorageInfo,
+]  # fmt: skip
 
 
-def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[str, str]:
-    """Write tensors; of DTensors, this process's shards. Returns the SHA-256 of each file in the main process.
+def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[str, Any]:
+    """Write tensors; of DTensors, this process's shards. Returns what ``read_tensors`` needs to find them.
 
     group: the processes that write; None: only this process.
     """
+    writer = _Writer(folder, per_thread_copy_ahead=0)
     with _first_failure():
-        save(
-            tensors, storage_writer=_Writer(folder, per_thread_copy_ahead=0), process_group=group, no_dist=group is None
-        )
+        description = save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     rank = 0 if group is None else dist.get_rank(group)
-    written = [*folder.glob(f"__{rank}_*"), *([folder / METADATA] if rank == 0 else [])]
-    hashes: dict[str, str] | OSError
-    try:
-        hashes = {path.name: _sha256(path) for path in written}
-    except OSError as error:  # the main process raises it; here, the others would wait for this one
-        hashes = error
-
-    gathered: list[Any] = [hashes]
+    hashes = {path.name: _sha256(path) for path in folder.glob(f"__{rank}_*")}
     if group is not None:
-        gathered = [None] * dist.get_world_size(group)
-        dist.gather_object(hashes, gathered if rank == 0 else None, dst=0, group=group)
-    if rank != 0:
-        return {}
-    if failed := next((each for each in gathered if isinstance(each, OSError)), None):
-        raise failed
-    return {name: digest for each in gathered for name, digest in each.items()}
+        gathered: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, hashes, group=group)
+        hashes = {name: digest for each in gathered for name, digest in each.items()}
+    torch.save(description, buffer := io.BytesIO())
+    return {
+        "data": folder.name,
+        "files": hashes,
+        "description": torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8),
+    }
 
 
 def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | None = None) -> dict[str, Any]:
@@ -86,16 +67,15 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
     quiet_dcp()
     with as_checkpoint_errors(path):
         index = state.pop("sharded")
-        hashes: dict[str, str] = index["files"]
-        if not DATA.fullmatch(index["data"]) or not all(name == METADATA or SHARD.fullmatch(name) for name in hashes):
+        if not DATA.fullmatch(index["data"]) or not all(map(SHARD.fullmatch, index["files"])):
             raise CheckpointError(f"{path} names files that do not belong to a checkpoint")
+        with torch.serialization.safe_globals(DESCRIPTION):
+            description = torch.load(io.BytesIO(index["description"].numpy().tobytes()), weights_only=True)
 
         # a checkpoint in set-aside/ left its folder where it was
-        folders = [folder / index["data"] for folder in (path.parent, path.parent.parent)]
-        folder = next((folder for folder in folders if folder.is_dir()), None)
-        if folder is None:
-            raise CheckpointError(f"{path} is damaged: the folder {index['data']} with its tensors is not beside it")
-
+        folder = path.with_name(index["data"])
+        if not folder.is_dir():
+            folder = path.parent.parent / index["data"]
         targets: dict[str, Tensor] = {}
 
         def target(keys: Keys, tensor: Tensor) -> Tensor:
@@ -107,9 +87,8 @@ def read_tensors(path: Path, state: dict[str, Any], allocate: TensorAllocator | 
             return allocated
 
         state = map_with_keys(target, state)
-        reader = _Reader(folder, hashes, _read_metadata(folder, hashes, targets))
         with _first_failure():
-            load(targets, storage_reader=reader, no_dist=True)
+            load(targets, storage_reader=_Reader(folder, index["files"], description), no_dist=True)
     return state
 
 
@@ -121,66 +100,28 @@ def quiet_dcp() -> None:
 
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> None:
-        """Nothing: it would contain the path of the folder, which may be moved, as a class of this Python version."""
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in METADATA_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        if (module, name) == ("builtins", "getattr"):  # early releases of Python 3.11 pickle enum members this way
-            return _enum_member
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of DCP's metadata")
-
-
-def _enum_member(enum: Any, name: str) -> Any:
-    if not isinstance(enum, EnumType):
-        raise pickle.UnpicklingError(f"{enum} is not an enum")
-    return enum[name]
-
-
-def _read_metadata(folder: Path, hashes: dict[str, str], targets: dict[str, Tensor]) -> Metadata:
-    """DCP's description of a folder. Raises CheckpointError if it does not cover every target."""
-    _verify(folder, METADATA, hashes)
-    metadata: Metadata = _MetadataUnpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
-    for name, target in targets.items():
-        saved = metadata.state_dict_metadata.get(name)
-        if (
-            not isinstance(saved, TensorStorageMetadata)
-            or saved.size != target.shape
-            or sum(math.prod(chunk.sizes) for chunk in saved.chunks) != target.numel()
-        ):
-            raise CheckpointError(f"{folder} does not contain all of {name}")
-    return metadata
+        """Nothing: it would contain the path of the folder, which may be moved."""
 
 
 class _Reader(FileSystemReader):
-    """Reads the tensors in verified metadata, and verifies each file before reading from it."""
+    """Reads the described tensors, and verifies each file before reading from it."""
 
-    def __init__(self, folder: Path, hashes: dict[str, str], metadata: Metadata) -> None:
+    def __init__(self, folder: Path, hashes: dict[str, str], description: dcp.Metadata) -> None:
         super().__init__(folder)
         self.folder = folder
         self.hashes = hashes
-        self.metadata = metadata
+        self.description = description
 
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        return self.metadata
+    def read_metadata(self, *_: Any, **__: Any) -> dcp.Metadata:
+        return self.description
 
     def read_data(self, plan: Any, planner: Any) -> Any:
         for name in sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}):
-            _verify(self.folder, name, self.hashes)
+            path = self.folder / name
+            with os_errors_as(CheckpointError, f"{path} cannot be read"):
+                if self.hashes[name] != _sha256(path):
+                    raise CheckpointError(f"{path} is damaged, or was not written by this project")
         return super().read_data(plan, planner)
-
-
-def _verify(folder: Path, name: str, hashes: dict[str, str]) -> None:
-    """Raise CheckpointError unless this is a file of the checkpoint, unchanged."""
-    path = folder / name
-    if name not in hashes:
-        raise CheckpointError(f"{path} is not a file of this checkpoint")
-    with os_errors_as(CheckpointError, f"{path} cannot be read"):
-        digest = _sha256(path)
-    if digest != hashes[name]:
-        raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
 def _sha256(path: Path) -> str:
