@@ -14,7 +14,7 @@ from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import config_error
-from utils.config.resume import Change, changes, saved_changes
+from utils.config.resume import Change, changes, values_of
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.paths import PROJECT, display_path, shell_path
@@ -72,8 +72,8 @@ def _logged_epochs(folder: RunFolder) -> int:
 
 def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
     """The differences from the config in the folder. Raises ConfigError if something changed that cannot."""
-    before = load_config(folder.config, dry_run=False).config.model_dump(by_alias=True)
-    changed = changes(before, loaded.config.model_dump(by_alias=True))
+    before, now = load_config(folder.config, dry_run=False).config, loaded.config
+    changed = changes(*(values_of(each.model_dump(by_alias=True)) for each in (before, now)))
     _refuse(loaded, changed, folder, epoch_steps=0)
     return changed
 
@@ -92,7 +92,7 @@ def load_checkpoint(
     source, state = found
     try:
         before, saved = state["config"], state["progress"]
-        since = saved_changes(before, trainer.experiment.saved_config)
+        since = changes(before, trainer.experiment.saved_config)
         _refuse(loaded, since, folder, epoch_steps=0 if saved["trained"] else saved["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error

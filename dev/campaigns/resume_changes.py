@@ -25,7 +25,7 @@ import torch
 import train
 from utils import checkpoint
 from utils.config import load_config
-from utils.config.resume import changes
+from utils.config.resume import changes, values_of
 from utils.config.schedulers import COMPOUND_SCHEDULERS
 from utils.errors import UserError
 from utils.registry import OPTIMIZERS, SCHEDULERS, import_components
@@ -208,9 +208,9 @@ def wrong(run: Path, before: Json, overrides: tuple[str, ...], seen: Counter[str
         seen["no step to take"] += 1
         return "" if after == before else "config.json changed without a step"
     expected = load_config(run / "config.json", overrides).config.model_dump(by_alias=True)
-    if left := changes(after, expected):
+    if left := changes(values_of(after), values_of(expected)):
         return f"config.json does not have {left[0]}"
-    for change in changes(before, after):
+    for change in changes(values_of(before), values_of(after)):
         if before["trainer"]["verbosity"] and f"resumed with {change}" not in printed:
             return f"not reported: {change}"
         seen["took effect"] += 1

@@ -32,8 +32,9 @@ def ineffective(config: Config) -> Iterator[Problem]:
             yield from _set_by_scheduler(optimizer, path, part, part is simple[0])
         if not setting and optimizer.type not in OPTIMIZERS.own():  # else a scheduler may set the momentum
             yield from _without_other(optimizer, path)
-        if config.trainer.clip_grad_norm and optimizer.clip_grad_norm and len(config.optimizers) == 1:
-            yield Problem(("trainer", "clip_grad_norm"), "has no effect: optimizer.clip_grad_norm replaces it")
+        for key in ("clip_grad_norm", "clip_grad_value") if len(config.optimizers) == 1 else ():
+            if getattr(config.trainer, key) and getattr(optimizer, key):
+                yield Problem(("trainer", key), f"has no effect: optimizer.{key} replaces it")
     yield from _of_other_tasks(config)
     yield from _outputs(config)
     for name, component in config.validations.items():

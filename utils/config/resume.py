@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from utils.arguments import shortened
 from utils.config.located_json import Problem
 from utils.config.problems import components
@@ -51,34 +49,49 @@ class Change:
         return None
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """The differences between two checked configs, as returned by ``Config.model_dump``."""
-    return list(_changes((), _with_defaults(before), _with_defaults(after)))
+def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a checked config, as returned by ``Config.model_dump``, by dotted path; arguments as a whole."""
+    return {dotted(path): value for path, value in _values((), _with_defaults(config))}
 
 
 def saved_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config values stored in a checkpoint, by dotted path.
+    """The values that a checkpoint stores.
 
     name and save_dir are left out: they only lead to the run's folder, which may have been moved since. So are
     variables, whose values are already where they are used.
     """
-    left_out = (("name",), ("variables",), ("trainer", "save_dir"))
-    return {dotted(path): value for path, value in _values((), _with_defaults(config)) if path not in left_out}
+    left_out = ("name", "variables", "trainer.save_dir")
+    return {key: value for key, value in values_of(config).items() if key not in left_out}
 
 
-def saved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The differences between a checkpoint's config and this run's, both as returned by ``saved_values``.
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """The differences between two configs, both as returned by ``values_of`` or ``saved_values``.
 
-    A key or argument that did not exist when the checkpoint was written counts only if it differs from its default.
+    A key or argument that did not exist when a checkpoint was written counts only if it differs from its default.
     """
+    keys = [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]
+    paths = [tuple(int(part) if part.isdecimal() else part for part in key.split(".")) for key in keys]
     found = []
-    for key in [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]:
-        path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    for key, path in zip(keys, paths, strict=True):
         component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
-        if key not in before and now[key] == _default(path, component):
-            continue
-        found.append(_change(path, before.get(key, _MISSING), now.get(key, _MISSING), component))
+        added_default = key not in before and now[key] == _default(path, component)
+        if not added_default and not any(_includes(other, path) for other in paths):
+            rule = rule_of(path, component)
+            assert rule is not None, f"utils/schema.py has no rule for {key}"
+            found.append(Change(path, _at(before, key), _at(now, key), rule))
     return found
+
+
+def _includes(change: KeyPath, other: KeyPath) -> bool:
+    """Whether a change at a path says all about another: of a whole section, or of the arguments of another type."""
+    section = (*change[:-1], "args") if change[-1] == "type" else change
+    return is_below(other, section) and other != change
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, or those below it."""
+    below = {other.removeprefix(f"{key}."): value for other, value in values.items() if other.startswith(f"{key}.")}
+    return values.get(key, below or _MISSING)
 
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
@@ -93,33 +106,11 @@ def _default(path: KeyPath, component: str | None) -> Any:
     return _MISSING if setting is None or setting.default is setting.empty else plain_default(setting.default)
 
 
-def _changes(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Iterator[Change]:
-    if before == after:
-        return
-    if not (_has_keys(path, before) and _has_keys(path, after)):
-        yield _change(path, before, after, component)
-        return
-    if isinstance(before, list):
-        before, after = (dict(enumerate(values)) for values in (before, after))
-    if path and before.get("type") != after.get("type"):  # their arguments have nothing in common
-        yield _change((*path, "type"), before.get("type", _MISSING), after.get("type", _MISSING))
-        before, after = ({**section, "type": None, "args": None} for section in (before, after))
-    for key in {**before, **after}:
-        name = component or before.get("type") if path else None
-        yield from _changes((*path, key), before.get(key, _MISSING), after.get(key, _MISSING), name)
-
-
 def _has_keys(path: KeyPath, value: Any) -> bool:
     """Whether a value is a section or list of the schema, whose keys have their own rules, rather than an argument."""
     if isinstance(value, list):
         return path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
     return isinstance(value, dict) and (section_at(path) is not None or path[-1] == "args")
-
-
-def _change(path: KeyPath, before: Any, after: Any, component: str | None = None) -> Change:
-    rule = rule_of(path, component)
-    assert rule is not None, f"utils/schema.py has no rule for {dotted(path)}"
-    return Change(path, before, after, rule)
 
 
 def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
@@ -147,7 +138,7 @@ def shown(value: Any) -> str:
     """A value of a change, for a message."""
     if value is _MISSING:
         return "nothing"
-    return shortened(_as_written(value.model_dump() if isinstance(value, BaseModel) else value))
+    return shortened(_as_written(value))
 
 
 def _as_written(value: Any) -> Any:

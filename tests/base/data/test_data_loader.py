@@ -19,7 +19,7 @@ from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
-from utils.config.resume import saved_changes, saved_values
+from utils.config.resume import changes, saved_values
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 from utils.tree import describe_batch
@@ -155,9 +155,9 @@ def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
     now = json.loads((run / "config.json").read_text())
     assert saved.pop("data_loader.args.folds", "missing") is None
     assert saved.pop("data_loader.args.balanced") is False
-    assert not saved_changes(saved, saved_values(now))
+    assert not changes(saved, saved_values(now))
     now["data_loader"]["args"] |= {"folds": 5, "fold": 0}
-    assert {str(change) for change in saved_changes(saved, saved_values(now))} == {
+    assert {str(change) for change in changes(saved, saved_values(now))} == {
         "data_loader.args.folds nothing -> 5",
         "data_loader.args.fold null -> 0",
     }
