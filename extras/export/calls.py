@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, MicroBatch
-from base.data.images.cache import Images
-from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
 from utils.errors import DataError, UserError
 from utils.random import isolated
@@ -39,24 +37,13 @@ class Call:
     transform: Callable[[Tensor], Tensor] | None
 
 
-def record_calls(trainer: BaseTrainer) -> tuple[list[Call], str]:
-    """Record how the trainer calls the model for a batch of test data and for a single sample; and a problem or "".
+def record_calls(trainer: BaseTrainer) -> list[Call]:
+    """Record how the trainer calls the model for a batch of test data and for a single sample.
 
-    If the test data cannot be read but consists of images, uses random images, and the problem is the reason. Raises
-    UserError if there is neither, or if the trainer does not call the model.
+    Raises UserError if the test data cannot be read, or if the trainer does not call the model.
     """
-    data, problem = trainer.experiment.data, ""
-    data.num_workers = 0
-    if isinstance(data, ImageLoader) and "download" in vars(data):
-        vars(data)["download"] = False  # random images serve as well
-    try:
-        read = [_read(data, SAMPLES, 1), _read(data, 1, TRIED)]
-    except DataError as error:
-        if not isinstance(data, ImageLoader):
-            raise DataError(f"tracing the model needs a batch of test data. {error}") from error
-        problem = str(error)
-        read = [(images, next(images.one_pass())) for images in (_random_images(data, size) for size in (SAMPLES, 1))]
-    return [_call(trainer, *each) for each in read], problem
+    trainer.experiment.data.num_workers = 0
+    return [_call(trainer, *_read(trainer.experiment.data, *size)) for size in ((SAMPLES, 1), (1, TRIED))]
 
 
 def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:
@@ -66,18 +53,9 @@ def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBa
         batches = data.test()
         first = itertools.islice(batches.one_pass(), tried)
         return batches, min(first, key=lambda each: sum(tensor.numel() for tensor in tensors(each.data)))
-    except UserError as error:
-        raise DataError(str(error)) from error
     except Exception as error:  # any error: the loader may be the user's
-        what = format_error_with_source(error)
-        raise DataError(f"{type(data).__name__}: the test data cannot be read: {what}") from error
-
-
-def _random_images(data: ImageLoader, size: int) -> Batches:
-    shape = (size, data.size, data.size, 3)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = Images(pixels, torch.zeros(size, dtype=torch.int64))
-    return Batches(data.source(images, augment=False), batch_size=size)
+        what = f"{type(data).__name__}: the test data cannot be read: {format_error_with_source(error)}"
+        raise DataError(f"tracing the model needs a batch of test data. {what}") from error
 
 
 def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
@@ -99,12 +77,6 @@ def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
         )
     positional, keywords = calls[0]
     arguments = _by_name(model, positional, keywords)
-    for name, argument in arguments.items():
-        if other := _other_kind(argument):
-            raise UserError(
-                f"{type(model).__name__}.forward takes {name} of type {other}; an export needs tensors, or tuples, "
-                "lists and dicts of them"
-            )
     stored, transform = _stored(batches, batch.size, [*positional, *keywords.values()])
     return Call(batch.size, arguments, stored, transform)
 
@@ -115,15 +87,6 @@ def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, 
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise UserError(f"{type(model).__name__}.forward takes {parameter}: an export needs arguments with names")
     return dict(signature.bind(*positional, **keywords).arguments)
-
-
-def _other_kind(argument: Any) -> str | None:
-    """The type of anything in an argument but tensors, plain values and nests of them; None if it has nothing else."""
-    if isinstance(argument, (list, tuple, dict)):
-        items = argument.values() if isinstance(argument, dict) else argument
-        return next(filter(None, map(_other_kind, items)), None)
-    plain = argument is None or isinstance(argument, (Tensor, bool, int, float, str))
-    return None if plain else type(argument).__name__
 
 
 @contextmanager

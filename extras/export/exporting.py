@@ -1,6 +1,7 @@
 """Exports a run to a file that is read back and compared with the model."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 from base.initial_weights import load_weights
 from base.load_run import TrainedRun, class_names_of, load_trainer
 from extras.export.calls import Call, record_calls
-from extras.export.formats import FORMATS, Exportable, Format, check_installed, flat_names
-from utils.checkpoint.weights_file import evaluated_weights
+from extras.export.formats import FORMATS, Exportable, Format, flat_names, weights_content
+from utils.checkpoint.weights_file import evaluated_weights, read_weights
 from utils.config import to_json
 from utils.errors import UserError, os_errors_as
+from utils.extras import need_package
 from utils.files import atomic_write
 from utils.paths import display_path
 from utils.run_folder import RunFolder
 from utils.schema import Command
 from utils.streams import say
 from utils.text import count, size, table
-from utils.tree import copied, tensors
+from utils.tree import copied, same, tensors
 
 TOLERANCE = 1e-3
 """Tolerance relative to the largest output, or absolute below 1: a larger difference means a wrong export."""
@@ -31,66 +33,69 @@ SETTINGS = ("runtime.device=cpu", "runtime.precision=fp32", "runtime.compile=fal
 
 
 def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> Path:
-    """Export the model of a run, or of a checkpoint in one, in a format of FORMATS. Returns the file.
+    """Export the model of a run, or of a checkpoint in one: to a format of FORMATS, or "safetensors". Returns the file.
 
     Raises UserError naming what cannot be exported, and where; then nothing is written.
     """
-    kind = FORMATS[name]
+    kind = FORMATS.get(name)
+    suffix, needs = (kind.suffix, kind.needs) if kind else (".safetensors", ("safetensors",))
     folder, _ = RunFolder.of(run)
-    path = _target(out or folder.path / f"model{kind.suffix}", kind)
-    check_installed(kind)
+    path = _target(out or folder.path / f"model{suffix}", suffix)
+    for package in needs:
+        need_package(package, f"{suffix} files need {package}", install=" ".join(needs))
     trained = load_trainer(run, overrides, command=Command.EXPORT, settings=SETTINGS)
-    exportable, about = _read(trained, kind)
-    expected = [exportable.run(call) for call in exportable.calls]
-    try:
-        if kind.traced:
-            about |= _described(exportable)
-        content = kind.content(exportable, about)
-    except UserError as error:
-        raise UserError(f"{about['model']} cannot be exported to {name}: {error}") from error
-    compared = _write(path, content, kind, exportable, expected)
+    config, model = trained.loaded.config, trained.experiment.model.eval()
+    load_weights(model, evaluated_weights(trained.state), trained.checkpoint)
+    about = {
+        "name": config.name,
+        "run": trained.folder.path.resolve().name,
+        **trained.about,
+        "model": config.model.type,
+        "class_names": class_names_of(trained.state),
+    }
+    if kind:
+        about, content, compare = _traced(kind, name, trained, about)
+    else:
+        about |= {"config": to_json(config, folder=trained.folder.path), "preprocessing": "none: only weights"}
+        content, compare = weights_content(model, about), functools.partial(_compare_weights, model)
+    reported = os_errors_as(UserError, f"{path} cannot be written", advice="; --out names another file")
+    with reported, atomic_write(path) as file:
+        file.write(content)
+        file.flush()
+        compared = compare(Path(file.name))
     say(f"{display_path(trained.checkpoint)} (epoch {about['epoch']}) -> {display_path(path)} ({size(len(content))})")
     say(*table([*_lines(about), ("", "compared", compared)]))
     return path
 
 
-def _target(path: Path, kind: Format) -> Path:
+def _target(path: Path, suffix: str) -> Path:
     """Raises UserError if this file cannot be written, or would overwrite something else."""
-    if path.suffix != kind.suffix:
-        others = [name for name, each in FORMATS.items() if each.suffix == path.suffix]
-        hint = f", or add --format {others[0]}" if others else ""
-        raise UserError(f"--out {path}: the file name must end with {kind.suffix}{hint}")
+    if path.suffix != suffix:
+        raise UserError(f"--out {path}: the file name must end with {suffix}, or --format name another format")
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder; name a file, as in {path / f'model{kind.suffix}'}")
+        raise UserError(f"--out {path} is a folder; name a file, as in {path / f'model{suffix}'}")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: no such folder: {path.parent}; create it first")
     return path
 
 
-def _read(trained: TrainedRun, kind: Format) -> tuple[Exportable, dict[str, Any]]:
-    """The model with the weights that are evaluated, and plain values about it for the file's metadata."""
-    loaded, model = trained.loaded, trained.experiment.model
-    load_weights(model, evaluated_weights(trained.state), trained.checkpoint)
-    about = {
-        "name": loaded.config.name,
-        "run": trained.folder.path.resolve().name,
-        **trained.about,
-        "model": loaded.config.model.type,
-        "class_names": class_names_of(trained.state),
-    }
-    if not kind.traced:
-        about["config"] = to_json(loaded.config, folder=trained.folder.path)
+def _traced(
+    kind: Format, name: str, trained: TrainedRun, about: dict[str, Any]
+) -> tuple[dict[str, Any], bytes, Callable[[Path], str]]:
+    """The description and the content of a file that contains the computation, and what compares it with the model."""
     try:
-        calls, problem = record_calls(trained.trainer)
+        calls = record_calls(trained.trainer)
     except UserError as error:
-        if kind.traced:
-            raise UserError(f"{error}\n--format safetensors exports just the weights, without it") from error
-        calls, problem = [], str(error)
-    exportable = Exportable(model.eval(), calls, problem)
-    if not kind.traced:
-        return exportable, about | {"preprocessing": "none: the file contains only weights"}
-    exportable, note = _with_preprocessing(exportable, loaded.config.data_loader.type)
-    return exportable, about | {"preprocessing": note}
+        raise UserError(f"{error}\n--format safetensors exports just the weights, without it") from error
+    plain = Exportable(trained.experiment.model, calls)
+    exportable, note = _with_preprocessing(plain, trained.loaded.config.data_loader.type)
+    expected = [exportable.run(call) for call in exportable.calls]
+    try:
+        about = about | {"preprocessing": note} | _described(exportable)
+        content = kind.content(exportable, about)
+    except UserError as error:
+        raise UserError(f"{about['model']} cannot be exported to {name}: {error}") from error
+    return about, content, functools.partial(_compare, kind, exportable, expected)
 
 
 class Prepared(nn.Module):
@@ -112,7 +117,7 @@ def _with_preprocessing(plain: Exportable, data: str) -> tuple[Exportable, str]:
         return plain, f"none: the model takes what {data} returns"
     name = getattr(call.transform, "__qualname__", type(call.transform).__qualname__)
     calls = [Call(each.samples, {"inputs": each.stored}, None, None) for each in plain.calls]
-    prepared = Exportable(Prepared(call.transform, plain.model).eval(), calls, plain.problem)
+    prepared = Exportable(Prepared(call.transform, plain.model).eval(), calls)
     with contextlib.suppress(UserError):
         prepared.program  # noqa: B018
         return prepared, f"{name}, in the graph: takes inputs as stored"
@@ -148,19 +153,16 @@ def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[
     return found
 
 
-def _write(path: Path, content: bytes, kind: Format, exportable: Exportable, expected: list[list[Tensor]]) -> str:
-    """Write a file, read it back and compare it before it replaces this path; return the result of the comparison."""
-    reported = os_errors_as(UserError, f"{path} cannot be written", advice="; --out names another file")
-    with reported, atomic_write(path) as file:
-        file.write(content)
-        file.flush()
-        return _compared(kind, Path(file.name), exportable, expected)
+def _compare_weights(model: nn.Module, file: Path) -> str:
+    """Raises UserError if a file does not contain the model's weights."""
+    _, weights = read_weights(file)
+    if not same(weights, dict(model.state_dict())):
+        raise UserError("the exported file does not contain the model's weights")
+    return f"the file contains the same {count(len(weights), 'tensor')}"
 
 
-def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[list[Tensor]]) -> str:
+def _compare(kind: Format, exportable: Exportable, expected: list[list[Tensor]], file: Path) -> str:
     """The largest difference between model and file. Raises UserError if it is too large."""
-    if not exportable.calls:
-        return f"no: {exportable.problem}"
     again = [exportable.run(call) for call in exportable.calls]
     if any(_difference(*pair) for pair in zip(expected, again, strict=True)):
         return "no: the model draws random numbers in evaluation"
@@ -172,11 +174,11 @@ def _compared(kind: Format, file: Path, exportable: Exportable, expected: list[l
     difference = max(_difference(*pair) for pair in zip(expected, found, strict=True))
     finite = torch.cat([each.double()[each.isfinite()] for outputs in expected for each in outputs])
     allowed = TOLERANCE * max(1.0, float(finite.abs().max()) if len(finite) else 0.0)
-    what = "random images" if exportable.problem else "test samples"
-    shown = f"largest difference {difference:.2g} over {exportable.calls[0].samples} {what} and over one alone"
+    samples = exportable.calls[0].samples
+    shown = f"largest difference {difference:.2g} over {samples} test samples and over one alone"
     if not difference <= allowed:
         raise UserError(f"the exported file's outputs differ from the model's: {shown}")
-    return f"{shown}. {exportable.problem}" if exportable.problem else shown
+    return shown
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:

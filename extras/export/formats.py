@@ -1,4 +1,4 @@
-"""File formats: how to write each, and how to read it back as a function of the model's arguments."""
+"""File formats: how to write each, and how to read it back."""
 
 import functools
 import io
@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from torch.export import Dim, ExportedProgram
 from extras.export.calls import Call, dynamic_shapes
 from extras.records import value_text
 from utils.errors import UserError
-from utils.extras import need_package
 from utils.text import dotted
 from utils.tree import by_keys, copied, tensors
 from utils.user_code import in_project, user_line
@@ -35,9 +33,6 @@ class Exportable:
 
     model: nn.Module
     calls: Sequence[Call]
-    """Empty if the data cannot be read."""
-    problem: str = ""
-    """Why the calls do not use test data."""
 
     def names(self) -> list[str]:
         """Names of the tensor arguments: "inputs", or "inputs.points" in a dict."""
@@ -127,127 +122,86 @@ FIXED_BATCH = re.compile(r"You marked batch as dynamic but your code specialized
 """In an error of torch.export, after its first line."""
 
 
-class Format(ABC):
-    """One file format."""
+@dataclass(frozen=True)
+class Format:
+    """A file format that contains the computation."""
 
     suffix: str
     needs: Sequence[str]
     """Required packages; the first gives the format its name."""
-    traced: bool
-    """Whether the file contains the computation, rather than only the weights."""
-
-    @abstractmethod
-    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
-        """The content of the file. about: plain values for its metadata. Raises UserError."""
-
-    @abstractmethod
-    def load(self, path: Path, exportable: Exportable) -> Run:
-        """The function that the file computes."""
+    content: Callable[[Exportable, Mapping[str, Any]], bytes]
+    """The content of the file, with plain values for its metadata. Raises UserError."""
+    load: Callable[[Path, Exportable], Run]
+    """The function that the file computes."""
 
 
-class TorchFormat(Format):
+def torch_content(exportable: Exportable, about: Mapping[str, Any]) -> bytes:
     """torch.export's archive, read by ``torch.export.load``; contains metadata.json as an extra file."""
-
-    suffix = ".pt2"
-    needs = ("torch",)
-    traced = True
-
-    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
-        buffer = io.BytesIO()
-        program = exportable.program
-        try:
-            with quiet():
-                torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
-        except Exception as error:  # any error, as for outputs of a type that torch cannot save
-            raise UserError(f"torch.export cannot save it (try --format onnx): {in_short(error)}") from error
-        return buffer.getvalue()
-
-    def load(self, path: Path, exportable: Exportable) -> Run:
-        with path.open("rb") as file, quiet():
-            module = torch.export.load(file).module()
-
-        def run(call: Call) -> list[Tensor]:
-            with torch.no_grad():
-                return list(tensors(module(**copied(call.arguments))))
-
-        return run
+    buffer = io.BytesIO()
+    program = exportable.program
+    try:
+        with quiet():
+            torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
+    except Exception as error:  # any error, as for outputs of a type that torch cannot save
+        raise UserError(f"torch.export cannot save it (try --format onnx): {in_short(error)}") from error
+    return buffer.getvalue()
 
 
-class OnnxFormat(Format):
+def load_torch(path: Path, exportable: Exportable) -> Run:
+    with path.open("rb") as file, quiet():
+        return Exportable(torch.export.load(file).module(), exportable.calls).run
+
+
+def onnx_content(exportable: Exportable, about: Mapping[str, Any]) -> bytes:
     """ONNX for onnxruntime and others; metadata is in the model's ``metadata_props``."""
-
-    suffix = ".onnx"
-    needs = ("onnx", "onnxscript", "onnxruntime")
-    traced = True
-
-    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
-        program = exportable.program
-        names = [output["name"] for output in about["outputs"]]
-        try:
-            with quiet():
-                made = torch.onnx.export(
-                    program,
-                    dynamo=True,
-                    verbose=False,
-                    dynamic_shapes=exportable.shapes(str),
-                    input_names=exportable.names(),
-                    output_names=names,
-                )
-        except Exception as error:
-            raise UserError(f"torch.onnx cannot convert it: {in_short(error)}{caller(program, error)}") from error
-        assert made is not None
-        made.model.metadata_props.update({key: value_text(value) for key, value in about.items()})
-        content: bytes = made.model_proto.SerializeToString()
-        return content
-
-    def load(self, path: Path, exportable: Exportable) -> Run:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # only errors
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        taken = {argument.name for argument in session.get_inputs()}
-
-        def run(call: Call) -> list[Tensor]:
-            given = zip(exportable.names(), tensors(call.arguments), strict=True)
-            feed = {name: tensor.numpy() for name, tensor in given if name in taken}
-            return [torch.as_tensor(output) for output in session.run(None, feed)]
-
-        return run
+    program = exportable.program
+    try:
+        with quiet():
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=exportable.shapes(str),
+                input_names=exportable.names(),
+                output_names=[output["name"] for output in about["outputs"]],
+            )
+    except Exception as error:
+        raise UserError(f"torch.onnx cannot convert it: {in_short(error)}{caller(program, error)}") from error
+    assert made is not None
+    made.model.metadata_props.update({key: value_text(value) for key, value in about.items()})
+    content: bytes = made.model_proto.SerializeToString()
+    return content
 
 
-class SafetensorsFormat(Format):
-    """The weights by the model's names, also accepted by ``--init-from``; metadata has the config."""
+def load_onnx(path: Path, exportable: Exportable) -> Run:
+    import onnxruntime
 
-    suffix = ".safetensors"
-    needs = ("safetensors",)
-    traced = False
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # only errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    taken = {argument.name for argument in session.get_inputs()}
 
-    def content(self, exportable: Exportable, about: Mapping[str, Any]) -> bytes:
-        import safetensors.torch
+    def run(call: Call) -> list[Tensor]:
+        given = zip(exportable.names(), tensors(call.arguments), strict=True)
+        feed = {name: tensor.numpy() for name, tensor in given if name in taken}
+        return [torch.as_tensor(output) for output in session.run(None, feed)]
 
-        state = exportable.model.state_dict()
-        others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-        if others:
-            raise UserError(f"safetensors can only store tensors, but the model's {others[0]} is not one")
-        weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
-        content: bytes = safetensors.torch.save(weights, {key: value_text(value) for key, value in about.items()})
-        return content
-
-    def load(self, path: Path, exportable: Exportable) -> Run:
-        import safetensors.torch
-
-        with torch.no_grad():
-            for tensor in exportable.model.state_dict().values():
-                tensor.zero_()
-        exportable.model.load_state_dict(safetensors.torch.load_file(path))
-        return exportable.run
+    return run
 
 
-FORMATS: dict[str, Format] = {"torch": TorchFormat(), "onnx": OnnxFormat(), "safetensors": SafetensorsFormat()}
+FORMATS = {
+    "torch": Format(".pt2", ("torch",), torch_content, load_torch),
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), onnx_content, load_onnx),
+}
 
 
-def check_installed(kind: Format) -> None:
-    """Raises UserError with the command that installs what is missing."""
-    for name in kind.needs:
-        need_package(name, f"{kind.suffix} files need {name}", install=" ".join(kind.needs))
+def weights_content(model: nn.Module, about: Mapping[str, Any]) -> bytes:
+    """A safetensors file of the weights by the model's names, which ``--init-from`` accepts too."""
+    import safetensors.torch
+
+    state = model.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"safetensors can only store tensors, but the model's {others[0]} is not one")
+    weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
+    content: bytes = safetensors.torch.save(weights, {key: value_text(value) for key, value in about.items()})
+    return content
