@@ -1,5 +1,6 @@
 """The result of a check, and how to print it."""
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,19 +31,10 @@ class CheckResult:
         verdict = f"{self.verdict:<5}" if plain else styled(f"{self.verdict:<5}", STYLE[self.verdict])
         indent = INDENT if width == 0 or width >= 2 * INDENT else 4
         texts = [*self.text.splitlines(), *([f"usually: {self.cause}"] if self.cause else [])]
-        lines = [line for text in texts for line in _wrapped(text, width - indent if width else 0)]
+        room = max(width - indent, 8) if width else sys.maxsize
+        lines = [line for text in texts for line in textwrap.wrap(text, room, break_on_hyphens=False)]
         if indent < INDENT:  # too narrow for three columns
             yield f"{self.check:<13} {verdict}".rstrip()
         else:
             yield f"{self.check:<13} {verdict} {lines.pop(0) if lines else ''}"
         yield from (f"{'':<{indent}}{line}" for line in lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Wrap a line of text at this width, repeating its indentation; 0: do not wrap."""
-    if not width or len(text) <= width:
-        return [text]
-    indent = text[: len(text) - len(text.lstrip())][: width // 2]
-    return textwrap.wrap(
-        text.strip(), max(width, 8), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )

@@ -24,15 +24,15 @@ def check_batch(batch: Any, *, supervised: bool = True) -> Iterator[CheckResult]
 
     supervised: whether a loss compares the targets; else parts may be there only for their shape.
     """
-    hidden = 0
     found = _named_tensors(batch)
     if not found:
         yield CheckResult("batch", "ok", f"{type(batch).__name__}, in which no tensors were found")
+    hidden = 0
     for name, tensor in found.items():
         result = _check_tensor(name, tensor, may_be_constant=not supervised)
-        beyond = any(key.isdigit() and int(key) >= ITEMS for key in name.split("."))
-        hidden += beyond and result.verdict == "ok"
-        if not beyond or result.verdict != "ok":
+        if result.verdict == "ok" and any(key.isdigit() and int(key) >= ITEMS for key in name.split(".")):
+            hidden += 1
+        else:
             yield result
     if hidden:
         yield CheckResult("batch", "ok", f"and {hidden} more tensors in lists")

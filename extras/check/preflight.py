@@ -243,14 +243,15 @@ class _Check:
             yield CheckResult("metrics", "ok", f"untrained: {shown}")
 
     def _memorising(self, result: StepResult) -> CheckResult:
-        numbers = sum(tensor.numel() for tensor in tensors(result.targets))
-        memorised = model_checks.check_memorising(self.model, self._train, self._measure, numbers)
-        # parameters that are not frozen may be too few, and a trainer's own loss may not go far below its start,
-        # as one with smoothed labels, or with a term for unlabelled samples
-        smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
+        # a trainer's own loss may not go far below its start, as one with a term for unlabelled samples
         own_loss = not self.config.losses or self.measures == "train_step"
-        lenient = self.training.frozen.config or smooth or own_loss
-        return replace(memorised, verdict="note") if lenient and memorised.verdict == "FAIL" else memorised
+        smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        frozen = len(parameters) < len(list(self.model.parameters())) or bool(self.training.frozen.config)
+        numbers = sum(tensor.numel() for tensor in tensors(result.targets))
+        few = sum(parameter.numel() for parameter in parameters) < numbers
+        must_learn = not (own_loss or smooth or frozen or few)
+        return model_checks.check_memorising(self.model, self._train, self._measure, must_learn=must_learn)
 
     def _costs(self, result: StepResult) -> Iterator[CheckResult]:
         """Memorise the batch, and take a few steps with the config's optimizer: change of the loss, time and memory."""

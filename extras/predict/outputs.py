@@ -133,10 +133,8 @@ def kind_of(outputs: Tensor, task: Task) -> str:
         return "labels"
     indices = targets.startswith(("int", "uint"))
     if outputs.dim() == 2 and outputs.shape[1] > 1:
-        known = bool(task.first_batch)
-        by_names = not known and task.class_names is not None and len(task.class_names) == outputs.shape[1]
         may_be = may_be_classes(loss or "", outputs.shape[1], task.class_names, task.highest_target())
-        if (may_be and (loss in CLASS_LOSSES or (indices and shape == []))) or by_names:
+        if may_be and (loss in CLASS_LOSSES or (indices and shape == [])):
             return "classes"
     trained = task.shape("outputs")
     if outputs.dim() > 2 and indices and trained and shape == trained[1:]:
