@@ -1,6 +1,6 @@
 """``test.py --compare``: runs side by side, as a table, as CSV and as curves.
 
-runs reads their folders, comparison ranks them and builds the table, curves draws the figure.
+runs reads their folders and ranks them, comparison builds the table, curves draws the figure.
 """
 
 from extras.compare.comparison import compare

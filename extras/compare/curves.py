@@ -1,59 +1,70 @@
 """The curves of several runs in one figure."""
 
 import math
+import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from extras.compare.runs import Run, RunGroup
 from extras.drawing import BESIDE, drawn, label_axes, labels
 from extras.pen import COLOURS
+from extras.records import RATES, TRAIN, VALID, charts
 
-MARKERS = ("o", "^", "s", "x")
+MARKERS = ("o", "^")
 """Each is used with all colours."""
-
-
-class Curve(NamedTuple):
-    """One line of a chart."""
-
-    name: str
-    steps: Sequence[float]
-    values: Sequence[float | None]
-    """None without a value."""
-    run: int = 0
-    """Index of its run: determines colour and marker."""
-    training: bool = False
-    """Drawn thin and dashed, without its own legend entry."""
+MOST_RUNS = len(COLOURS) * len(MARKERS)
 
 
 @drawn
-def curves(charts: Sequence[tuple[str, Sequence[Curve]]]) -> Figure:
-    """Charts below each other, each with its y-axis label and, on further lines, its title.
-
-    Charts with a title have a legend.
-    """
-    figure = Figure(figsize=(11, 0.5 + 3.2 * len(charts)))
-    for row, (name, lines) in enumerate(charts, start=1):
-        axes = figure.add_subplot(len(charts), 1, row)
-        for line in sorted(lines, key=lambda line: not line.training):
-            _draw(axes, line)
-        label, *above = name.split("\n")
-        values = [value for line in lines for value in line.values if value is not None]
-        label_axes(axes, "epoch", labels([label], longest=40)[0], values)
-        axes.set_title("\n".join(labels([text], longest=80)[0] for text in above))
-        if above and any(not line.training for line in lines):
+def curves(groups: Sequence[RunGroup]) -> Figure:
+    """A chart per metric, starting with the one used for ranking: validation, and training dashed."""
+    panels = [(group, name, keys) for group in groups for name, keys in _charts(group).items()]
+    figure = Figure(figsize=(11, 0.5 + 3.2 * len(panels)))
+    before = None
+    for row, (group, name, keys) in enumerate(panels, start=1):
+        axes = figure.add_subplot(len(panels), 1, row)
+        values: list[float] = []
+        for place, run in enumerate(group.runs[:MOST_RUNS]):
+            about = [group.short_name(run), run.note, *group.settings(run, group.keys[:2])]
+            legend = "  ".join(labels([text], longest=24)[0] for text in about if text)
+            for label, key in keys.items():
+                values += _draw(axes, run, key, place, legend, dashed=label == TRAIN and len(keys) > 1)
+        label_axes(axes, "epoch", labels([name], longest=40)[0], values)
+        if group is not before:
+            title = [group.title, *textwrap.wrap(group.which, 70)]
+            if any(len(lines) > 1 for lines in _charts(group).values()):
+                title.append("validation; training is dashed")
+            if len(group.runs) > MOST_RUNS:
+                title.append(f"the best {MOST_RUNS} of {len(group.runs)} runs")
+            axes.set_title("\n".join(labels(title, longest=80)))
             axes.legend(**BESIDE)
+        before = group
     return figure
 
 
-def _draw(axes: Axes, line: Curve) -> None:
-    values = [math.nan if value is None else value for value in line.values]
+def _charts(group: RunGroup) -> dict[str, dict[str, str]]:
+    """The keys of each chart's lines by label."""
+    found = charts([record for run in group.runs[:MOST_RUNS] for record in run.records])
+    found.pop(RATES, None)
+    monitored = group.monitor.split()[1]
+    ranked = sorted(found.items(), key=lambda item: monitored not in item[1].values())
+    return {name: {label: key for label, key in keys.items() if label in (TRAIN, VALID)} for name, keys in ranked}
+
+
+def _draw(axes: Axes, run: Run, key: str, place: int, legend: str, *, dashed: bool) -> list[float]:
+    """Draw a line, and return its values. place: determines colour and marker."""
+    values = [math.nan if value is None else value for value in run.values(key)]
     axes.plot(
-        line.steps, values, "--" if line.training else "-", color=COLOURS[line.run % len(COLOURS)],
-        marker=MARKERS[line.run // len(COLOURS) % len(MARKERS)], ms=3 if len(values) <= 25 else 4,
-        markevery=1 if len(values) <= 25 else math.ceil(len(values) / 10), alpha=0.7 if line.training else 1,
-        # keeps both visible if two coincide
-        linewidth=0.9 if line.training else 1.4 + 0.8 * max(0, 3 - line.run),
-        label=None if line.training else "  ".join(labels([part], longest=24)[0] for part in line.name.split("\n")),
-    )  # fmt: skip
+        [record["epoch"] or 0 for record in run.records],
+        values,
+        "--" if dashed else "-",
+        color=COLOURS[place % len(COLOURS)],
+        marker=MARKERS[place // len(COLOURS)],
+        markersize=3,
+        markevery=max(1, len(values) // 10),
+        linewidth=0.9 if dashed else 1.6,
+        label=None if dashed else legend,
+    )
+    return values

@@ -1,20 +1,20 @@
 """Reads run folders in any state, without building anything or needing the run's code."""
 
-import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extras.records import RATES, best_of, charts, flat, value_text
+from extras.letters import short_key, shortened
+from extras.records import RATES, Record, best_of, charts, flat, value_text
 from utils.errors import CheckpointError
-from utils.files import read_json_object, read_text
+from utils.files import read_json_object
 from utils.paths import display_path, project_path
-from utils.run_folder import NAME, RunFolder, start_order
+from utils.run_folder import RunFolder, start_order
 from utils.text import one_line
 
 # where a run is saved and how much it prints: not part of the experiment
@@ -23,22 +23,19 @@ NOT_COMPARED = {"$schema", "name", "trainer.save_dir", "trainer.verbosity"}
 UNKNOWN = "unknown"
 LOSS_TYPE = re.compile(r"loss\.([^.]+\.)?type")  # of a single loss, or of one of several by name
 
+ARGUMENT = "data_loader.args."
 # data loader arguments that determine which samples there are, and which are held out
-WHICH_DATA = {
+WHICH_DATA = (
     "data_dir", "folds", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape",
     "validation_split",
-}  # fmt: skip
-# and those that determine how they are read and fed; of other arguments, this is unknown
-HOW_FED = {
+)  # fmt: skip
+# those that do not change what a test measures
+NOT_IN_TEST = {
     "balanced", "batch_size", "cache_dir", "crop", "device_cache", "download", "drop_last", "eval_batch_size", "flip",
-    "in_memory", "mean", "num_test_samples", "num_workers", "shuffle", "size", "std", "white",
+    "in_memory", "num_workers", "shuffle",
 }  # fmt: skip
-# of these, the ones that change what a test measures, if it is given others than the run
-IN_TEST = {"mean", "num_test_samples", "size", "std", "white"}
-ARGUMENT = "data_loader.args."
 # runs that differ only in these repeat one experiment
-FOLD = "fold"
-REPEATS = ("seed", f"{ARGUMENT}{FOLD}")
+REPEATS = ("seed", f"{ARGUMENT}fold")
 
 # what test/metrics.json contains besides the values
 ABOUT_TEST = {"checkpoint", "epoch", "step", "samples", "overrides"}
@@ -48,20 +45,13 @@ LOWER_IS_BETTER = re.compile(
 )
 
 
-def _changes_test(override: str) -> bool:
-    """Whether an override of a test may change its values: other data, another loss or metric under the same name."""
-    key = override.partition("=")[0]
-    fed = key.startswith(ARGUMENT) and key.removeprefix(ARGUMENT) in HOW_FED - IN_TEST
-    return not fed and not key.startswith("runtime.")
-
-
 class Task(NamedTuple):
     """What runs must have in common to be ranked together."""
 
     data: str
     loss: str
     which: tuple[tuple[str, str], ...] = ()
-    """Arguments that determine the data, by name."""
+    """Arguments that determine the data and the loss, by name."""
 
 
 @dataclass
@@ -71,8 +61,7 @@ class Run:
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
     """Config by dotted key, as in optimizer.args.lr."""
-    records: list[dict[str, float]] = field(default_factory=list)
-    """The lines of metrics.jsonl, without values that are not finite."""
+    records: Sequence[Record] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
     """The result of test.py, as in its metrics.json; empty if ``outdated``."""
@@ -88,15 +77,15 @@ class Run:
     @property
     def task(self) -> Task:
         """The data and the loss. Runs with different ones cannot be ranked together."""
-        given = {name: self.config.get(f"{ARGUMENT}{name}") for name in sorted(WHICH_DATA)}
+        given = {name: self.config.get(f"{ARGUMENT}{name}") for name in WHICH_DATA}
         if isinstance(folder := given["data_dir"], str):
             given["data_dir"] = display_path(project_path(folder))
-        which = tuple((name, shown_value(value)) for name, value in given.items() if value is not None)
+        which = [(name, shown_value(value)) for name, value in given.items() if value is not None]
         losses = [str(value) for key, value in self.config.items() if LOSS_TYPE.fullmatch(key)]
         others = [key for key in sorted(self.config) if key.startswith(("loss.", "validation."))]
-        which += tuple((key, self.compared(key)) for key in others if not LOSS_TYPE.fullmatch(key))
+        which += [(key, self.compared(key)) for key in others if not LOSS_TYPE.fullmatch(key)]
         loss = " + ".join(losses) if losses else UNKNOWN if self.config.get("loss", UNKNOWN) else "no loss"
-        return Task(str(self.config.get("data_loader.type", UNKNOWN)), loss, which)
+        return Task(str(self.config.get("data_loader.type", UNKNOWN)), loss, tuple(which))
 
     @property
     def monitor(self) -> str | None:
@@ -116,13 +105,6 @@ class Run:
         return one_line(str(self.environment.get("note") or ""))
 
     @property
-    def when(self) -> str:
-        """When it started, as in 2026-11-22 00:37:12; empty if unknown."""
-        if NAME.fullmatch(self.path.resolve().name):
-            return str(datetime.strptime(self.path.resolve().name[:15], "%Y%m%d-%H%M%S"))
-        return str(self.environment.get("time", ""))[:19].replace("T", " ")
-
-    @property
     def commit(self) -> str:
         """The abbreviated commit, with + if files were changed; empty without git."""
         commit = self.environment.get("git_commit")
@@ -130,39 +112,29 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        return int(self.records[-1].get("epoch", 0)) if self.records else 0
+        return int(self.records[-1].get("epoch") or 0) if self.records else 0
 
     @property
     def seconds(self) -> float:
         """Training time over all epochs."""
-        return sum(record.get("seconds", 0.0) for record in self.records)
+        return sum(record.get("seconds") or 0.0 for record in self.records)
 
     def values(self, name: str) -> list[float | None]:
         return [record.get(name) for record in self.records]
 
-    def best(self, monitor: str) -> tuple[float, int] | None:
+    def best(self, monitor: str) -> tuple[float | None, int | None]:
         """The best value, and its epoch. monitor: "min NAME" or "max NAME"."""
         found = best_of(self.values(monitor.split()[1]), monitor)
-        return None if found is None else (found[1], int(self.records[found[0]].get("epoch", 0)))
+        return (None, None) if found is None else (found[1], int(self.records[found[0]].get("epoch") or 0))
 
+    @property
     def state(self) -> str:
-        """How it ended: "finished", "stopped", "failed: REASON" or "diverged: REASON".
-
-        If not recorded, "unfinished" (running or killed) or "no checkpoint"; "damaged" if a file cannot be read.
-        """
+        """How it ended: "finished", "stopped", "failed: REASON" or "diverged: REASON"; "unfinished" if it is training
+        or was killed, "damaged" if a file cannot be read."""
         if self.damage:
             return "damaged"
         outcome = self.environment.get("outcome")
-        if isinstance(outcome, str) and outcome:
-            return re.sub(
-                r"^(diverged|failed): the loss is (\S+) at step (\d+) .*", r"\1: loss \2 at step \3", one_line(outcome)
-            )
-        if not any(self.path.glob("checkpoints/*.pth")):
-            return "no checkpoint"
-        asked, patience, monitor = (self.config.get(f"trainer.{key}") for key in ("epochs", "early_stop", "monitor"))
-        best = self.best(monitor) if self.monitor and isinstance(monitor, str) else None
-        early = isinstance(patience, int) and best is not None and self.epochs - best[1] >= patience
-        return "finished" if early or not isinstance(asked, int) or self.epochs >= asked else "unfinished"
+        return one_line(outcome).partition(" (")[0] if isinstance(outcome, str) else "unfinished"
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
@@ -196,16 +168,19 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 
 
-def metrics(runs: Iterable[Run]) -> list[str]:
-    """The names of all logged values except time and speed, in the order of their charts."""
+def best_values(runs: Sequence[Run]) -> dict[str, list[float | None]]:
+    """The best of each validation value by run, and of training values without one, as "max val_accuracy"."""
     found = charts([record for run in runs for record in run.records])
-    return [name for chart, lines in found.items() if chart != RATES for name in lines.values()]
+    names = [name for chart, lines in found.items() if chart != RATES for name in lines.values()]
+    held_out = [name for name in names if name.startswith("val_") or f"val_{name}" not in names]
+    monitors = [f"{direction(name, runs)} {name}" for name in held_out]
+    return {monitor: [run.best(monitor)[0] for run in runs] for monitor in monitors}
 
 
-def held_out_metrics(runs: Sequence[Run]) -> list[str]:
-    """The names of validation values, and of training values for metrics without one."""
-    names = metrics(runs)
-    return [name for name in names if name.startswith("val_") or f"val_{name}" not in names]
+def test_values(runs: Sequence[Run]) -> dict[str, list[float | None]]:
+    """The values on the test data by run, as "test accuracy"."""
+    names = dict.fromkeys(name for run in runs for name in run.test)
+    return {f"test {name}": [run.test.get(name) for run in runs] for name in names}
 
 
 def direction(name: str, runs: Iterable[Run]) -> str:
@@ -223,29 +198,20 @@ def shown_value(value: Any) -> str:
     return "" if value is None else value_text(value)
 
 
-@dataclass
-class Repeats:
-    """Runs of one config, except for seed and fold, at least two of them finished."""
+class Repeats(NamedTuple):
+    """Finished runs of one config, at least two, one for each seed and fold."""
 
     runs: list[Run]
-    """Finished runs, one for each seed and fold."""
-    left_out: int
-    """Others: unfinished, or with a seed and fold of a run that started later."""
     over: list[str]
     """What differs between them, as in ["seed"]."""
 
-    def values(self) -> Mapping[str, tuple[float, float]]:
+    def means(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation (n - 1) of each metric's best value, as "min val_loss", and of each value on the
         test data, as "test loss". Values missing in some of the runs are left out."""
-        found = {}
-        for name in metrics(self.runs):
-            best = f"{direction(name, self.runs)} {name}"
-            found[best] = [None if pair is None else pair[0] for pair in (run.best(best) for run in self.runs)]
-        for name in dict.fromkeys(name for run in self.runs for name in run.test):
-            found[f"test {name}"] = [run.test.get(name) for run in self.runs]
+        found = {**test_values(self.runs), **best_values(self.runs)}
         whole = {name: [value for value in values if value is not None] for name, values in found.items()}
         return {
-            name: (statistics.fmean(values), _deviation(values))
+            name: (statistics.fmean(values), statistics.stdev(values))
             for name, values in whole.items()
             if len(values) == len(self.runs)
         }
@@ -259,77 +225,126 @@ def find_repeats(runs: Sequence[Run]) -> list[Repeats]:
         alike.setdefault(tuple(sorted((key, run.compared(key)) for key in rest)), []).append(run)
     found = []
     for members in alike.values():
-        finished = [run for run in members if run.state() == "finished"]
+        finished = [run for run in members if run.state == "finished"]
         finished.sort(key=lambda run: start_order(RunFolder(run.path)))
-        kept = list({tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in finished}.values())
+        kept = {tuple(shown_value(run.config.get(key)) for key in REPEATS): run for run in finished}
         if len(kept) > 1:
-            differ = [key for key in REPEATS if len({shown_value(run.config.get(key)) for run in kept}) > 1]
-            over = [key.rpartition(".")[2] for key in differ]
-            found.append(Repeats(kept, len(members) - len(kept), over))
+            values = zip(*kept, strict=True)
+            over = [key.split(".")[-1] for key, each in zip(REPEATS, values, strict=True) if len(set(each)) > 1]
+            found.append(Repeats(list(kept.values()), over))
     return found
 
 
-def _deviation(values: Sequence[float]) -> float:
-    try:
-        return statistics.stdev(values)
-    except OverflowError:
-        return math.inf
+class RunGroup(NamedTuple):
+    """Runs of one task, which can be ranked; the best first."""
+
+    task: Task
+    which: str
+    """Arguments that distinguish the data from other data of the same type, as in data_dir=photos; may be empty."""
+    monitor: str
+    """What to rank by: "min NAME" or "max NAME"."""
+    runs: list[Run]
+    keys: list[str]
+    """The config keys in which they differ."""
+    repeats: list[Repeats]
+    """Runs that differ only in their seed and fold."""
+
+    @property
+    def title(self) -> str:
+        return "unknown task" if UNKNOWN in self.task[:2] else ", ".join(self.task[:2])
+
+    @property
+    def commit(self) -> str:
+        """The commit of all runs; empty if it is not the same."""
+        commits = {run.commit for run in self.runs}
+        return commits.pop() if len(commits) == 1 else ""
+
+    def short_name(self, run: Run) -> str:
+        """A run's name, without the experiment's if that is the same for all."""
+        same = len({run.name.rpartition("/")[0] for run in self.runs}) == 1
+        return run.name.rpartition("/")[2] if same else run.name
+
+    def settings(self, run: Run, keys: Iterable[str]) -> list[str]:
+        """The values of these keys, as in ["lr=0.1"]."""
+        return [f"{self.header(key)}={brief(run.config.get(key))}" for key in keys]
+
+    def header(self, key: str) -> str:
+        return short_key(key, self.keys, taken=("type", "epochs"))  # "epochs" is the number that a run has done
+
+
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
+    """Group by task: the task with the most runs first, unreadable runs last."""
+    groups = []
+    tasks = Counter(run.task for run in runs)
+    for task in sorted(tasks, key=lambda task: (UNKNOWN in task[:2], -tasks[task])):
+        members = [run for run in runs if run.task == task]
+        asked = Counter(run.monitor for run in members if run.monitor)
+        held_out = any("val_loss" in record for run in members for record in run.records)
+        monitor = asked.most_common(1)[0][0] if asked else "min val_loss" if held_out else "min loss"
+        ranked = sorted(members, key=lambda run: _rank(run, monitor))
+        groups.append(RunGroup(task, _which(task, tasks), monitor, ranked, differing(members), find_repeats(ranked)))
+    return groups
+
+
+def _which(task: Task, tasks: Iterable[Task]) -> str:
+    others = [set(other.which) for other in tasks if other[:2] == task[:2]]
+    distinct = [pair for pair in task.which if any(pair not in other for other in others)]
+    return ", ".join(f"{name}={shortened(value, 40)}" for name, value in distinct)
+
+
+def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
+    best = run.best(monitor)[0]
+    value = 0.0 if best is None else best if monitor.startswith("min") else -best
+    return best is None, value, run.name
+
+
+def brief(value: Any) -> str:
+    """A config value, numbers to four digits; the CSV file has all of them."""
+    return f"{value:.4g}" if isinstance(value, float) else shown_value(value) or "-"
 
 
 def _read(path: Path) -> Run:
-    run = Run(path)
-    problems = list[str]()
-    config = read_json_object(path / "config.json")
+    folder = RunFolder(path)
+    run = Run(path, records=folder.epochs(), environment=folder.read_environment())
+    config = read_json_object(folder.config)
     if config is None:
-        problems.append("config.json cannot be read")
+        run.damage = "config.json cannot be read"
+    elif len(run.records) < _lines(path / "metrics.jsonl"):
+        run.damage = f"metrics.jsonl cannot be read from line {len(run.records) + 1}"
     # a component without arguments is one value, its type
     run.config = {key: value for key, value in flat(config or {}) if value not in ({}, [])}
-    run.environment = read_json_object(path / "environment.json") or {}
     test = read_json_object(path / "test" / "metrics.json") or {}
-    run.test = {name: item for name, item in test.items() if name not in ABOUT_TEST and _is_number(item)}
-    overrides = test.get("overrides")
-    changed = list(filter(_changes_test, map(str, overrides))) if isinstance(overrides, list) else []
-    if run.test and changed:
-        run.test, run.outdated = {}, f"tested with {one_line(', '.join(changed))}; run test.py without it"
-    try:
-        text = read_text(path / "metrics.jsonl")
-    except FileNotFoundError:
-        text = ""
-    except (OSError, ValueError):
-        text = ""
-        problems.append("metrics.jsonl cannot be read")
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        record = _record(line)
-        if record is not None:
-            run.records.append(record)
-        elif line.endswith("\n"):  # otherwise it is being written
-            problems.append(f"metrics.jsonl, line {number} is not the record of an epoch")
-    if run.test and (outdated := _outdated(run, test.get("step"))):
-        run.test, run.outdated = {}, outdated
-    run.damage = "; ".join(problems[:2])
+    numbers = {name: item for name, item in test.items() if isinstance(item, (int, float)) and math.isfinite(item)}
+    values = {name: item for name, item in numbers.items() if name not in ABOUT_TEST}
+    run.outdated = _outdated(run, test) if values else ""
+    run.test = {} if run.outdated else values
     return run
 
 
-def _outdated(run: Run, step: Any) -> str:
-    """Why values of the checkpoint of this step must not stand beside the run's best value; empty if they may."""
-    best = run.best(run.monitor) if run.monitor else None
-    epoch = best[1] if best else run.epochs
-    ended = next((record.get("step") for record in run.records if record.get("epoch") == epoch), None)
+def _lines(path: Path) -> int:
+    """Whole lines: the last one may be in the process of being written."""
+    try:
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+    except OSError:
+        return 1
+
+
+def _outdated(run: Run, test: dict[str, Any]) -> str:
+    """Why a test's values must not stand beside the run's best value: of other data or another checkpoint."""
+    overrides = test.get("overrides")
+    changed = list(filter(_changes_test, map(str, overrides))) if isinstance(overrides, list) else []
+    if changed:
+        return f"tested with {one_line(', '.join(changed))}; run test.py without it"
+    best = run.best(run.monitor)[1] if run.monitor else None
+    ended = {record.get("epoch"): record.get("step") for record in run.records}.get(best or run.epochs)
+    step = test.get("step")
     # without a best epoch, test.py takes the newest checkpoint, which may be later than the last epoch
-    if ended is None or not _is_number(step) or (step == ended if best else step >= ended):
+    if ended is None or not isinstance(step, int) or (step == ended if best else step >= ended):
         return ""
     return f"tested at step {step}, but the {'best' if best else 'last'} epoch ended at step {ended}; run test.py again"
 
 
-def _record(line: str) -> dict[str, float] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or type(value.get("epoch")) is not int:
-        return None
-    return {name: item for name, item in value.items() if _is_number(item)}
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _changes_test(override: str) -> bool:
+    """Whether an override of a test may change its values: other data, another loss or metric under the same name."""
+    key = override.partition("=")[0]
+    return key.removeprefix(ARGUMENT) not in NOT_IN_TEST and not key.startswith("runtime.")

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from extras import drawing
-from extras.compare.curves import Curve, curves
 from extras.report import figures
 from extras.report.statistics import Classification, Doubles, Regression
 
@@ -111,23 +110,6 @@ def test_a_regression_of_any_numbers(pairs: Doubles) -> None:
     found = Regression(pairs.shape[1], 1)
     found.add(0, torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))
     size(figures.residuals(found))
-
-
-def test_curves_with_gaps_of_many_runs_and_over_many_magnitudes() -> None:
-    lines = [Curve(f"run_${place}$\nlr=0.1", [1, 2, 3], [1.0, None, place + 2.0], place) for place in range(20)]
-    lines += [line._replace(training=True) for line in lines]
-    steep = [Curve("steep", range(40), [10.0 ** -(step / 4) for step in range(40)])]
-    figure = curves([("val_loss\nsome data", lines), ("loss", steep), ("nothing", [])])
-    size(figure)
-    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log", "linear"]
-    assert figure.axes[0].get_ylabel() == "val_loss"
-    drawn = figure.axes[0].lines
-    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}
-    assert len(looks) == 40, "every run, in training and validation, looks different"
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    assert len(legend.get_texts()) == 20
-    size(curves([("one", [Curve("run", [1], [None])])]))
 
 
 def test_the_style_is_ours_and_nobody_elses_is_changed() -> None:
