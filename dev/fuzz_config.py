@@ -17,7 +17,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ from data_loader.cifar10 import CIFAR10Loader
 from data_loader.image_folder import ImageFolderLoader
 from tests.configs import SOUND
 from tests.utils.config.mutations import mutant
-from utils.config import LoadedConfig, load_config
+from utils.config import load_config
 from utils.errors import TrainingError, UserError
 from utils.paths import PROJECT
 from utils.registry import import_components
@@ -67,6 +66,7 @@ RICH = json.dumps(
     }
 )
 
+HARMLESS = ("trainer.tensorboard=false", "trainer.verbosity=0", "runtime.compile=false")
 SECONDS, MEMORY = 60, 6 * 2**30
 LOCATED = re.compile(r"^(\d+ mistakes in the config:\n\n)?[^\n]*config\.json:\d+:\d+: ")
 
@@ -106,11 +106,11 @@ def _small_images(self: ImageLoader, *_: object, **__: object) -> Images:
 def outcome(path: Path, folder: Path) -> str:
     """The outcome of one config."""
     try:
-        loaded = load_config(path)
+        load_config(path)
     except UserError as error:
         return "refused, located" if LOCATED.match(str(error)) else f"NO LOCATION: {error}"
     try:
-        train.train(_harmless(loaded, folder))
+        train.main(["-c", str(path), f"trainer.save_dir={folder}", *HARMLESS])
     except UserError as error:
         if LOCATED.match(str(error)):
             return "refused when built, located"
@@ -119,14 +119,6 @@ def outcome(path: Path, folder: Path) -> str:
     except TrainingError:
         return "started, and the loss was not finite"
     return "started"
-
-
-def _harmless(loaded: LoadedConfig, folder: Path) -> LoadedConfig:
-    """The same config, with its run in a temporary folder and nothing compiled."""
-    config = loaded.config
-    settings = config.trainer.model_copy(update={"save_dir": str(folder), "tensorboard": False, "verbosity": 0})
-    runtime = config.runtime.model_copy(update={"compile": False})
-    return replace(loaded, config=config.model_copy(update={"trainer": settings, "runtime": runtime}))
 
 
 def run(count: int, first: int) -> int:

@@ -9,6 +9,7 @@ metrics, weights or curves differ in a single bit, or if a trial is missing or t
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -18,12 +19,12 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tests import forked
-from tests.campaign import differences
+from tests.campaign import differences, wait_for
+from tests.conftest import small_config
 from tests.helpers import PATIENCE, ROOT
 
 WHAT = ("trial", "trial", "sweep", "all")
@@ -55,66 +56,44 @@ def campaign(folder: Path, name: str, words: tuple[str, ...], options: argparse.
     process = start("-c", str(alone), *words)
     output, errors = process.communicate(PATIENCE)
     assert process.returncode == 0, output + errors
-    moments = Killer(killed, words, options.seed).kill(options.kills)
+    moments = kill(killed, words, options.kills, random.Random(options.seed))
     found = compare(sweep_of(alone), sweep_of(killed))
     shown = ", ".join(f"{count} of {what}" for what, count in sorted(moments.items()))
     print(f"{name}: {moments.total()} kills ({shown}): {found or 'equal bit for bit'}", flush=True)
     return bool(found)
 
 
-class Killer:
-    """Starts a sweep, kills parts of it, and continues it. Moments are drawn from the seed."""
+def kill(config: Path, words: tuple[str, ...], at_least: int, draw: random.Random) -> Counter[str]:
+    """Start a sweep, kill parts of it so often, and let it end. The trials may end before; then there are fewer kills.
 
-    def __init__(self, config: Path, words: tuple[str, ...], seed: int) -> None:
-        self.config = config
-        self.words = words
-        self.random = random.Random(seed)
-        self.done = Counter[str]()
-
-    def kill(self, at_least: int) -> Counter[str]:
-        """Kill so often, then let the sweep end. The trials may end before; then there are fewer kills."""
-        while True:
-            sweep = sweep_of(self.config)
-            process = start("-r", str(sweep)) if sweep else start("-c", str(self.config), *self.words)
-            while self.done.total() < at_least and process.poll() is None:
-                what = self.random.choice(WHAT)
-                self._wait(process, what)
-                if not self._kill(process, what):
-                    continue
-                self.done[what] += 1
-                if what != "trial":
-                    break
-            if process.poll() is None and self.done.total() < at_least:
-                process.wait(PATIENCE)  # it was killed
-                continue
-            output, errors = process.communicate(PATIENCE)
-            if process.returncode == -signal.SIGKILL:
-                continue
-            assert process.returncode == 0, output + errors
-            return self.done
-
-    def _wait(self, process: forked.Process, what: str) -> None:
-        """Until a trial runs, and then for a moment; or for a moment alone, which may lie in the start."""
-        end = time.monotonic() + PATIENCE
-        if what == "trial" or self.random.random() < 0.7:
-            while process.poll() is None and not trials_of(process.pid) and time.monotonic() < end:
-                time.sleep(0.01)
-        time.sleep(self.random.uniform(0, 5))
-
-    def _kill(self, process: forked.Process, what: str) -> bool:
-        if process.poll() is not None:
-            return False
-        if what == "trial":
+    Returns what was killed how often.
+    """
+    done = Counter[str]()
+    while True:
+        sweep = sweep_of(config)
+        process = start("-r", str(sweep)) if sweep else start("-c", str(config), *words)
+        while done.total() < at_least and process.poll() is None:
+            what = draw.choice(WHAT)
+            if what == "trial" or draw.random() < 0.7:
+                wait_for(functools.partial(has_trials, process.pid), process)
+            time.sleep(draw.uniform(0, 5))  # also in the start of a sweep or of a trial
             running = trials_of(process.pid)
-            if not running:
-                return False
+            if process.poll() is not None or (what == "trial" and not running):
+                continue
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.random.choice(running), signal.SIGKILL)
-        elif what == "sweep":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-        return True
+                if what == "trial":
+                    os.kill(draw.choice(running), signal.SIGKILL)
+                elif what == "sweep":
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+            done[what] += 1
+            if what != "trial":
+                break
+        output, errors = process.communicate(PATIENCE)
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, output + errors
+            return done
 
 
 def start(*words: str) -> forked.Process:
@@ -129,26 +108,15 @@ def trials_of(sweep: int) -> list[int]:
     return []
 
 
+def has_trials(sweep: int) -> bool:
+    return bool(trials_of(sweep))
+
+
 def write_config(folder: Path) -> Path:
     """A small classification whose epochs take a moment."""
     folder.mkdir(parents=True)
-    data = {"num_samples": 200, "input_shape": [20], "num_classes": 5, "batch_size": 10, "validation_split": 40}
-    config: dict[str, Any] = {
-        "name": "small",
-        "data_loader": {"type": "RandomTensorLoader", "args": data},
-        "model": {"type": "TwoLayerNet", "args": {"in_features": 20, "hidden_features": 32, "out_features": 5}},
-        "loss": "cross_entropy",
-        "metrics": ["accuracy"],
-        "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
-        "trainer": {
-            "epochs": 8, "steps_per_epoch": 100, "monitor": "min val_loss", "save_every_steps": 25,
-            "save_dir": str(folder / "saved"), "pictures_every": 0,
-        },
-        "runtime": {"device": "cpu"},
-    }  # fmt: skip
-    path = folder / "config.json"
-    path.write_text(json.dumps(config, indent=2))
-    return path
+    length = {"epochs": 8, "steps_per_epoch": 100, "save_every_steps": 25}
+    return small_config(folder, trainer={**length, "monitor": "min val_loss", "tensorboard": True})
 
 
 def sweep_of(config: Path) -> Path | None:
