@@ -12,6 +12,7 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 
 from utils.signals import exit_on_signal
 
@@ -128,6 +129,7 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")
     with os_errors_as(UserError, f"{folder} cannot be written", advice="; choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # now, rather than once the test is over
     with RunFolder(folder).locked("writes a report into it"):
         yield
 
