@@ -55,19 +55,12 @@ def unregistered_weights(model: nn.Module) -> str | None:
         for attribute, value in vars(module).items():
             for part in instances(value, (nn.Module, Tensor)):
                 weights = part.parameters() if isinstance(part, nn.Module) else [part]
-                if all(id(weight) in known or not (weight.requires_grad and weight.is_leaf) for weight in weights):
-                    continue
-                where = ".".join(filter(None, (name, attribute)))
-                if part is value:
+                if any(id(weight) not in known and weight.requires_grad and weight.is_leaf for weight in weights):
+                    where = ".".join(filter(None, (name, attribute)))
                     return (
-                        f"{where} requires a gradient but is not an nn.Parameter: it would be neither trained nor saved"
+                        f"{where} is a plain {type(value).__name__} with weights that would be neither trained nor "
+                        "saved; use nn.Parameter, or a container of torch.nn such as nn.ModuleList"
                     )
-                container = "Dict" if isinstance(value, dict) else "List"
-                use = f"nn.Module{container}" if isinstance(part, nn.Module) else f"nn.Parameter{container}"
-                return (
-                    f"{where} is a plain {type(value).__name__} with a {type(part).__name__}, whose weights would be "
-                    f"neither trained nor saved; use {use}"
-                )
     return None
 
 
@@ -121,21 +114,12 @@ def divide_parameters(
         if parameter.requires_grad and name not in owners and name not in frozen
     ]
     if left:
-        pattern = _pattern(left, parameters)
         raise Mismatch(
             ("optimizer",),
             f"no optimizer trains {listed(left)}. Add a pattern to the params of one, or freeze them: "
-            f'"trainer": {{"freeze": [{{"params": ["{pattern}"]}}]}}, or requires_grad_(False) in the model',
+            '"trainer": {"freeze": [{"params": [...]}]}, or requires_grad_(False) in the model',
         )
     return {optimizer: divided[optimizer] for optimizer in optimizers}
-
-
-def _pattern(names: Sequence[str], parameters: Parameters) -> str:
-    """A pattern for some parameters: of the module that has just these, or else of the first one."""
-    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    common = [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts)]
-    pattern = ".".join([*common, "*"])
-    return pattern if [name for name in parameters if matches(name, [pattern])] == list(names) else names[0]
 
 
 def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at: KeyPath) -> Parameters:

@@ -655,7 +655,7 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
         (
             "Adversarial",
             {"optimizer": {"generator": {"type": "SGD", "args": {"lr": 1}}}},
-            "optimizer: no optimizer trains discriminator.0.weight.*discriminator\\.\\*.*or requires_grad_",
+            "optimizer: no optimizer trains discriminator.0.weight.*or requires_grad_",
         ),
         (
             "Adversarial",
@@ -669,7 +669,7 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
                     },
                 }
             },
-            r"no optimizer trains discriminator\.2\.bias\. .*: \[.discriminator\.2\.bias.\]",
+            r"no optimizer trains discriminator\.2\.bias\. ",
         ),
         (
             "Adversarial",
