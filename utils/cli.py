@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import errno
 import gc
 import itertools
-import json
 import os
 import signal
 import sys
@@ -25,7 +23,12 @@ from utils.text import OVERRIDE
 from utils.user_code import user_line
 
 # options that abbreviate a key of the config
-SHORTS = {"device": "runtime.device", "lr": "optimizer.args.lr", "bs": "data_loader.args.batch_size"}
+SHORTS = {
+    "device": "runtime.device",
+    "lr": "optimizer.args.lr",
+    "bs": "data_loader.args.batch_size",
+    "init_from": "model.weights.file",
+}
 
 LIST_WIDTH = 110  # of --list when not printed to a terminal
 
@@ -68,7 +71,7 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     run = "a run folder or checkpoint; default: the most recent run"
     add("-r", "--resume", nargs="?", const="", metavar="RUN", help=run)
-    add("--init-from", type=Path, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
+    add("--init-from", type=os.path.abspath, metavar="WEIGHTS", help="short for model.weights.file=WEIGHTS")
     add("--note", metavar="TEXT", help="a label for this run, shown in environment.json, --compare and TensorBoard")
     add("--lr", metavar="RATE", help="short for optimizer.args.lr=RATE")
     add("--bs", metavar="SIZE", help="short for data_loader.args.batch_size=SIZE")
@@ -76,38 +79,14 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     listed = "list the components a config can use, or describe one"
     add("--list", nargs="?", const="", metavar="NAME", help=listed)
     options = parse(made, argv)
-    others = options.overrides or options.config or options.check or options.init_from
-    if options.list is not None and (others or options.resume is not None or options.note is not None):
+    others = options.overrides or options.config or options.check or options.note
+    if options.list is not None and (others or options.resume is not None):
         raise UserError("--list cannot be combined with other options")
-    if options.check and options.resume is not None:
-        raise UserError("--check does not take -r; it checks a config, such as RUN/config.json with -c")
-    if options.check and options.note is not None:
-        raise UserError("--check does not take --note; it starts no run")
-    if options.resume is not None and options.init_from:
-        raise UserError("-r resumes a run and --init-from starts a new one; give only one of them")
+    if options.resume is not None and (options.check or options.init_from):
+        raise UserError("-r cannot be combined with --check or --init-from, which take a config")
     if options.resume and options.config is not None:
         raise UserError("-r RUN uses the run's own config. To start a new run from its weights: -c ... --init-from RUN")
-    if options.init_from is not None:
-        if not options.init_from.exists() and not current().launched:  # only the main process needs the file
-            raise UserError(f"--init-from {options.init_from}: no such file or run folder")
-        if twice := list(filter(_gives_weights, options.overrides)):
-            raise UserError(f"--init-from is short for model.weights.file, and there is {twice[0]} too; leave one out")
-        options.overrides.append(
-            f"model.weights.file={json.dumps(str(options.init_from.resolve()), ensure_ascii=False)}"
-        )
     return options
-
-
-def _gives_weights(override: str) -> bool:
-    """Whether an override gives the file that --init-from gives, rather than what to skip or rename."""
-    key, _, text = override.partition("=")
-    if key != "model.weights":
-        return key == "model.weights.file"
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return True  # a file, written without quotes
-    return "file" in value if isinstance(value, dict) else isinstance(value, str)
 
 
 def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
@@ -143,7 +122,7 @@ def inspect(options: argparse.Namespace) -> int | None:
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str | Path] | None, *, inputs: bool = False
 ) -> argparse.Namespace:
-    """Parse the arguments, in any order. A KEY=VALUE that argparse took as the value of -r becomes an override.
+    """Parse the arguments, in any order. A KEY=VALUE after -r is an override, not its value.
 
     inputs: whether words that are not overrides, or that name a file, are inputs.
     """
@@ -151,24 +130,18 @@ def parse(
     for before, word in itertools.pairwise(["", *words]):
         if not word and before != "--note":
             raise UserError(f"an argument{f' after {before}' if before else ''} is empty; is a shell variable unset?")
+    for index, (option, word) in enumerate(itertools.pairwise(words)):
+        if option in ("-r", "--resume") and OVERRIDE.match(word):
+            words[index] = "--resume="
     options = parser.parse_intermixed_args(words)
     if inputs:
         options.inputs = [word for word in options.overrides if not OVERRIDE.match(word) or os.path.lexists(word)]
         options.overrides = [word for word in options.overrides if word not in options.inputs]
-    if isinstance(options.resume, str) and OVERRIDE.match(options.resume):
-        earlier = words[: words.index(options.resume)] if options.resume in words else []
-        options.overrides.insert(sum(word in earlier for word in options.overrides), options.resume)  # where it was
-        options.resume = ""
-    for word, after in itertools.pairwise([*options.overrides, ""]):
-        if after.startswith("=") or (word.endswith("=") and after and not OVERRIDE.match(after)):
-            raise UserError(f'"{word} {after}": leave out the spaces around =, as in trainer.epochs=5')
-        if not OVERRIDE.match(word) and (path := Path(word)).exists():
-            option = "-c" if path.suffix == ".json" and "config" in options else "-r"
-            raise UserError(f"{word} is not a KEY=VALUE override; did you mean {option} {word}?")
     for short, key in SHORTS.items():
         if (value := getattr(options, short, None)) is not None:
             if twice := [word for word in options.overrides if word.startswith(f"{key}=")]:
-                raise UserError(f"--{short} is short for {key}, and there is {twice[0]} too; leave one out")
+                option = short.replace("_", "-")
+                raise UserError(f"--{option} is short for {key}, and there is {twice[0]} too; leave one out")
             options.overrides.append(f"{key}={value}")
     return options
 
@@ -240,8 +213,6 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         say_error("stopped immediately; earlier checkpoints are intact")
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            return _fail(UserError(f"{error.filename}: the name is too long for this file system"), 2)
         if failure := device_failure(error, user_line(error)):
             return _fail(TrainingError(failure), 1)
         if not current().launched:

@@ -418,7 +418,7 @@ def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (5, r'model\.weights: should be the path of a file, or \{"file"'),
+        (5, r'model\.weights: should be an object, such as \{"file"'),
         ({"skip": []}, r'model\.weights: the key "file" is missing'),
         ({"file": "x", "skips": []}, r'unknown key "skips"; did you mean "skip"'),
         ({"file": "x", "skip": "fc.*"}, r'model\.weights\.skip: should be a list, got "fc'),

@@ -167,7 +167,9 @@ def apply_override(document: Document, override: str) -> KeyPath:
     A bare component name becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
     """
     if not OVERRIDE.match(override):
-        raise ConfigError(f"invalid override {override!r}; expected KEY=VALUE, e.g. trainer.epochs=5")
+        raise ConfigError(
+            f"invalid override {override!r}; expected KEY=VALUE, e.g. trainer.epochs=5; -c takes a config, -r a run"
+        )
     if not override.isprintable():
         raise ConfigError(f"override {override!r}: contains a character that cannot be printed")
     key, _, text = override.partition("=")

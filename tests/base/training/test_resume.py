@@ -303,7 +303,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
     ("arguments", "says"),
     [
         (["-r", "{run}", "-c", "{run}/config.json"], "--init-from"),
-        (["-r", "{run}", "--init-from", "{run}"], "one of them"),
+        (["-r", "{run}", "--init-from", "{run}"], "-r cannot be combined"),
         (["-r", "{run}", "name=other"], "cannot change"),
         (["-r", "{run}", "trainer.save_dir=elsewhere"], "cannot change"),
         (["-r", "{run}/nothing"], "no such run"),
@@ -314,7 +314,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", str(ROOT)], "is not a run folder"),
         (["-r", "{run}/train.log"], "train.log is not a run folder"),
         (["-r", "{run}/../../elsewhere/last.pth"], "nor a checkpoint in one"),
-        (["-r", "{run}", "--check"], "--check does not take -r; it checks a config"),
+        (["-r", "{run}", "--check"], "-r cannot be combined with --check or --init-from"),
     ],
 )
 def test_what_cannot_be_resumed_is_reported(fit: Fit, arguments: list[str], says: str) -> None:
