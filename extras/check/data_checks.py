@@ -1,6 +1,6 @@
 """Checks on one real batch before anything is trained."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -75,12 +75,21 @@ def _class_indices(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and not tensor.is_floating_point()
 
 
+def tried(check: str, call: Callable[[], Iterable[CheckResult] | None], *, cause: str = "") -> Iterator[CheckResult]:
+    """The results of a call, or why it failed. cause: the usual one of an error about shapes or dtypes."""
+    try:
+        yield from call() or ()
+    except Exception as error:  # of the user's code
+        text = format_error_with_source(error).removeprefix(f"{check}: ")
+        yield CheckResult(check, "FAIL", text, _cause_of(error, None, otherwise=cause))
+
+
 def explain(error: Exception, outputs: Any, batch: Any) -> CheckResult:
     """Why a step failed for a batch. outputs: what the model returned in it; None: nothing."""
     if failure := device_failure(error, user_line(error)):
         return CheckResult("forward", "FAIL", failure)
     text = format_error_with_source(error)
-    cause = cause_of(error, batch, otherwise="shapes of data_loader, model and loss that do not match")
+    cause = _cause_of(error, batch, otherwise="shapes of data_loader, model and loss that do not match")
     first = next(tensors(outputs), None)
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None and may_not_match(error):
@@ -116,7 +125,7 @@ def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:
         )
 
 
-def cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
+def _cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
     """The usual cause of an error in a step for a batch, or another one; "" if the message says all."""
     if isinstance(error, UserError):
         return ""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from base.outputs import chosen_writers
 from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import same_statistics
 from base.training.first_batch import (
-    ONE_SAMPLE,
     check_backward_was_called,
     check_loss_was_called,
     check_next_step,
@@ -38,6 +38,7 @@ from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks, schedule_checks, validation_checks
 from extras.check.check_result import CheckResult
+from extras.check.data_checks import tried
 from extras.check.first_loss import first_loss
 from extras.classification import classification_warnings
 from extras.layers import HEADER, Trace, traced
@@ -45,7 +46,6 @@ from logger.writers import Writers
 from utils.checkpoint import check_parts
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig
-from utils.errors import ConfigError, UserError
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
@@ -143,7 +143,10 @@ class _Check:
         yield from schedule_checks.check_schedules(self.training)
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
         yield self._lenient(model_checks.check_gradients(self.model))
-        yield from self._calls()
+        self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1  # backward() weights the gradients
+        yield from tried("loss", partial(check_loss_was_called, self.trainer))
+        yield from tried("gradients", partial(check_backward_was_called, self.trainer))
+        self.trainer.waits_for_count = False
         yield from self._smallest_batch()
         yield from self._validation()
         yield from data_checks.noting_errors(self._costs(result))
@@ -218,29 +221,18 @@ class _Check:
             return result
         return replace(result, verdict="note")
 
-    def _calls(self) -> Iterator[CheckResult]:
-        """Whether ``train_step`` calls the config's loss, and ``self.backward`` if gradients are weighted or scaled."""
-        self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1
-        for check, was_called in (("loss", check_loss_was_called), ("gradients", check_backward_was_called)):
-            try:
-                was_called(self.trainer)
-            except ConfigError as error:
-                yield CheckResult(check, "FAIL", str(error).removeprefix("loss: "))
-        self.trainer.waits_for_count = False
-
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics(training=phase == "training")
         metrics.phase_to_check = phase
-        try:
+
+        def compute() -> Iterator[CheckResult]:
             metrics.update(result, samples=samples, share=1.0)
             values = metrics.compute()
-        except Exception as error:
-            cause = data_checks.cause_of(error, None, otherwise="a metric for outputs or targets of a different shape")
-            yield CheckResult("metrics", "FAIL", format_error_with_source(error), cause)
-            return
-        if len(values) > 1 and phase == "training":
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
-            yield CheckResult("metrics", "ok", f"untrained: {shown}")
+            if len(values) > 1 and phase == "training":
+                shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
+                yield CheckResult("metrics", "ok", f"untrained: {shown}")
+
+        return tried("metrics", compute, cause="a metric for outputs or targets of a different shape")
 
     def _memorising(self, result: StepResult) -> CheckResult:
         # a trainer's own loss may not go far below its start, as one with a term for unlabelled samples
@@ -288,43 +280,36 @@ class _Check:
         size, stop = batches.last_batch_size(), batches.samples_per_pass
         if size == self.first.size:
             return
-        what = f"the last batch of an epoch has {count(size, 'sample')}"
-        try:
+
+        def train() -> Iterator[CheckResult]:
             [micro_batch] = batches.load([BatchRange(0, stop - size, stop)])
             self.model.train()
             self.trainer.train_step(self.runtime.to_device(micro_batch.data))
-        except Exception as error:
-            cause = "BatchNorm on a single sample" if ONE_SAMPLE in str(error) else "code that expects full batches"
-            cause = "" if isinstance(error, UserError) else f"{cause}; data_loader.args.drop_last=true leaves it out"
-            yield CheckResult("last batch", "FAIL", f"{what} and fails: {format_error_with_source(error)}", cause)
-        else:
-            yield CheckResult("last batch", "ok", what)
+            yield CheckResult("last batch", "ok", f"the last batch of an epoch has {count(size, 'sample')}")
+
+        cause = "BatchNorm on a single sample, or code that expects full batches"
+        yield from tried("last batch", train, cause=f"{cause}; data_loader.args.drop_last=true leaves it out")
         batches.close()
 
     def _validation(self) -> Iterator[CheckResult]:
         """Try the first validation batches, or a validation of the trainer's own on them; silent if it passes."""
         own = validation_checks.own_validation(self.trainer)
         if own:
-            yield from validation_checks.check_own_validation(self.trainer)
-        if "evaluate" not in own:  # which may not call eval_step
-            for batches in self.training.validation.values():
-                yield from self._check_validation(batches)
+            yield from tried("validation", partial(validation_checks.try_own_validation, self.trainer))
+        if "evaluate" in own:  # which may not call eval_step
+            return
+        for batches in self.training.validation.values():
+            cause = "validation data of a different kind than the training data"
+            yield from tried("validation", partial(self._check_validation, batches), cause=cause)
+            batches.close()
 
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
         start = time.perf_counter()
         before = copied({name: each for name, each in self.model.state_dict().items() if isinstance(each, Tensor)})
-        try:
-            micro_batch = next(batches.one_pass())
-            check_next_step(self.trainer, "eval_step", "validation")
-            result = self._evaluate(self.runtime.to_device(micro_batch.data))
-            self._wait()
-        except Exception as error:
-            otherwise = "validation data of a different kind than the training data"
-            cause = data_checks.cause_of(error, None, otherwise=otherwise)
-            yield CheckResult("validation", "FAIL", format_error_with_source(error), cause)
-            return
-        finally:
-            batches.close()
+        micro_batch = next(batches.one_pass())
+        check_next_step(self.trainer, "eval_step", "validation")
+        result = self._evaluate(self.runtime.to_device(micro_batch.data))
+        self._wait()
         self.validation += (time.perf_counter() - start) * len(batches)
         after = self.model.state_dict()
         # a buffer that has grown is a table, such as one of positions

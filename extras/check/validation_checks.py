@@ -1,6 +1,5 @@
-"""Checks of a trainer's own validation, which otherwise first runs after an epoch."""
+"""A trial of a trainer's own validation, which otherwise first runs after an epoch."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -9,8 +8,6 @@ from base.base_trainer import BaseTrainer
 from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.training.evaluation import check_returned
-from extras.check.check_result import CheckResult
-from utils.user_code import format_error_with_source
 
 
 def own_validation(trainer: BaseTrainer) -> list[str]:
@@ -19,8 +16,8 @@ def own_validation(trainer: BaseTrainer) -> list[str]:
     return [name for name in names if getattr(type(trainer), name) is not getattr(BaseTrainer, name)]
 
 
-def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
-    """Try a validation of the trainer's own on the first batches; silent if it passes."""
+def try_own_validation(trainer: BaseTrainer) -> None:
+    """Try a validation of the trainer's own on the first batches. Raises any error of the user's code."""
     training = trainer.training
     first = {name: _first_batches(batches) for name, batches in training.validation.items()}
     try:
@@ -28,8 +25,6 @@ def check_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
         values = check_returned(trainer, "validate", trainer.validate())
         if (trainer.settings.monitored_name or "").startswith("val_"):
             trainer.monitored({f"val_{name}": value for name, value in values.items()})
-    except Exception as error:  # of the user's code
-        yield CheckResult("validation", "FAIL", format_error_with_source(error))
     finally:
         trainer.training = training
 

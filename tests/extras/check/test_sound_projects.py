@@ -305,9 +305,7 @@ def test_the_smallest_batch_is_tried(check: Check, samples: int) -> None:
         **plain(samples=samples) | {"model": {"type": "Nested", "args": {"kind": "", "normed": True}}}
     )
     assert status == (1 if samples == 40 else 0), report
-    assert ("last batch    FAIL  the last batch of an epoch has 1 sample and fails: ValueError" in report) == (
-        samples == 40
-    )
+    assert ("last batch    FAIL  ValueError" in report) == (samples == 40)
     assert ("drop_last=true" in report) == (samples == 40)
 
 

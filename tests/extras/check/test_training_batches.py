@@ -1,6 +1,5 @@
 """``--check`` where training batches differ from those of validation, or have targets that nobody uses."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,23 +57,9 @@ class Consistent(Trainer):
         return StepResult(loss, outputs, targets)
 
 
-class TrainsWithLoss(Trainer):
-    """Has a loss only in training, like torchvision's detectors."""
-
-    def eval_step(self, batch: Any) -> StepResult:
-        return super().eval_step(batch)._replace(loss=torch.tensor(torch.nan))
-
-
-class FailsInTraining(TrainsWithLoss):
+class FailsInTraining(Trainer):
     def train_step(self, batch: Any) -> StepResult:
         raise ValueError("no training")
-
-
-class Differentiates(Consistent):
-    def eval_step(self, batch: Any) -> StepResult:
-        result = super().eval_step(batch)
-        torch.autograd.grad(result.loss, list(self.model.parameters()))
-        return result
 
 
 class Remembers(Trainer):
@@ -110,7 +95,7 @@ class Unsupervised(Trainer):
     supervised = False
 
 
-OWN = (Consistent, TrainsWithLoss, FailsInTraining, Differentiates, Remembers, SetsUp, Unsupervised)
+OWN = (Consistent, FailsInTraining, Remembers, SetsUp, Unsupervised)
 
 
 @pytest.fixture
@@ -153,25 +138,10 @@ def test_a_train_step_that_needs_what_optimizer_step_sets_up_passes(check: Calla
     assert "gradients     ok" in shown
 
 
-def test_a_gradient_in_an_evaluation_is_named_as_the_cause(check: Callable[..., tuple[int, str]]) -> None:
-    status, shown = check("Differentiates")
-    assert status == 1
-    assert re.search(r"validation    FAIL  RuntimeError: .* does not require grad", shown)
-    assert "usually: a gradient in an evaluation, which runs without gradients" in shown
-    assert "of a different kind" not in shown
-
-
 def test_a_batch_that_fails_after_others_is_a_note(check: Callable[..., tuple[int, str]]) -> None:
     status, shown = check("Remembers", extra=False)
     assert status == 0, shown
     assert "repetition    note  the first batch fails when it is used again: RuntimeError: The size of tensor" in shown
-
-
-def test_a_loss_that_only_training_has_is_measured_there(check: Callable[..., tuple[int, str]]) -> None:
-    status, shown = check("TrainsWithLoss", extra=False)
-    assert status == 0
-    assert "first loss    ok" in shown
-    assert "nan" not in shown
 
 
 @pytest.mark.parametrize(("trainer", "advised"), [("Trainer", True), ("Unsupervised", False)])
