@@ -89,8 +89,7 @@ class Board(Observer):
         if (steps := self.config.trainer.profile_steps) is not None:
             from extras.tensorboard.profile import StepProfile
 
-            self._profile = StepProfile(steps, self.events.folder, trainer.console)
-            self._profile.begin(trainer)
+            self._profile = StepProfile(steps, self.events.folder, trainer)
 
     def log_interval(self, trainer: BaseTrainer) -> None:
         progress = trainer.progress
@@ -114,7 +113,7 @@ class Board(Observer):
 
     def end(self, trainer: BaseTrainer) -> None:
         if self._profile is not None:
-            self._profile.end(trainer.progress.steps)
+            self._profile.end()
         self._describe({"summary": hyperparameters.finished()})
         hyperparameters.write_columns(self.events, self.config, trainer.training)
 

@@ -425,7 +425,9 @@ def test_a_profile_that_the_disk_does_not_take_stops_no_run(
     monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", full)
     run = fit("trainer.profile_steps=[2,3]").run_dir
     assert not list(run.glob("*trace*"))
-    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "cannot be written: No space left on device" in errors
+    assert "was taken" not in errors
 
 
 def test_one_of_several_processes_calls_no_model_by_itself(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +539,7 @@ def test_a_profile_holds_the_steps_that_were_asked_for(fit: Fit, capsys: pytest.
 @pytest.mark.parametrize(
     ("steps", "written", "says"),
     [
-        ("[400,600]", [], "the run ends with step 10, before step 400"),
+        ("[400,600]", [], "none of these steps was taken"),
         ("[7,600]", ["steps-7-10.pt.trace.json.gz"], "profile of steps 7 to 10"),
     ],
 )
@@ -557,14 +559,6 @@ def test_a_resumed_run_profiles_the_remaining_steps(fit: Fit, capsys: pytest.Cap
     train.main(["-r", str(run), "trainer.epochs=4"])
     assert sorted(path.name[:11] for path in run.glob("*.gz")) == ["steps-11-12", "steps-9-10."]
     assert "profile_steps" not in capsys.readouterr().err
-    train.main(["-r", str(run), "trainer.epochs=5", "trainer.profile_steps=[3,4]"])
-    assert "trainer.profile_steps: the run is already past step 4" in capsys.readouterr().err
-
-
-def test_a_run_that_stops_early_says_that_no_step_was_profiled(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    early = ["trainer.epochs=9", "trainer.early_stop=1", "trainer.monitor=max val_loss"]
-    assert fit("trainer.profile_steps=[40,42]", *early).epochs < 8
-    assert "the run ended before step 40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
