@@ -1,7 +1,7 @@
 """Statistics of an evaluation beyond means. The task is recognised from the first result."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from base.training.observer import Observer
 from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes, names_of_classes
 from extras.report.statistics import Classification, Mistake, Regression, as_probabilities, of_two_classes
 from utils.errors import DataError
-from utils.tree import tensors
 
 MOST_CLASSES = 1000
 """With more classes, the confusion matrix is left out: its size is quadratic."""
@@ -26,21 +25,6 @@ NO_REGRESSION = {
     "cross_entropy", "CrossEntropyLoss", "BCELoss", "BCEWithLogitsLoss", "KLDivLoss", "SoftMarginLoss",
     "MultiLabelSoftMarginLoss", "HingeEmbeddingLoss",
 }  # fmt: skip
-
-
-HELD = 2**25
-"""Bytes of batches on an accelerator that wait for the host, which else would wait for the device in each batch."""
-
-
-class Waiting(NamedTuple):
-    """A batch whose statistics are not accumulated yet."""
-
-    range: BatchRange
-    outputs: Tensor
-    """(B, ...); of a classification, probabilities (B, C)."""
-    targets: Tensor
-    inputs: Tensor | None
-    """None if there are no pictures of them."""
 
 
 class EvaluationStats(Observer):
@@ -74,9 +58,6 @@ class EvaluationStats(Observer):
         self.loss = name_of(experiment.criterion)
         self.supervised = getattr(experiment, "supervised", True)
         self._begun = False
-        self._waiting: list[Waiting] = []
-        self._held = 0
-        """Bytes of the batches that wait."""
         self._expected = 0
         self._given = False
         self._of_two = False
@@ -85,7 +66,6 @@ class EvaluationStats(Observer):
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
         self._begun, self._expected = False, samples
-        self._waiting, self._held = [], 0
         self._observed = self.wanted()
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
@@ -97,31 +77,15 @@ class EvaluationStats(Observer):
             return
         if not batch_range.size:
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
-        outputs, targets, inputs = result.outputs.detach(), result.targets, None
-        if self.classification is not None:
-            inputs = self._pictured(batch, len(targets))
-            as_classes = of_two_classes if self._of_two else as_probabilities
-            outputs = as_classes(outputs, given=self._given)
-        if not outputs.is_cpu:  # a CUDA graph would write the next batch's to the same memory
-            targets = targets.clone()
-            outputs = outputs.clone() if self.classification is None else outputs
-        self._waiting.append(Waiting(batch_range, outputs, targets, inputs))
-        # an accelerator allocates at least 512 bytes
-        self._held += sum(max(each.numel() * each.element_size(), 512) for each in tensors([outputs, targets, inputs]))
-        if outputs.is_cpu or self._held > HELD:
-            self._take_over()
-
-    def _take_over(self) -> None:
-        """Accumulate the statistics of the batches that wait."""
-        waiting, self._waiting, self._held = self._waiting, [], 0
-        for batch_range, outputs, targets, inputs in waiting:
-            outputs, targets = outputs.cpu(), targets.cpu()
-            if self.classification is None:
-                self.add_numbers(batch_range, outputs, targets)
-                continue
-            if self._of_two:  # a target between the classes is neither
-                targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
-            self.add_probabilities(batch_range, outputs, targets.long(), inputs)
+        outputs, targets = result.outputs.detach(), result.targets.cpu()
+        if self.classification is None:
+            self.add_numbers(batch_range, outputs.cpu(), targets)
+            return
+        inputs = self._pictured(batch, len(targets))
+        as_classes = of_two_classes if self._of_two else as_probabilities
+        if self._of_two:  # a target between the classes is neither
+            targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
+        self.add_probabilities(batch_range, as_classes(outputs, given=self._given).cpu(), targets.long(), inputs)
 
     def _pictured(self, batch: Any, samples: int) -> Tensor | None:
         """The inputs of a batch, (inputs, targets), if there are pictures of them.
@@ -160,7 +124,6 @@ class EvaluationStats(Observer):
         return [mistake if mistake.input is None else mistake._replace(picture=next(drawn, None)) for mistake in found]
 
     def end_evaluation(self) -> None:
-        self._take_over()
         if (found := self.classification or self.regression) is not None and self.processes.world_size > 1:
             found.gather(self.processes)
         if self.classification is not None and self.classification.beyond and self.loss not in CLASS_LOSSES:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,15 +22,13 @@ from torch.nn import functional as F  # noqa: N812
 import train
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
-from base.data.batches import BatchRange, StepBatches
+from base.data.batches import StepBatches
 from base.metric import StepResult
 from base.training.metrics import Mean
 from base.training.training_log import TrainingLog
 from tests.helpers import ROOT, Fit, lines, same, state, temporarily
 from trainer.trainer import Trainer
-from utils.distributed.process_group import ProcessGroup
 from utils.registry import MODELS, TRAINERS
-from utils.tree import tensors
 
 
 def falls(result: train.Result) -> bool:
@@ -251,38 +248,6 @@ def test_the_time_of_an_epoch_ends_when_the_device_has_finished(
     assert not waits
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
-def test_statistics_of_an_evaluation_do_not_wait_in_each_batch(
-    fit_there: Fit,
-    host_waits: Callable[[], AbstractContextManager[list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
-    task: str,
-) -> None:
-    """Only the first batch is looked at; the others are taken over at the end."""
-    report = pytest.importorskip("extras.report")
-    evaluated = report.EvaluationStats.evaluated
-    waits: list[int] = []
-
-    def counted(self: Any, *args: Any) -> None:
-        with host_waits() as found:
-            evaluated(self, *args)
-        waits.append(len(found))
-
-    monkeypatch.setattr(report.EvaluationStats, "evaluated", counted)
-    sizes = {"num_samples": 96, "batch_size": 16, "validation_split": 32, "eval_batch_size": 4}
-    kind = (
-        {"input_shape": [3, 32, 32], "num_classes": 10}
-        if task == "classification"
-        else {"input_shape": [6], "target_shape": [1]}
-    )
-    model = {"type": "LinearRegression", "args": {"in_features": 6}}
-    keys: Any = {} if task == "classification" else {"model": model, "loss": "mse_loss", "metrics": []}
-    overrides = ("trainer.tensorboard=true", "trainer.pictures_every=1", "trainer.epochs=1")
-    fit_there(*overrides, data_loader={"type": "RandomTensorLoader", "args": sizes | kind}, **keys)
-    assert len(waits) == 8
-    assert not any(waits[1:]), waits
-
-
 def test_statistics_of_an_evaluation_are_those_of_each_batch(fit_there: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if all batches have the same memory, as those of a CUDA graph."""
     report = pytest.importorskip("extras.report")
@@ -320,43 +285,6 @@ def test_statistics_of_an_evaluation_are_those_of_each_batch(fit_there: Fit, mon
     assert len(found) == 4
     assert (found[0].classification.confusion == found[2].classification.confusion).all()
     assert (found[1].regression.pairs == found[3].regression.pairs).all()
-
-
-def test_the_batches_that_wait_are_counted_once_each(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not all of them with each batch, and no more of them wait than have room."""
-    module = pytest.importorskip("extras.report.evaluation_stats")
-    counted = 0
-
-    def counting(nest: Any) -> Any:
-        nonlocal counted
-        found = list(tensors(nest))
-        counted += len(found)
-        return found
-
-    monkeypatch.setattr(module, "tensors", counting)
-    monkeypatch.setattr(module, "HELD", 50 * 1024)
-    data = SimpleNamespace(class_names=None)
-    runtime = SimpleNamespace(process_group=ProcessGroup())
-    stats = module.EvaluationStats(SimpleNamespace(data=data, criterion=F.cross_entropy, runtime=runtime))
-    stats.begin_evaluation(200)
-    outputs, targets = torch.randn(1, 10, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    for place in range(200):
-        stats.evaluated(BatchRange(0, place, place + 1), None, StepResult(torch.zeros(()), outputs, targets))
-        assert len(stats._waiting) <= 50
-    stats.end_evaluation()
-    assert stats.classification.samples == 200
-    assert counted == 400
-
-
-def test_histograms_wait_twice_for_any_number_of_tensors(
-    device: str, host_waits: Callable[[], AbstractContextManager[list[str]]]
-) -> None:
-    histograms = pytest.importorskip("extras.tensorboard.histograms")
-    values = {f"weights/{number}": torch.randn(100, device=device) for number in range(5)}
-    with host_waits() as found:
-        made = list(histograms.histograms(values))
-    assert [summary.value[0].histo.num for summary in made] == [100] * 5
-    assert len(found) == 2, found
 
 
 def test_memory_does_not_grow_with_the_epochs(
