@@ -113,6 +113,12 @@ def test_a_process_ends_with_the_message_and_status_2(script: str, tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["-c", "-r", "--init-from"])
+def test_a_name_that_no_file_can_have_is_the_users_error(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(train.main, [option, "x" * 300]) == 2
+    assert "x" * 300 in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", ["train", "test"])
 def test_help_ends_with_commands_to_try(script: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = train.main if script == "train" else load_script(script).main

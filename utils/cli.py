@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -213,6 +214,8 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         say_error("stopped immediately; earlier checkpoints are intact")
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(UserError(f"{error.filename}: the name is too long for this file system"), 2)
         if failure := device_failure(error, user_line(error)):
             return _fail(TrainingError(failure), 1)
         if not current().launched:
