@@ -36,7 +36,6 @@ class TrainingLog:
         self.table = EpochTable(settings.epochs, monitored=settings.monitored_name)
         self._loss: Tensor | float | None = None
         self._samples = 0  # samples this process has trained on in this epoch
-        self._rates: tuple[float, float] | None = None  # last known steps and samples per second
         self._end: float | None = None  # when the previous epoch's training ended
         self._between = 0.0  # seconds from then to this epoch: validation and saving
         self._next_line = 0.0
@@ -96,7 +95,6 @@ class TrainingLog:
         """Call when the training of an epoch ended or was interrupted; its validation follows."""
         self._end = time.perf_counter()
         self._seconds = self._end - self._start - self._paused
-        self._update_rates(self._bar.state)
         self.console.clear()
         del self._bar  # it refers to this object, and such a cycle would keep the writers' files open
 
@@ -135,15 +133,14 @@ class TrainingLog:
 
     def _bar_texts(self, state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Texts to the left and right of the bar, from longest to shortest."""
-        self._update_rates(state)
         epoch = f"{self._progress.epochs + 1}/{self.settings.epochs}"
         loss = "" if self._loss is None else f"loss {number(float(self._loss) * self.process_group.world_size)}"
         name, best, speed, eta = "", "", "", ""
         if self.settings.monitor and self._progress.best is not None:
             name, best = self.settings.monitored_name, number(self._progress.best)
-        if self._rates:
-            steps_per_second, samples_per_second = self._rates
-            speed, eta = tqdm.format_sizeof(samples_per_second), self._eta_text(state, steps_per_second)
+        if state["elapsed"] > 0 and (steps := state["n"] - state["initial"]):
+            rate = state["rate"] or steps / state["elapsed"]  # tqdm's moving average over this process's steps
+            speed, eta = tqdm.format_sizeof(rate * self._samples / steps), self._eta_text(state, rate)
         yield f"epoch {epoch}", _join(loss, best and f"best {name} {best}", speed and f"{speed} samples/s", eta)
         yield epoch, _join(loss, best and f"best {best}", speed and f"{speed}/s", eta)
         yield epoch, _join(loss, eta)
@@ -160,12 +157,6 @@ class TrainingLog:
         seconds = max(0, self._steps - state["n"]) / steps_per_second
         run_seconds = seconds + self._between + epochs * (self._steps / steps_per_second + self._between)
         return f"ETA {tqdm.format_interval(seconds)}, run {tqdm.format_interval(run_seconds)}"
-
-    def _update_rates(self, state: Mapping[str, Any]) -> None:
-        """Speed from tqdm's moving average over this process's steps in this epoch; unchanged if there are none yet."""
-        if state["elapsed"] > 0 and (steps := state["n"] - state["initial"]):
-            steps_per_second = state["rate"] or steps / state["elapsed"]
-            self._rates = steps_per_second, steps_per_second * self._samples / steps
 
 
 def _read(value: Tensor) -> float:

@@ -228,7 +228,8 @@ def test_the_time_left_includes_validation_once_it_was_measured(make_run: Callab
     assert run.line() == "20.0 samples/s  ETA 00:00, run 00:50"
     run.end_epoch(validation=7)
     run.begin_epoch()
-    assert run.line() == "20.0 samples/s  ETA 00:50, run 00:57"
+    run.steps(20, seconds=0.5)
+    assert run.line() == "20.0 samples/s  ETA 00:40, run 00:47"
 
 
 def test_a_first_step_that_compiles_is_soon_forgotten(make_run: Callable[..., Run]) -> None:
