@@ -79,7 +79,7 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str
         with folder.owned(process_group), remove_if_empty(trainer, folder), log_to_file(trainer, folder):
             trainer.begin(training, build_outputs(loaded, folder, experiment))
             if weights is not None:
-                experiment.console.info(f"initial weights: {weights}")
+                experiment.console.info(f"initial weights: {weights.description}")
             return run(loaded, trainer, folder, note)
 
 

@@ -32,16 +32,10 @@ WRAPPED = ("module.", "_orig_mod.")  # prefixes added by DDP and torch.compile
 class InitialWeights:
     """Weights loaded into a model from a file."""
 
-    file: Path
     taken: dict[str, Any]
     """By the model's names. A resumed run loads these, and does not need the file."""
-    left: list[str]
-    """Names in the model that keep their own initialisation."""
-
-    def __str__(self) -> str:
-        """As in "8 tensors of lenet.pth; not loaded: fc3.weight, fc3.bias"."""
-        left = f"; not loaded: {listed(self.left)}" if self.left else ""
-        return f"{count(len(self.taken), 'tensor')} of {display_path(self.file)}{left}"
+    description: str
+    """As in "8 tensors of lenet.pth; not loaded: fc3.weight, fc3.bias"."""
 
 
 def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: ProcessGroup) -> InitialWeights | None:
@@ -77,7 +71,8 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         _load(model, {**kept, **taken}, file)
     except CheckpointError as error:
         raise loaded.error((*AT, "file"), f"{error}\n{ADVICE}") from error
-    return InitialWeights(file, taken, list(left))
+    not_loaded = f"; not loaded: {listed(list(left))}" if left else ""
+    return InitialWeights(taken, f"{count(len(taken), 'tensor')} of {display_path(file)}{not_loaded}")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path) -> None:

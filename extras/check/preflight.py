@@ -77,7 +77,7 @@ def preflight(loaded: LoadedConfig) -> int:
     results = []
     width, plain = terminal_width(0), is_plain(sys.stdout)
     trace = Trace()
-    from_file = [CheckResult("weights", "ok", str(weights))] if weights else []
+    from_file = [CheckResult("weights", "ok", weights.description)] if weights else []
     for result in chain(from_file, _Check(config, experiment, training, trainer).results(trace)):
         results.append(result)
         say("\n".join(result.lines(width=width, plain=plain)))
