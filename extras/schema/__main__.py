@@ -19,32 +19,9 @@ from utils.schema import Component, Config, KeyPath, WeightsConfig
 from utils.schema_fields import keys_of, section_at
 from utils.text import dotted
 
-# the table in the README; a README without these marks is left unchanged
+# the table in a page; a page without these marks is left unchanged
 TABLE = re.compile(r"(<!-- keys: begin -->)\n.*?(<!-- keys: end -->)", re.DOTALL)
-
-HEAD = """\
-# The keys of a config
-
-Written by `make schema` from utils/schema.py; do not edit. A component is `{"type": NAME, "args": {...}}` or its name
-alone; `python train.py --list` shows them all. A config that `extends` another contains only what differs: objects are
-merged, lists are replaced, null removes an inherited key, and a component of another type replaces the inherited one.
-
-**On resume** (`train.py -r RUN KEY=VALUE`, or a changed config.json of the run) each key has one rule. A change that
-takes effect does so from the next step on, and the console says so: `resumed with optimizer.args.lr 0.01 -> 0.5`. A
-changed schedule, or learning rate under a schedule, applies as if it had been set from the first step; a changed
-monitor compares the finished epochs again. A change that takes effect between epochs is refused in the middle of one.
-A refused change ends with status 2 and leaves the folder unchanged; `--init-from` starts a new run from the weights.
-A finished run takes no step, so a change has no effect, and the console says so, unless `trainer.epochs` grows too.
-A data loader's arguments are refused except for `num_workers`, `eval_batch_size`, and those annotated accordingly,
-such as `data_dir` (`Changeable[str]`); `batch_size`, `shuffle`, `balanced` and `drop_last` take effect between epochs.
-An optimizer's argument is refused if it is used only when the state is created: `lr` of Rprop,
-`initial_accumulator_value` of Adagrad, `history_size` of LBFGS.
-
-"""
-
-
 COLUMNS = "| key | type | default | on resume | meaning |\n|---|---|---|---|---|"
-
 
 MOST_USED = (
     "seed", "lr_scheduler.interval", "trainer.epochs", "trainer.accumulate_steps", "trainer.clip_grad_norm",
@@ -55,12 +32,16 @@ MOST_USED = (
 def texts() -> dict[str, str]:
     """The files' contents, by path relative to the project's folder."""
     import_components()
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     return {
         "config.schema.json": dumps(config_schema()),
-        "docs/config.md": f"{HEAD}{config_table()}\n",
-        "README.md": TABLE.sub(lambda marks: f"{marks[1]}\n{config_table(*MOST_USED)}\n{marks[2]}", readme),
+        "docs/config.md": _with_table("docs/config.md", config_table()),
+        "README.md": _with_table("README.md", config_table(*MOST_USED)),
     }
+
+
+def _with_table(page: str, table: str) -> str:
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    return TABLE.sub(lambda marks: f"{marks[1]}\n{table}\n{marks[2]}", text)
 
 
 def config_table(*keys: str) -> str:
