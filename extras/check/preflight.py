@@ -140,7 +140,6 @@ class _Check:
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
-        yield from schedule_checks.check_schedules(self.training)
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
         yield self._lenient(model_checks.check_gradients(self.model))
         self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1  # backward() weights the gradients
@@ -152,6 +151,7 @@ class _Check:
         yield from data_checks.noting_errors(self._costs(result))
         yield from data_checks.check_test_data(self.experiment.data)  # not earlier: a run does not read them
         yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
+        yield from schedule_checks.check_schedules(self.training)
 
     def _first_batch(self) -> Any:
         start = time.perf_counter()

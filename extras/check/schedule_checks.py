@@ -1,10 +1,9 @@
 """The learning rates of a whole run, before it starts."""
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from base.experiment import Training
-from base.training.schedule import Schedule, ScheduledOptimizer
+from base.training.schedule import ScheduledOptimizer
 from extras.check.check_result import CheckResult
 from utils.errors import ConfigError
 
@@ -15,39 +14,26 @@ LIKE_AN_END = 0.01
 
 
 def check_schedules(training: Training) -> Iterator[CheckResult]:
-    """The rates of each schedule, or why it fails before the end of the run; silent for those that follow losses."""
+    """The rates of each schedule, or why it fails before the end of the run; silent for those that follow losses.
+
+    Steps them to the end of the run: to be called last.
+    """
     for optimizer in training.optimizers.values():
         schedule = optimizer.schedule
-        if schedule.make is None or schedule.follows_monitor or schedule.length > MOST_STEPS:
+        if schedule.scheduler is None or schedule.follows_monitor or schedule.length > MOST_STEPS:
             continue
+        rates = [schedule.rates()]
         try:
-            if rates := _rates(schedule):
-                yield CheckResult("schedule", "ok", _description(optimizer, rates))
+            while len(rates) < schedule.length:
+                schedule.step_scheduler(None)
+                rates.append(schedule.rates())
         except ConfigError as error:
             yield CheckResult("schedule", "FAIL", str(error).removeprefix("lr_scheduler: "))
+        else:
+            yield CheckResult("schedule", "ok", _description(optimizer, list(zip(*rates, strict=True))))
 
 
-def _rates(schedule: Schedule) -> list[list[float]]:
-    """The learning rates of each parameter group in each step or epoch. Raises ConfigError.
-
-    Empty for an optimizer that keeps its groups elsewhere, as one that wraps another: it cannot be copied without them.
-    """
-    original = schedule.optimizer
-    groups = zip(original.param_groups, schedule.initial, strict=True)
-    settings = [{"params": group["params"], **copy.deepcopy(initial)} for group, initial in groups]
-    optimizer = object.__new__(type(original))  # copy.copy would add to the original's defaults, which it shares
-    vars(optimizer).update(vars(original), param_groups=settings, defaults=dict(original.defaults))
-    if optimizer.param_groups is not settings:
-        return []
-    whole = Schedule(optimizer, schedule.make, per_step=schedule.per_step, steps_per_epoch=1, length=schedule.length)
-    rates = [whole.rates()]
-    while len(rates) < schedule.length:
-        whole.step_scheduler(None)
-        rates.append(whole.rates())
-    return list(map(list, zip(*rates, strict=True)))
-
-
-def _description(optimizer: ScheduledOptimizer, rates: list[list[float]]) -> str:
+def _description(optimizer: ScheduledOptimizer, rates: Sequence[Sequence[float]]) -> str:
     """rates: by parameter group; those of the group with the highest rate are described."""
     schedule = optimizer.schedule
     name, shown = max(zip(optimizer.group_names, rates, strict=True), key=lambda group: max(group[1]))
