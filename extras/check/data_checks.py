@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.base_data_loader import BaseDataLoader
 from base.training.first_batch import may_not_match
 from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
@@ -75,13 +74,20 @@ def _class_indices(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and not tensor.is_floating_point()
 
 
-def tried(check: str, call: Callable[[], Iterable[CheckResult] | None], *, cause: str = "") -> Iterator[CheckResult]:
-    """The results of a call, or why it failed. cause: the usual one of an error about shapes or dtypes."""
+def tried(
+    check: str, call: Callable[[], Iterable[CheckResult] | None], *, cause: str = "", lenient: bool = False
+) -> Iterator[CheckResult]:
+    """The results of a call, or why it failed.
+
+    cause: the usual one of an error about shapes or dtypes. lenient: whether the user's code may fail on purpose, or
+    because of this check.
+    """
     try:
         yield from call() or ()
-    except Exception as error:  # of the user's code
+    except Exception as error:
         text = format_error_with_source(error).removeprefix(f"{check}: ")
-        yield CheckResult(check, "FAIL", text, _cause_of(error, None, otherwise=cause))
+        verdict: Verdict = "note" if lenient and user_line(error) else "FAIL"
+        yield CheckResult(check, verdict, text, _cause_of(error, None, otherwise=cause))
 
 
 def explain(error: Exception, outputs: Any, batch: Any) -> CheckResult:
@@ -94,35 +100,7 @@ def explain(error: Exception, outputs: Any, batch: Any) -> CheckResult:
     targets = _named_tensors(batch).get("targets")
     if first is not None and targets is not None and may_not_match(error):
         text += f"\nthe model returned {tuple(first.shape)}, the targets are {tuple(targets.shape)}"
-        indices = _class_indices(targets) and first.dim() == 2
-        if indices and int(targets.max()) >= first.shape[1]:
-            text += f" with class indices up to {int(targets.max())}"
-            cause = f"a model with {first.shape[1]} outputs for more classes; class indices start at 0"
     return CheckResult("forward", "FAIL", text, cause)
-
-
-def check_test_data(data: BaseDataLoader) -> Iterator[CheckResult]:
-    """Whether test.py would get test data; silent if it would."""
-    try:
-        data.test()
-    except Exception as error:
-        # raised by test_data itself if there are none yet; else it returned something that is not a data set
-        verdict: Verdict = "note" if user_line(error) else "FAIL"
-        text = f"test.py would fail: {format_error_with_source(error)}"
-        yield CheckResult("test data", verdict, text, "a test_data without return, or data that are missing")
-
-
-def noting_errors(results: Iterator[CheckResult]) -> Iterator[CheckResult]:
-    """These results, up to an error in the user's code, which took the same batch before."""
-    try:
-        yield from results
-    except UserError:
-        raise
-    except Exception as error:
-        text = f"the first batch fails when it is used again: {format_error_with_source(error)}"
-        yield CheckResult(
-            "repetition", "note", text, "state of the trainer or the model that another batch has changed"
-        )
 
 
 def _cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:

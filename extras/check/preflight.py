@@ -148,8 +148,9 @@ class _Check:
         self.trainer.waits_for_count = False
         yield from self._smallest_batch()
         yield from self._validation()
-        yield from data_checks.noting_errors(self._costs(result))
-        yield from data_checks.check_test_data(self.experiment.data)  # not earlier: a run does not read them
+        cause = "state of the trainer or the model that another batch has changed"
+        yield from tried("repetition", partial(self._costs, result), cause=cause, lenient=True)
+        yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
         yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
         yield from schedule_checks.check_schedules(self.training)
 
@@ -318,6 +319,9 @@ class _Check:
             cause = "a model that learns in forward(), from validation and test data too: update it if self.training"
             yield CheckResult("evaluation", "note", f"eval_step changes the model: {listed(changed)}", cause)
         yield from self._metrics(result, micro_batch.size, "validation")
+
+    def _test_data(self) -> None:
+        self.experiment.data.test()
 
     def _wait(self) -> None:
         if self.runtime.device.type != "cpu":
