@@ -76,17 +76,9 @@ def _call(trainer: BaseTrainer, batches: Batches, batch: MicroBatch) -> Call:
             f"{step} never calls {type(model).__name__} itself, only parts of it, so there is nothing to trace"
         )
     positional, keywords = calls[0]
-    arguments = _by_name(model, positional, keywords)
+    arguments = dict(inspect.signature(model.forward).bind(*positional, **keywords).arguments)
     stored, transform = _stored(batches, batch.size, [*positional, *keywords.values()])
     return Call(batch.size, arguments, stored, transform)
-
-
-def _by_name(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(model.forward)
-    for parameter in signature.parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise UserError(f"{type(model).__name__}.forward takes {parameter}: an export needs arguments with names")
-    return dict(signature.bind(*positional, **keywords).arguments)
 
 
 @contextmanager
@@ -134,13 +126,4 @@ def dynamic_shapes(first: Any, second: Any, name: Callable[[tuple[int, int]], An
         return items if isinstance(first, list) else tuple(items)
     if not [*tensors([first, second])] and type(first) is type(second) and first == second:
         return None
-    raise UserError(
-        f"its argument {where} is {_kind(first)} in one batch and {_kind(second)} in another; only the sizes of "
-        "tensors may depend on the batch"
-    )
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict)) else repr(value)
+    raise UserError(f"{where} differs between two batches in more than the sizes of tensors")

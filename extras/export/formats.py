@@ -50,11 +50,7 @@ class Exportable:
             return known[pair]
 
         first, second = (call.arguments for call in self.calls)
-        if first.keys() != second.keys():
-            raise UserError(
-                f"it is called with {', '.join(first)} for one batch and with {', '.join(second)} for another"
-            )
-        shapes = {key: dynamic_shapes(first[key], second[key], named, key) for key in first}
+        shapes: dict[str, Any] = dynamic_shapes(first, second, named, "its arguments")
         if not used:
             raise UserError("its arguments have the same shapes for any number of samples")
         return shapes
