@@ -224,17 +224,15 @@ def _not_finite(fields: Sequence[Field], count: int) -> int:
 
 def _check_destination(out: Path | None, options: argparse.Namespace) -> None:
     """Raise UserError if --out or --show names something that cannot be written."""
-    if out is not None and out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {out}: the suffix selects the format: {', '.join(FORMATS)}")
+    for option, path, suffixes in (("--out", out, FORMATS), ("--show", options.show, (".png",))):
+        if path is None:
+            continue
+        if path.suffix.lower() not in suffixes:
+            raise UserError(f"{option} {path}: the suffix selects the format: {', '.join(suffixes)}")
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f"{option} {path}: it is a folder, or in no folder that exists")
     if out is not None and options.json and out.suffix.lower() not in (".json", ".jsonl"):
         raise UserError(f"--json and --out {out} contradict each other; name it FILE.json, or leave --json out")
-    if options.show is not None and options.show.suffix.lower() != ".png":
-        raise UserError(f"--show {options.show}: the picture is a PNG; name it FILE.png")
-    for option, path in (("--out", out), ("--show", options.show)):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{option} {path}: no such folder: {path.parent}")
-        if path is not None and path.is_dir():
-            raise UserError(f"{option} {path}: it is a folder")
 
 
 def _check_not_input(files: Found, *paths: Path | None) -> None:
