@@ -1,7 +1,7 @@
 """``train.py --check``: builds everything a run needs and runs one batch through all of it.
 
-preflight runs the checks in order; data_checks, first_loss, model_checks, schedule_checks, validation_checks and
-exactness_checks contain them. Each returns what check_result defines: a verdict and how to print it.
+preflight runs the checks in order; data_checks, first_loss, model_checks, exactness_checks and schedule_checks contain
+them. Each returns what check_result defines: a verdict and how to print it.
 """
 
 from extras.check.preflight import preflight

@@ -20,12 +20,13 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
+from base.data.stream import StreamBatches
 from base.experiment import Experiment, Outputs, Training
 from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
 from base.training.epoch_start import prepare_epoch
-from base.training.evaluation import same_statistics
+from base.training.evaluation import check_returned, same_statistics
 from base.training.first_batch import (
     check_backward_was_called,
     check_loss_was_called,
@@ -36,7 +37,7 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.summary import parameter_groups
-from extras.check import data_checks, exactness_checks, model_checks, schedule_checks, validation_checks
+from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import tried
 from extras.check.first_loss import first_loss
@@ -294,9 +295,9 @@ class _Check:
 
     def _validation(self) -> Iterator[CheckResult]:
         """Try the first validation batches, or a validation of the trainer's own on them; silent if it passes."""
-        own = validation_checks.own_validation(self.trainer)
+        own = _own_validation(self.trainer)
         if own:
-            yield from tried("validation", partial(validation_checks.try_own_validation, self.trainer))
+            yield from tried("validation", partial(_try_own_validation, self.trainer))
         if "evaluate" in own:  # which may not call eval_step
             return
         for batches in self.training.validation.values():
@@ -326,3 +327,30 @@ class _Check:
     def _wait(self) -> None:
         if self.runtime.device.type != "cpu":
             torch.accelerator.synchronize()
+
+
+def _own_validation(trainer: BaseTrainer) -> list[str]:
+    """Which of ``validate`` and ``evaluate`` the trainer defines itself."""
+    names = ("validate", "evaluate")
+    return [name for name in names if getattr(type(trainer), name) is not getattr(BaseTrainer, name)]
+
+
+def _try_own_validation(trainer: BaseTrainer) -> None:
+    """Try a validation of the trainer's own on the first batches. Raises any error of the user's code."""
+    training = trainer.training
+    first = {name: _first_batches(batches) for name, batches in training.validation.items()}
+    try:
+        trainer.training = replace(training, validation=first)
+        values = check_returned(trainer, "validate", trainer.validate())
+        if (trainer.settings.monitored_name or "").startswith("val_"):
+            trainer.monitored({f"val_{name}": value for name, value in values.items()})
+    finally:
+        trainer.training = training
+
+
+def _first_batches(batches: Batches) -> Batches:
+    """The first two; all of a stream."""
+    if isinstance(batches, StreamBatches):
+        return batches
+    indices = torch.arange(len(batches.source)) if batches.indices is None else batches.indices
+    return Batches(batches.source, batch_size=batches.batch_size, indices=indices[: 2 * batches.batch_size])
