@@ -51,9 +51,7 @@ class Nested(nn.Module):
             self.calls = self.calls + 1
         x = x["x"] if isinstance(x, dict) else x
         y = self.linear(self.norm(x))
-        return {"dict": {"logits": y, "more": [y.sum()]}, "tuple": (y, y.sum(1)), "list": [y], "loss": y.sum()}.get(
-            self.kind, y
-        )
+        return {"dict": {"logits": y, "more": [y.sum()]}, "tuple": (y, y.sum(1)), "list": [y]}.get(self.kind, y)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"kind": self.kind, "table": {"rows": torch.zeros(2)}}
@@ -202,17 +200,6 @@ class Adversarial(Trainer):
             super().backward(loss)
 
 
-class Own(Adversarial):
-    """The model gives the loss."""
-
-    def train_step(self, batch: Any) -> StepResult:
-        loss = self.model(batch[0])
-        self.backward(loss)
-        return StepResult(loss, loss, batch[1])
-
-    eval_step = train_step
-
-
 class Careless(Adversarial):
     """Calls a loss that the config does not give."""
 
@@ -236,7 +223,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         temporarily(MODELS, Nested, Tokens),
         temporarily(DATA_LOADERS, Pairs, Text),
         temporarily(LOSSES, nested_loss, token_loss, MovingLoss),
-        temporarily(TRAINERS, Keeping, Adversarial, Own, Careless),
+        temporarily(TRAINERS, Keeping, Adversarial, Careless),
     ):
         yield run
 
@@ -392,11 +379,6 @@ def test_the_classes_of_one_images_boxes_may_all_be_the_same() -> None:
     assert constant.verdict == "note"
 
 
-def test_a_model_that_gives_its_loss_is_not_noted_if_nothing_compares_its_outputs(check: Check) -> None:
-    config = nested(kind="loss") | {"loss": None}
-    assert "independence  ok    cannot be tested" in check(**config, trainer={"type": "Own"})[1]
-
-
 def test_the_layers_have_all_parameters() -> None:
     """Attention uses the weights of a layer of its own that is never called, and a model may have weights itself."""
     model, trace = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), nn.PReLU()), Trace()
@@ -445,8 +427,6 @@ class Judges(Trainer):
     def eval_step(self, batch: Any) -> StepResult:
         if self.how in ("nan", "fails"):
             return StepResult(torch.tensor(torch.nan), self.model(batch[0]), batch[1])
-        if self.how == "not implemented":
-            raise NotImplementedError
         if self.how == "without a graph" and len(batch[0]) == 9:  # the validation data
             torch.autograd.grad(self.model(batch[0]).sum(), [*self.model.parameters()])
         with torch.enable_grad():
@@ -472,32 +452,6 @@ def test_training_and_evaluation_are_judged_each_by_its_own_step(
     assert found == status, report
     assert says in report
     assert report.count("FAIL") == status
-
-
-class Misspells(Judges):
-    def train_step(self, batch: Any) -> StepResult:
-        return self.lost  # type: ignore[attr-defined,no-any-return]
-
-
-def test_a_trainer_without_eval_step_is_shown_the_error_of_its_train_step(check: Check) -> None:
-    with temporarily(TRAINERS, Misspells):
-        _, report = check(**plain() | {"trainer": {"type": "Misspells", "args": {"how": "not implemented"}}})
-    assert "forward       FAIL  AttributeError: 'Misspells' object has no attribute 'lost'" in report
-    assert "usually" not in report
-
-
-def test_a_message_that_says_all_gets_no_usual_cause(check: Check) -> None:
-    with temporarily(TRAINERS, EachSample):
-        _, report = check(**plain() | {"trainer": {"type": "EachSample"}})
-    assert "forward       FAIL  EachSample.eval_step returned a loss of shape (10,)" in report
-    assert "usually" not in report
-
-
-class EachSample(Trainer):
-    def eval_step(self, batch: Any) -> StepResult:
-        return super().eval_step(batch)._replace(loss=torch.zeros(len(batch[0])))
-
-    train_step = eval_step
 
 
 class Encodes(nn.Module):

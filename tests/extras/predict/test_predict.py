@@ -270,15 +270,6 @@ def test_a_mistake_gets_one_message(
     assert sorted(Path().rglob("*")) == before
 
 
-def test_a_run_without_checkpoints_is_told(
-    run: Run, two: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    empty = tmp_path / "run"
-    shutil.copytree(run[0], empty, ignore=shutil.ignore_patterns("*.pth"))
-    assert cli.run(predict.main, ["-r", str(empty), str(two)]) == 2
-    assert capfd.readouterr().err == f"error: {empty} has no checkpoint yet\n"
-
-
 def test_names_are_text(ask: Ask, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["=cmd|' C calc'!A0.png", 'a,"b"\n.png', "\x1b[31mred.png", "<script>.png", "고양이.png", "+1.png"]
     for name in names:

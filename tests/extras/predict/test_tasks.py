@@ -146,11 +146,12 @@ def test_predictions_that_are_not_finite_are_counted(regression: Path, ask: Ask)
 
 
 @pytest.mark.parametrize(
-    "name", ["empty.csv", "latin.csv", "empty.npy", "text.npy", "cut.npy", "cut.npz", "objects.npz"]
+    "name", ["empty.csv", "latin.csv", "empty.npy", "text.npy", "cut.npy", "cut.npz", "objects.npz", "number.npy"]
 )
 def test_a_file_that_cannot_be_read_is_named_and_skipped(regression: Path, ask: Ask, name: str) -> None:
     np.save("good.npy", np.zeros((2, 3)))
     np.save("empty.npy", np.zeros((0, 3)))
+    np.save("number.npy", np.float32(3))
     np.savez("cut.npz", np.zeros((200, 3)))
     np.savez("objects.npz", np.array([[None]]))
     Path("cut.npy").write_bytes(Path("good.npy").read_bytes()[:-9])
@@ -163,13 +164,6 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped(regression: Path, ask: 
     assert [row["file"] for row in table(output)] == ["good.npy", "good.npy"]
     assert errors.startswith(f"skipped {name}: ")
     assert errors.count("\n") == 3
-
-
-def test_an_array_of_one_number_has_no_rows(regression: Path, ask: Ask) -> None:
-    np.save("x.npy", np.float32(3))
-    status, _, errors = ask(regression, "x.npy")
-    assert status == 1
-    assert "skipped x.npy: the array is a single number; expected one row per input" in errors
 
 
 @pytest.mark.parametrize(
@@ -292,34 +286,6 @@ def test_a_table_may_be_one_input(fit: Fit, ask: Ask, tmp_path: Path) -> None:
     assert status == 0
     assert len(written.splitlines()) == 2, "a heading and a prediction"
     assert "row" not in written.splitlines()[0]
-
-
-class Tokens(BaseDataLoader):
-    def training_data(self, *, augment: bool) -> TensorSource:
-        return TensorSource(torch.arange(80).view(16, 5) % 7, torch.arange(16) % 3)
-
-    def test_data(self) -> TensorSource:
-        return self.training_data(augment=False)
-
-
-class BagOfTokens(BaseModel):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores = nn.EmbeddingBag(7, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.scores(x)
-        return outputs
-
-
-def test_texts_of_any_length_are_not_a_surprise(fit: Fit, ask: Ask) -> None:
-    with temporarily(DATA_LOADERS, Tokens), temporarily(MODELS, BagOfTokens):
-        loader = {"type": "Tokens", "args": {"batch_size": 8}}
-        run = fit("trainer.monitor=null", data_loader=loader, model="BagOfTokens").run_dir
-        np.save("short.npy", np.ones((2, 3), np.int64))
-        status, _, printed = ask(run, "short.npy")
-    assert status == 0
-    assert "warning" not in printed
 
 
 def test_facts_of_before_a_resume_stay(fit: Fit) -> None:
