@@ -6,12 +6,11 @@ it is.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Keys = tuple[Any, ...]
 """Path to a tensor in a nest: dict keys and positions."""
@@ -75,61 +74,23 @@ def fields(nest: Any) -> dict[str, Any]:
     return {field.name: getattr(nest, field.name) for field in dataclasses.fields(nest) if hasattr(nest, field.name)}
 
 
-def tensors(nest: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest, in order."""
-    if isinstance(nest, Tensor):
-        yield nest
-    elif isinstance(nest, dict):
-        for value in nest.values():
-            yield from tensors(value)
-    elif isinstance(nest, (list, tuple)):
-        for item in nest:
-            yield from tensors(item)
-    elif values := fields(nest):
-        yield from tensors([*values.values()])
-
-
 def by_keys(nest: Any) -> dict[Keys, Tensor]:
-    """Every tensor in a nest by its path."""
-    found = dict[Keys, Tensor]()
-    map_with_keys(found.__setitem__, nest)
-    return found
+    """Every tensor in a nest by its path, in order."""
+    return dict(_with_keys(nest, ()))
 
 
-def named_tensors(nest: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Tensor]]:
-    """Every tensor in a nest with its path, to describe it; also those in objects of other types (``attributes``)."""
+def _with_keys(nest: Any, keys: Keys) -> Iterator[tuple[Keys, Tensor]]:
     if isinstance(nest, Tensor):
         yield keys, nest
-    elif isinstance(nest, (list, tuple)):
-        for key, item in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
-            yield from named_tensors(item, (*keys, key))
-    else:
-        inside = attributes(nest)
-        keys = (*keys, type(nest).__name__) if inside else keys
-        for key, value in (nest if isinstance(nest, dict) else fields(nest) or inside).items():
-            yield from named_tensors(value, (*keys, key))
+        return
+    items = dict(enumerate(nest)) if isinstance(nest, (list, tuple)) else fields(nest)
+    for key, item in (nest if isinstance(nest, dict) else items).items():
+        yield from _with_keys(item, (*keys, key))
 
 
-def attributes(leaf: Any, depth: int = 3) -> dict[str, Any]:
-    """The attributes that hold tensors of an object that is not a nest, such as a graph; empty if there are none.
-
-    Those of its private attributes, such as the storage of a graph, count as its own, down to a depth.
-    """
-    if isinstance(leaf, (type, ModuleType, nn.Module, Tensor, dict, list, tuple)) or dataclasses.is_dataclass(leaf):
-        return {}
-    if isinstance(leaf, Mapping):  # such as the encodings of a tokenizer
-        return dict(leaf)
-    slots = [name for kind in type(leaf).__mro__ for name in vars(kind).get("__slots__", ())]
-    found = dict[str, Any]()
-    for name in (*slots, *getattr(leaf, "__dict__", ())):
-        value = getattr(leaf, name, None)
-        if name.startswith("_") and isinstance(value, dict):
-            found |= {str(key): item for key, item in value.items() if next(tensors(item), None) is not None}
-        elif next(tensors(value), None) is not None:
-            found[name.lstrip("_")] = value
-        elif depth:
-            found |= attributes(value, depth - 1)
-    return found
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest, in order."""
+    return (tensor for _, tensor in _with_keys(nest, ()))
 
 
 def has_strides(tensor: Tensor) -> bool:
@@ -176,28 +137,12 @@ def same_leaf(one: Any, other: Any) -> bool:
 def describe_batch(batch: Any) -> str:
     """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64".
 
-    Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64". A list of strings,
-    which cannot be a tensor, is "64 str"; an object of another type is "Graph(x: (90, 7) float32)".
+    Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64".
     """
-    parts = [f"{name}: {part}" if name else part for name, part in _parts(batch, "")]
+    parts = []
+    for keys, tensor in by_keys(batch).items():
+        name = ".".join(key for key in keys if isinstance(key, str))
+        shape_and_dtype = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        parts.append(f"{name}: {shape_and_dtype}" if name else shape_and_dtype)
     more = [f"and {len(parts) - 8} more tensors"] if len(parts) > 9 else []
     return ", ".join([*(parts[:8] if more else parts), *more]) or type(batch).__name__
-
-
-def _parts(nest: Any, name: str) -> Iterator[tuple[str, str]]:
-    """What is in a batch, each with its keys joined."""
-    if isinstance(nest, Tensor):
-        yield name, f"{tuple(nest.shape)} {str(nest.dtype).removeprefix('torch.')}"
-    elif isinstance(nest, dict):
-        for key, value in nest.items():
-            yield from _parts(value, ".".join(filter(None, (name, str(key)))))
-    elif isinstance(nest, (list, tuple)):
-        if nest and all(isinstance(item, str) for item in nest):
-            yield name, f"{len(nest)} str"
-        else:
-            for item in nest:
-                yield from _parts(item, name)
-    elif values := fields(nest):
-        yield from _parts(values, name)
-    elif inside := attributes(nest):
-        yield name, f"{type(nest).__name__}({describe_batch(inside)})"

@@ -1,17 +1,19 @@
 """Checks on one real batch before anything is trained."""
 
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.training.first_batch import may_not_match
 from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.tree import has_strides, named_tensors, stored_values, tensors
+from utils.tree import Keys, fields, has_strides, stored_values, tensors
 from utils.user_code import format_error_with_source, user_line
 
 ITEMS = 4
@@ -116,9 +118,45 @@ def _named_tensors(batch: Any) -> dict[str, Tensor]:
     """Every tensor in a batch by its path, as in "image.0"; in a pair, "inputs" and "targets" come first."""
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2
     named = {}
-    for keys, tensor in named_tensors(tuple(batch) if pair else batch):  # also without the names of a named tuple
+    for keys, tensor in _with_keys(tuple(batch) if pair else batch):  # also without the names of a named tuple
         path = [str(key) for key in keys]
         if pair:
             path[0] = ("inputs", "targets")[keys[0]]
         named[".".join(path)] = tensor
     return named
+
+
+def _with_keys(nest: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Tensor]]:
+    """Every tensor in a nest with its path, to describe it; also those in objects of other types (``_attributes``)."""
+    if isinstance(nest, Tensor):
+        yield keys, nest
+    elif isinstance(nest, (list, tuple)):
+        for key, item in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
+            yield from _with_keys(item, (*keys, key))
+    else:
+        inside = _attributes(nest)
+        keys = (*keys, type(nest).__name__) if inside else keys
+        for key, value in (nest if isinstance(nest, dict) else fields(nest) or inside).items():
+            yield from _with_keys(value, (*keys, key))
+
+
+def _attributes(leaf: Any, depth: int = 3) -> dict[str, Any]:
+    """The attributes that hold tensors of an object that is not a nest, such as a graph; empty if there are none.
+
+    Those of its private attributes, such as the storage of a graph, count as its own, down to a depth.
+    """
+    if isinstance(leaf, (type, ModuleType, nn.Module, Tensor, dict, list, tuple)) or dataclasses.is_dataclass(leaf):
+        return {}
+    if isinstance(leaf, Mapping):  # such as the encodings of a tokenizer
+        return dict(leaf)
+    slots = [name for kind in type(leaf).__mro__ for name in vars(kind).get("__slots__", ())]
+    found = dict[str, Any]()
+    for name in (*slots, *getattr(leaf, "__dict__", ())):
+        value = getattr(leaf, name, None)
+        if name.startswith("_") and isinstance(value, dict):
+            found |= {str(key): item for key, item in value.items() if next(tensors(item), None) is not None}
+        elif next(tensors(value), None) is not None:
+            found[name.lstrip("_")] = value
+        elif depth:
+            found |= _attributes(value, depth - 1)
+    return found

@@ -63,12 +63,3 @@ def test_anything_else_is_a_leaf() -> None:
     for leaf in (None, "text", 1.5, object(), Graph):
         assert map_tensors(lambda tensor: tensor * 2, leaf) is leaf
         assert list(tensors(leaf)) == []
-
-
-def test_a_batch_that_refers_to_a_module_is_described_without_it() -> None:
-    class Points:
-        def __init__(self) -> None:
-            self.library = torch  # as of code for arrays of several libraries
-            self.positions = torch.ones(4, 3)
-
-    assert describe_batch(Points()) == "Points(positions: (4, 3) float32)"

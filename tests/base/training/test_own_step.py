@@ -24,7 +24,6 @@ from trainer.trainer import Trainer
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, TRAINERS
 from utils.schema import TrainerConfig
-from utils.tree import describe_batch
 
 
 class ReturnsNothing(Trainer):
@@ -808,11 +807,6 @@ def test_a_loss_that_is_cut_off_from_the_weights_and_requires_a_gradient(
     with temporarily(TRAINERS, step_of(cut)):
         fit("trainer.type=Own")
     assert "unless later ones do, nothing is trained: call self.backward(loss)" in capsys.readouterr().err
-
-
-def test_strings_in_a_batch_are_named() -> None:
-    batch = (torch.zeros(2, 3), ("cat", "dog"), {"name": ["a", "b"], "size": torch.zeros(2)})
-    assert describe_batch(batch) == "(2, 3) float32, 2 str, name: 2 str, size: (2,) float32"
 
 
 def test_an_attribute_missing_in_the_template_keeps_its_traceback(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
