@@ -13,7 +13,6 @@ from base.data.seeding import DrawnGenerators
 from base.data.sources import Source
 from utils.errors import DataError
 from utils.random import mix
-from utils.tree import tensors
 
 
 class SampleSource:
@@ -54,35 +53,27 @@ class SampleSource:
 
     def _explained(self, error: Exception, indices: list[int], draws: list[int], key: RandomKey) -> Exception:
         """The error to raise for one that came up in loading a batch: names the sample that causes it, if any."""
-        name, samples = type(self.dataset).__name__, list[Any]()
+        name = type(self.dataset).__name__
         for index, draw in zip(indices, draws, strict=True):
             self.generators.seed(key, draw)
             try:
-                samples.append(self.dataset[index])
+                self.dataset[index]
             except Exception as again:
                 return sample_error(again, f"{name}: sample {index} cannot be read")
-        return collate_error(error, name, indices, samples if self.collate is collate_samples else ())
+        return collate_error(error, name, indices)
 
 
 def as_source(data: Source | Dataset[Any], collate: Callable[[list[Any]], Any] = collate_samples) -> Source:
     """Data as a source of batches: a source itself, or anything map-style, with ``__getitem__`` and ``__len__``: a
     ``Dataset``, a list, a table from Hugging Face datasets. Raises DataError if it is neither.
     """
-    if isinstance(data, (tuple, dict)) and any(isinstance(part, Tensor) for part in tensors(data)):
-        raise DataError(
-            f"the data is a {type(data).__name__} of tensors; expected a data set: return TensorSource(inputs, targets)"
-        )
-    methods = dir(type(data))
-    if isinstance(data, Dataset) and "__len__" not in methods:
-        raise DataError(
-            f"{type(data).__name__} has no __len__, which returns the number of samples; data that can only be read "
-            "sequentially is an IterableDataset or a StreamSource"
-        )
-    if {"__getitem__", "__len__"} <= set(methods):
+    methods = set(dir(type(data)))
+    if {"__getitem__", "__len__"} <= methods and not isinstance(data, (tuple, dict)):  # as (inputs, targets)
         return SampleSource(cast("Dataset[Any]", data), collate)
-    if {"batch", "__len__"} <= set(methods):
+    if {"batch", "__len__"} <= methods:
         return cast("Source", data)
     raise DataError(
-        f"the data is of type {type(data).__name__}; expected a data set with __getitem__ and __len__, your own "
-        "class with batch and __len__, or, for data that can only be read sequentially, a StreamSource"
+        f"the data is of type {type(data).__name__}; expected a TensorSource(inputs, targets), a data set with "
+        "__getitem__ and __len__, your own class with batch and __len__, or, for data that can only be read "
+        "sequentially, a StreamSource"
     )

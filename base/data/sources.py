@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from base.array_file import ArrayFile
-from base.data.errors import check_tensors, sample_error
+from base.data.errors import sample_error
 from base.data.sample_random import SampleRandom
 from base.data.views import Views
 from utils.tree import describe_batch, to_device
@@ -51,7 +51,12 @@ class TensorSource:
     ) -> None:
         if augment is not None and augment_pair is not None:
             raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
-        check_tensors(inputs, targets)
+        for each in (inputs, targets):
+            if not isinstance(each, (Tensor, ArrayFile)):
+                what = "TensorSource takes tensors; return a data set of samples (input, target) for anything else"
+                raise TypeError(f"{what}, as {type(each).__name__}")
+        if len(inputs) != len(targets):
+            raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs = inputs
         self.targets = targets
         self.augment = augment

@@ -1,5 +1,7 @@
 """Which samples of the training data are held out for validation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,30 +56,28 @@ def check_folds(folds: int | None, fold: int | None, validation_split: float) ->
         raise ValueError('"folds" already holds out validation data; leave "validation_split" out, or set it to 0')
 
 
-def check_split(parts: object, count: int, *, by: str) -> tuple[Tensor, Tensor]:
+def check_split(parts: Any, count: int, *, by: str) -> tuple[Tensor, Tensor]:
     """The indices returned by the ``split`` of a data loader, on the CPU. by: its class. Raises DataError."""
-    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
-        raise DataError(f"{by}.split returned type {type(parts).__name__}; expected (training, validation) indices")
-    found = []
-    for name, part in zip(("training", "validation"), parts, strict=True):
-        indices = torch.as_tensor(part).detach().cpu()
-        if not indices.numel():  # torch makes floats of []
-            indices = indices.long()
-        if indices.dtype == torch.bool and indices.shape == (count,):
-            indices = indices_of(indices)
-        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-            raise DataError(
-                f"{by}.split returned the {name} indices {describe_batch(indices)}; expected integers of shape (N,), "
-                f"or a mask of shape ({count},)"
-            )
-        wrong = indices[(indices < 0) | (indices >= count)]
-        if len(wrong):
-            raise DataError(f"{by}.split returned the {name} index {int(wrong[0])}; there are {count} samples")
-        found.append(indices)
-    train, held_out = found
+    expected = f"{by}.split should return training and validation indices: integers from 0 to {count - 1}"
+    try:
+        train, held_out = (_as_indices(part, count) for part in parts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{expected}, or masks of shape ({count},); {error}") from error
     used = torch.cat([train, held_out]).long().bincount(minlength=count)
     if int(used.max()) > 1:
         raise DataError(f"{by}.split returned the index {int(used.argmax())} more than once")
     if not len(train):
         raise DataError(f"{by}.split leaves no samples to train on")
     return train, held_out
+
+
+def _as_indices(part: Any, count: int) -> Tensor:
+    indices = torch.as_tensor(part).detach().cpu()
+    if not indices.numel():  # torch makes floats of []
+        indices = indices.long()
+    if indices.dtype == torch.bool and indices.shape == (count,):
+        indices = indices_of(indices)
+    is_integer = indices.dim() == 1 and not indices.is_floating_point() and indices.dtype != torch.bool
+    if not is_integer or ((indices < 0) | (indices >= count)).any():
+        raise ValueError(f"got {describe_batch(indices)}")
+    return indices

@@ -82,13 +82,11 @@ class StreamSource:
     def _load(self, numbers: Sequence[int], key: RandomKey) -> tuple[Any, Any]:
         """The samples with consecutive numbers as one batch, and the state after it, which may hold a generator's."""
         samples = self._read_samples(numbers, key)
-        collate = self.collate or collate_samples
         self.generators.seed(key, numbers[0], "collate")
         try:
-            batch = collate(samples)
+            batch = (self.collate or collate_samples)(samples)
         except Exception as error:
-            name = type(self.samples).__name__
-            raise collate_error(error, name, numbers, samples if collate is collate_samples else ()) from error
+            raise collate_error(error, type(self.samples).__name__, numbers) from error
         return batch, self._state() if self._has_state() else None
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:

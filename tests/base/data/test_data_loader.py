@@ -122,12 +122,15 @@ def test_a_loader_may_keep_an_argument_as_its_split() -> None:
 @pytest.mark.parametrize(
     ("returns", "says"),
     [
-        (torch.arange(50), r"Split.split returned type Tensor; expected \(training, validation\) indices"),
+        (
+            torch.arange(50),
+            r"Split.split should return training and validation indices: .*; got \(\) int64",
+        ),
         (([0, 1], [1, 2]), "Split.split returned the index 1 more than once"),
-        (([0, 1], [50]), "returned the validation index 50; there are 50 samples"),
-        (([-1], [0]), "returned the training index -1"),
-        ((torch.rand(40), [0]), r"training indices \(40,\) float32; expected integers of shape \(N,\)"),
-        ((EVEN[:40], [0]), r"training indices \(40,\) bool; .* or a mask of shape \(50,\)"),
+        (([0, 1], [50]), r"integers from 0 to 49, or masks of shape \(50,\); got \(1,\) int64"),
+        (([-1], [0]), "integers from 0 to 49"),
+        ((torch.rand(40), [0]), r"got \(40,\) float32"),
+        ((EVEN[:40], [0]), r"got \(40,\) bool"),
         (([], [0, 1]), "leaves no samples to train on"),
     ],
 )
@@ -412,5 +415,5 @@ def test_whatever_has_items_and_a_length_is_a_data_set(data: Any) -> None:
 
 @pytest.mark.parametrize("data", [iter([1, 2]), None])
 def test_what_is_not_a_data_set(data: Any) -> None:
-    with pytest.raises(DataError, match=rf"the data is of type {type(data).__name__}; expected a data set with"):
+    with pytest.raises(DataError, match=rf"the data is of type {type(data).__name__}; expected a TensorSource"):
         as_source(data)
