@@ -142,15 +142,6 @@ PRIVATE = [
         )
         for name in ("_compiled_call_impl", "_torchdynamo_orig_callable")
     ),
-    *(
-        Private(
-            name,
-            "utils/backward.py",
-            lambda: backward.in_transform() is False,
-            "a step takes 20 us longer: loss.backward() is called as it is",
-        )
-        for name in ("_C", "_are_functorch_transforms_active")
-    ),
     Private(
         "_rebuild_buckets",
         "utils/distributed/parallel.py",

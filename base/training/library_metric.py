@@ -243,9 +243,6 @@ def _add_up_the_same(one: LibraryMetric, other: LibraryMetric) -> bool:
     pair, kinds = (one, other), (type(one.metric), type(other.metric))
     if any(each.own or len(each.parts) > 1 for each in pair) or kinds[0].update is not kinds[1].update:
         return False
-    called = kinds[0].update.__code__.co_names
-    if any(getattr(kinds[0], name, None) is not getattr(kinds[1], name, None) for name in called):
-        return False
     common = vars(one.metric).keys() & vars(other.metric).keys()
     given = [
         {

@@ -89,56 +89,6 @@ def test_other_losses_take_torchs_own_method(checked: list[Any]) -> None:
     assert weight.grad.item() == 4
 
 
-class Recorded(Tensor):
-    """A subclass with a ``backward`` of its own, whose methods do not go through ``__torch_function__``."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    calls = 0
-
-    def backward(self, *args: Any, **kwargs: Any) -> None:
-        Recorded.calls += 1
-        super().backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-
-@pytest.mark.parametrize("place", ["the class", "torch.autograd", "a subclass", "the loss"])
-def test_a_backward_of_the_users_is_called(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    weight = torch.ones((), requires_grad=True)
-    loss: Any = 2 * weight
-    calls = []
-
-    def recording(original: Callable[..., None]) -> Callable[..., None]:
-        def backward(*args: Any, **kwargs: Any) -> None:
-            calls.append(args)
-            original(*args, **kwargs)
-
-        return backward
-
-    if place == "a subclass":
-        monkeypatch.setattr(Recorded, "calls", 0)
-        loss = loss.as_subclass(Recorded)
-    elif place == "the loss":
-        loss.backward = recording(loss.backward)
-    else:
-        owner: Any = Tensor if place == "the class" else torch.autograd
-        monkeypatch.setattr(owner, "backward", recording(owner.backward))
-    backward_unchecked(loss, torch.full((), 3.0))
-    assert len(calls) + Recorded.calls == 1
-    assert weight.grad == 6
-
-
-def test_a_function_transform_is_refused_as_by_torch() -> None:
-    weight = torch.ones((), requires_grad=True)
-
-    def step(value: Tensor) -> Tensor:
-        backward_unchecked(2 * weight)
-        return value
-
-    for transform in (torch.func.grad, torch.vmap):
-        with pytest.raises(RuntimeError, match="inside a functorch transform"):
-            transform(step)(torch.ones(() if transform is torch.func.grad else 2))
-    assert weight.grad is None
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's compiler
 def test_torchs_compiler_sees_the_losss_own_method() -> None:
     weight = torch.ones(3, requires_grad=True)
