@@ -23,7 +23,6 @@ from base.training.first_batch import (
     check_first_backward,
     check_first_batch,
     check_gradients_agree,
-    check_smallest_batch,
     check_step_was_taken,
     forward_error,
     watch_first_batch,
@@ -56,11 +55,9 @@ class BaseTrainer(Checkpointed):
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.several_optimizers: SeveralOptimizers | None = None
-        """Set if there are several optimizers."""
         self.waits_for_count = False
         """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
         self.waiting_losses: list[Tensor] = []
-        """Losses whose backward pass waits."""
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
@@ -102,8 +99,7 @@ class BaseTrainer(Checkpointed):
         checkpointer = self.outputs.checkpointer
         try:
             checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self), owner=self)
-            prepare_epoch(self, self.progress.epochs, again=True)  # the checks below try a step
-            check_smallest_batch(self)
+            self.begin_next_epoch()
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)
             while not self.finished():
@@ -113,6 +109,7 @@ class BaseTrainer(Checkpointed):
                         validation = check_returned(self, "validate", self.validate())
                 self.end_epoch(validation)
                 check_epoch_was_counted(self)
+                self.begin_next_epoch()
             self.observer.end(self)
         except Stopped as stopped:
             self.save()
@@ -133,10 +130,15 @@ class BaseTrainer(Checkpointed):
         patience = self.settings.early_stop
         return patience is not None and self.progress.stale_epochs >= patience
 
+    def begin_next_epoch(self) -> None:
+        """Prepare the next epoch, if any; not one within which the run resumed, for which ``load_checkpoint`` has."""
+        if not self.finished() and not self.progress.epoch_steps:
+            with self.shown.to(self.outputs.writers):
+                prepare_epoch(self, self.progress.epochs)
+
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings = self.settings
-        prepare_epoch(self, self.progress.epochs, again=self.progress.epoch_steps > 0)
         self.finite.begin(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:

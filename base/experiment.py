@@ -59,9 +59,7 @@ class Training:
         self.optimizer = self.scheduled.optimizer
         """The only optimizer, if there is just one."""
         self.several = len(self.optimizers) > 1 or "" not in self.optimizers
-        """Whether there are several, which ``train_step`` steps itself."""
         self.parameters = [each for optimizer in self.optimizers.values() for each in optimizer.parameters]
-        """Parameters trained by any optimizer."""
         self.needs_closure = any(needs_closure(each.optimizer) for each in self.optimizers.values())
         """Whether an optimizer evaluates the loss itself, as LBFGS does."""
         of_model = set(map(id, self.frozen.model.parameters()))

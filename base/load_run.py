@@ -14,8 +14,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_data_loader, build_experiment, build_model, build_trainer, with_facts
 from base.experiment import Experiment
 from base.initial_weights import load_initial_weights_again, load_weights
-from base.training.epoch_start import begin_epoch_again
-from base.training.state import load_for_evaluation
+from base.training.epoch_start import load_within_epoch
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
@@ -127,7 +126,5 @@ def load_trainer(
     load_initial_weights_again(folder, experiment)
     trainer = build_trainer(loaded, experiment)
     load_weights(experiment.model, state["model"], file)
-    load_for_evaluation(trainer, state, file)
-    progress = checkpoint.saved_progress(state, file)
-    begin_epoch_again(trainer, progress)
-    return TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
+    load_within_epoch(trainer, state, file)
+    return TrainedRun(folder, file, loaded, experiment, trainer, state, checkpoint.saved_progress(state, file))

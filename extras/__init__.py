@@ -15,6 +15,7 @@ sweep/          sweep.py
 writers/        writers that a config can name: CSV, MLflow, Weights & Biases
 
 Each folder's ``__init__.py`` exports what the scripts call, found through utils/extras.py. No folder needs another:
-``classification``, ``document``, ``drawing``, ``layers``, ``letters``, ``pen``, ``picture_grid``, ``records`` and
-``spreadsheets`` are shared, and without curves/ or report/ their figures are left out of the report and of TensorBoard.
+``classification``, ``document``, ``drawing``, ``dry_run``, ``layers``, ``letters``, ``pen``, ``picture_grid``,
+``records`` and ``spreadsheets`` are shared, and without curves/ or report/ their figures are left out of the report and
+of TensorBoard.
 """

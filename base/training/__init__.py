@@ -19,6 +19,6 @@ training_log    logging to the console, metrics.jsonl and TensorBoard, including
 summary         console output at the start and the end
 run             a run in its folder: what it writes and logs, and what remains if it fails
 resume          which run and checkpoint to resume, and which config changes to accept
-state           a trainer's state: restored from a checkpoint or after a dry run, and checks of a saved one
+state           a trainer's state: restored from a checkpoint, or as it was before begin_epoch
 saved_data      what a checkpoint records about the data set
 """

@@ -1,14 +1,13 @@
 """What changes from epoch to epoch, before the first step of each."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
 from base.data.errors import call_hook
-from base.training.state import kept, own_parts, part_kind
+from base.training.state import load_for_evaluation
 from base.training.trainer_interface import TrainerInterface
-from utils.checkpoint.weights_file import AVERAGED
+from utils import checkpoint
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, DataError, Stopped, UserError
 from utils.optimizers import start_state
@@ -17,18 +16,14 @@ from utils.text import listed
 from utils.user_code import format_error, user_line
 
 
-def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
-    """Apply what changes from epoch to epoch to a BaseTrainer.
-
-    epochs: number of finished epochs. again: whether ``begin_epoch`` has run for this epoch before, so that nothing it
-    does to the parts of a checkpoint is kept.
-    """
+def prepare_epoch(trainer: Any, epochs: int) -> None:
+    """Apply what changes from epoch to epoch to a BaseTrainer. epochs: number of finished epochs."""
     data = trainer.experiment.data
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
     data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
     if data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch:
         try:
-            with isolated(trainer.experiment.seed, "epoch", epochs), begun_once(trainer, again=again):
+            with isolated(trainer.experiment.seed, "epoch", epochs):
                 if data_changes:
                     data.begin_epoch(epochs + 1)
                     trainer.close_workers()  # new worker processes get the data set as it is now
@@ -36,6 +31,11 @@ def prepare_epoch(trainer: Any, epochs: int, *, again: bool) -> None:
                 trainer.close_workers(streams=False)  # which would be read again up to here
                 if data.device_cache:
                     data.device_cache.refresh()
+        except Exception as error:  # of the user's code, such as one that samples from the model
+            line = user_line(error)
+            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
+                raise
+            raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
         finally:  # says more than the error of a state that does not fit new parameters
             check_parameters(trainer)
     trainer.saved_data.check_lengths()
@@ -75,16 +75,18 @@ def check_parameters(trainer: Any) -> None:
         )
 
 
-def begin_epoch_again(trainer: Any, progress: Mapping[str, Any]) -> None:
-    """Call the ``begin_epoch`` of the epoch in which a checkpoint was saved, for an evaluation as in training.
+def load_within_epoch(trainer: Any, state: dict[str, Any], source: Path) -> None:
+    """Load a checkpoint for an evaluation as in training: with the ``begin_epoch`` of its epoch.
 
-    progress: that of the checkpoint. It may use what only training has: then warns that its settings are missing.
+    It may use what only training has: then warns that its settings are missing.
     """
+    load_for_evaluation(trainer, state, source)
     if type(trainer).begin_epoch is TrainerInterface.begin_epoch:
         return
+    progress = checkpoint.saved_progress(state, source)
     epoch = progress["epochs"] + (not progress["epochs"] or bool(progress.get("epoch_steps")))
     try:
-        with isolated(trainer.experiment.seed, "epoch", epoch - 1), _without_effect(trainer):
+        with isolated(trainer.experiment.seed, "epoch", epoch - 1):
             trainer.begin_epoch(epoch)
     except Stopped:
         raise
@@ -93,32 +95,4 @@ def begin_epoch_again(trainer: Any, progress: Mapping[str, Any]) -> None:
         trainer.console.warn(
             f"{called} failed without training ({format_error(error)}), so what it sets may not be as in validation"
         )
-
-
-@contextmanager
-def begun_once(trainer: Any, *, again: bool) -> Iterator[None]:
-    """For ``begin_epoch`` of a BaseTrainer, which a run calls again: before its first step, or resumed in an epoch.
-
-    It then shows nothing, and weights, optimizers and other parts of the checkpoint stay as they were.
-    """
-    with _without_effect(trainer) if again else nullcontext():
-        try:
-            yield
-        except Exception as error:  # of the user's code, such as one that samples from the model
-            line = user_line(error)
-            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
-                raise
-            raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
-
-
-@contextmanager
-def _without_effect(trainer: Any) -> Iterator[None]:
-    """Shows nothing, and restores the parts of a checkpoint."""
-    with trainer.shown.to(None), kept({**_changeable(trainer), **own_parts(trainer)}):
-        yield
-
-
-def _changeable(trainer: Any) -> dict[str, Any]:
-    """The parts of the base class that ``begin_epoch`` may change; none with FSDP (a state needs all processes)."""
-    kinds = () if trainer.runtime.sharded else ("model", "loss", AVERAGED, "optimizer", "schedule")
-    return {name: part for name, part in trainer.stateful().items() if part_kind(name) in kinds}
+    load_for_evaluation(trainer, state, source)  # as saved, whatever begin_epoch did to it

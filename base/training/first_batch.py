@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
+from base.data.batches import Batches, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
 from base.training.broadcast import name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import losses_in
-from base.training.state import untouched
 from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
@@ -26,7 +24,6 @@ OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError)  # and of dtypes, 
 FORWARD_ERRORS = (*OF_SHAPES, LookupError, AttributeError, NameError, AssertionError, ArithmeticError)
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class FirstBatches:
@@ -157,29 +154,6 @@ def _reason(error: Exception) -> str:
     bare = isinstance(error, (KeyError, AssertionError)) or not str(error)
     message = format_error(error) if bare else str(error)
     return message.partition(", but expected one of:")[0].partition(" This could be because the operator doesn't")[0]
-
-
-def check_smallest_batch(trainer: Any) -> None:
-    """Raise UserError before the first step if the last training batch is a single sample, which BatchNorm rejects.
-
-    Skipped with several processes, where no process can run a forward pass alone; the step itself then fails.
-    """
-    batches, model = trainer.training.batches, trainer.experiment.model
-    size = batches.last_batch_size()
-    norms = any(isinstance(module, BATCH_NORMS) for module in model.modules())
-    if size != 1 or batches.batch_size == 1 or not norms or trainer.runtime.process_group.world_size > 1:
-        return
-    stop = batches.samples_per_pass
-    with untouched(trainer, "smallest batch"):
-        [micro_batch] = batches.load([BatchRange(0, stop - 1, stop)])
-        model.train()
-        try:
-            trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
-        except ValueError as error:
-            if ONE_SAMPLE in str(error):
-                raise one_sample_error(error, samples=stop, batch_size=batches.batch_size) from error
-        except Exception:
-            pass  # the first batch reports any other mistake
 
 
 def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from base.base_trainer import BaseTrainer
+from base.training.epoch_start import prepare_epoch
 from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
@@ -98,6 +99,9 @@ def load_checkpoint(
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
         trainer.load_state_dict(state, source)
+        if trainer.progress.epoch_steps:
+            prepare_epoch(trainer, trainer.progress.epochs)
+            trainer.load_state_dict(state, source)  # as saved, whatever begin_epoch did to it
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error
     progress, definitions = trainer.progress, state["metrics"]["definitions"]
@@ -148,11 +152,9 @@ def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[P
             return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, tensors))
         return checkpoint.newest_intact(folder.checkpoints, trainer.console.warn, process_group, tensors)
     except CheckpointError as error:
-        if file is None:
-            advice = f"To start a new run: python train.py -c {shell_path(folder.config)}"
-        else:
-            advice = f"To resume from the newest intact checkpoint:\n{resume_command(folder)}"
-        raise CheckpointError(f"{error}\n{advice}") from error
+        newest = f"To resume from the newest intact checkpoint:\n{resume_command(folder)}"
+        new = f"To start a new run: python train.py -c {shell_path(folder.config)}"
+        raise CheckpointError(f"{error}\n{newest if file else new}") from error
 
 
 # ------------------------------------------------------------------ changes in the config

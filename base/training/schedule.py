@@ -188,6 +188,7 @@ class Schedule:
         for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
             group.pop("initial_lr", None)
             group.update(initial)
+        start_state(self.optimizer)  # for arguments such as amsgrad
         if self.make is None:
             return
         self.scheduler = self.make(self.optimizer)

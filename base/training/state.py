@@ -1,10 +1,9 @@
-"""A trainer's state: restored from a checkpoint, or after a dry run.
+"""A trainer's state: restored from a checkpoint, or as it was before a block.
 
 ``trainer`` is a BaseTrainer, whose module imports this one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from base.training.parameters import loss_module
-from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, UserError
 from utils.optimizers import parameters_in
-from utils.random import isolated, restore_generators, seed_generators
-from utils.tree import copied, same
+from utils.random import restore_generators, seed_generators
+from utils.tree import same
 from utils.user_code import format_error_with_source
 
 STANDARD_PARTS = {
@@ -45,7 +42,6 @@ def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
     Changes nothing on disk.
     """
     parts = {"data": trainer.saved_data, **trainer.stateful()}  # first: other parts may depend on the size of the data
-    checkpoint.saved_progress(state, source)
     if gone := [name for name in state if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS]:
         raise _mismatch(gone[0], source, f"{gone[0]}: stateful() of the trainer no longer returns it")
 
@@ -150,59 +146,6 @@ def fit_buffers(module: Any, state: Any) -> None:
             known = replaced.get(first) if alike else None
             replaced[name] = value.detach().to(device).clone() if known is None else known
             setattr(owner, leaf, replaced[name])
-
-
-# ------------------------------------------------------------------ dry runs, whose effects are undone
-
-
-@contextmanager
-def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
-    """Inside the block, a BaseTrainer's steps may be tried, without gradients and without compiling the model.
-
-    Afterwards the random generators, the modes and buffers of model and loss, and the parts that a subclass adds to
-    ``stateful`` are as they were. key: what the random numbers inside the block depend on.
-    """
-    parts = own_parts(trainer)
-    roots = [trainer.experiment.model, loss_module(trainer.experiment.criterion), *parts.values()]
-    modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
-    modes = [(module, module.training) for module in modules]
-    buffers = [(module, {name: (each, each.clone()) for name, each in _buffers(module)}) for module in modules]
-    eager: Any = nullcontext()
-    if trainer.runtime.settings.compile:
-        eager = torch.compiler.set_stance("force_eager")  # compiling would take longer than the step
-    with kept(parts), isolated(trainer.experiment.seed, *key), torch.no_grad(), eager:
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for module, before in buffers:
-                for name in {name for name, _ in _buffers(module)} - before.keys():  # registered as None
-                    setattr(module, name, None)
-                for name, (buffer, values) in before.items():
-                    setattr(module, name, buffer.copy_(values))  # the module may have replaced it
-
-
-@contextmanager
-def kept(parts: dict[str, Any]) -> Iterator[None]:
-    """Inside the block, these parts of a checkpoint may change; afterwards they are as they were."""
-    states = copied(_states(parts))
-    try:
-        yield
-    finally:
-        for name, state in _states(parts).items():
-            if not same(state, states[name]):
-                load_part(parts[name], states[name])
-
-
-def _states(parts: dict[str, Any]) -> dict[str, Any]:
-    """The states of some parts, as a checkpoint would return them."""
-    return checkpoint.plain({name: part.state_dict() for name, part in parts.items()})
-
-
-def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers of a module, without those of the modules in it."""
-    return module.named_buffers(recurse=False, remove_duplicate=False)
 
 
 def part_name(kind: str, name: str) -> str:

@@ -4,6 +4,7 @@ Advice is the observer that base/outputs.py attaches to every run:
   advice        after the first training batch: what is not trained, and outputs and targets that do not fit the loss;
                 after the first step: parts that differ between processes; after an epoch: values that are NaN
   changed_data  whether inputs are now prepared differently
+  smallest_batch  a last batch of a single sample, which BatchNorm rejects
   causes        the usual causes of errors in a step, and the samples behind a loss that is not finite
 Mistakes that end a run with an error are found by the training loop itself, in base/training/first_batch.py.
 """

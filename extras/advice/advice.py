@@ -18,6 +18,7 @@ from base.training.observer import Observer
 from base.training.parameters import instances, stateful_loss
 from base.training.state import own_parts
 from extras.advice.changed_data import changed_facts
+from extras.advice.smallest_batch import check_smallest_batch
 from extras.classification import classification_warnings
 from utils import checkpoint
 from utils.optimizers import parameters_in
@@ -33,6 +34,7 @@ class Advice(Observer):
         self._said = set[str]()
 
     def begin(self, trainer: BaseTrainer) -> None:
+        check_smallest_batch(trainer)
         data = trainer.saved_data
         for warning in changed_facts(data.name, data.saved_input_facts, data.input_facts):
             trainer.console.warn(warning)

@@ -75,7 +75,7 @@ def check_resume(fresh: Fresh, batches: Batches, take_step: Callable[[], None]) 
     trainer = fresh.trainer
     trainer.progress.epoch_steps = 0  # those of the other checks
     try:
-        prepare_epoch(trainer, 1, again=False)
+        prepare_epoch(trainer, 1)
     except Exception as error:
         yield _second_epoch(error.__cause__ or error)
         return
@@ -90,7 +90,8 @@ def check_resume(fresh: Fresh, batches: Batches, take_step: Callable[[], None]) 
     fresh.restore()
     try:
         trainer.load_state_dict(state, Path("the state before"))
-        prepare_epoch(trainer, 1, again=True)
+        prepare_epoch(trainer, 1)
+        trainer.load_state_dict(state, Path("the state before"))  # as a resume does
     except Exception as error:  # of the user's parts
         cause = "a load_state_dict() that does not take what state_dict() returns, or a begin_epoch() that needs more"
         text = f"a run cannot resume: {format_error_with_source(error)}"

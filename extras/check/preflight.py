@@ -114,7 +114,7 @@ class _Check:
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
         check_parts(trainer.stateful(), required=BaseTrainer.stateful(trainer), owner=trainer)
         self.fresh = exactness_checks.Fresh(trainer, vars(trainer).keys() - of_subclass)
-        prepare_epoch(trainer, 0, again=False)
+        prepare_epoch(trainer, 0)
         # metrics are checked separately
         trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
         trainer.first_batches.unchecked.clear()  # its problems are reported here

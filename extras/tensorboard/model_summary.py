@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
-from base.training.state import untouched
 from extras.document import markdown_table
+from extras.dry_run import untouched
 from extras.layers import HEADER, Trace, traced
 from utils.tree import tensors
 

@@ -259,6 +259,7 @@ def test_what_broadcasts_on_purpose_is_not_refused() -> None:
 # ------------------------------------------------------------------ BatchNorm, and drop_last
 
 
+@needs_extra("advice")
 def test_one_sample_for_batch_norm_is_told_before_the_first_step(fit: Fit, tmp_path: Path) -> None:
     args = {"data_loader.args.num_samples": 41, "data_loader.args.validation_split": 0}
     overrides = [f"{key}={value}" for key, value in args.items()]
@@ -269,9 +270,10 @@ def test_one_sample_for_batch_norm_is_told_before_the_first_step(fit: Fit, tmp_p
     assert fit(*overrides, "data_loader.args.drop_last=true", model="Normalised").steps == 10
 
 
+@needs_extra("advice")
 def test_one_sample_for_batch_norm_is_told_where_it_fails(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it was not tried before, as with several processes."""
-    monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
+    monkeypatch.setattr("extras.advice.advice.check_smallest_batch", lambda trainer: None)
     overrides = ["data_loader.args.num_samples=41", "data_loader.args.validation_split=0"]
     with pytest.raises(UserError, match=r"this batch has a single sample.*\n.*drop_last=true.*batch_size"):
         fit(*overrides, model="Normalised")
@@ -279,13 +281,14 @@ def test_one_sample_for_batch_norm_is_told_where_it_fails(fit: Fit, monkeypatch:
         fit("--bs=1", model="Normalised")
 
 
+@needs_extra("advice")
 def test_the_trial_of_one_sample_leaves_no_trace(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A BatchNorm after a convolution takes one sample, so that training continues."""
     loader = {"type": "RandomTensorLoader", "args": {"num_samples": 9, "input_shape": [1, 4, 4], "num_classes": 3}}
     loader["args"] |= {"batch_size": 8}  # type: ignore[operator]
     with temporarily(MODELS, Convolved):
         tried = fit(model="Convolved", data_loader=loader)
-        monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
+        monkeypatch.setattr("extras.advice.advice.check_smallest_batch", lambda trainer: None)
         plain = fit(model="Convolved", data_loader=loader)
     assert same(state(tried.run_dir)["model"], state(plain.run_dir)["model"])
     assert same(state(tried.run_dir)["random"], state(plain.run_dir)["random"])

@@ -106,11 +106,12 @@ def test_what_a_model_keeps_in_a_validation_works_in_training(fit: Fit) -> None:
     assert len(lines(run)) == 3
 
 
+@needs_extra("advice")
 @pytest.mark.parametrize("loss", ["cross_entropy", "RunningLoss"])
 def test_trying_the_smallest_batch_leaves_no_trace(fit: Fit, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     keys = {"data_loader": {"type": "RandomTensorLoader", "args": IMAGES}, "model": "Replacing", "loss": loss}
     tried = state(fit(**keys).run_dir)
-    monkeypatch.setattr("base.base_trainer.check_smallest_batch", lambda trainer: None)
+    monkeypatch.setattr("extras.advice.advice.check_smallest_batch", lambda trainer: None)
     untried = state(fit(**keys).run_dir)
     assert all(same(tried[part], untried[part]) for part in tried.keys() & {"model", "loss", "metrics"})
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import train
 from base.experiment import Experiment
 from base.metric import StepResult
-from base.training.state import untouched
 from tests.helpers import Fit, lines, needs_extra, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
@@ -136,6 +135,8 @@ class Replacing(Normed):
 
 
 def test_buffers_that_a_tried_step_creates_or_replaces_are_as_before(fit: Fit) -> None:
+    untouched = pytest.importorskip("extras.dry_run").untouched
+
     class Trying(Trainer):
         def begin_epoch(self, epoch: int) -> None:
             model = self.experiment.model
