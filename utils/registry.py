@@ -8,7 +8,6 @@ A config's ``"type"`` is looked up only here, so a config can never import or ru
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from utils.late_compiler import import_compiler_late
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
-from utils.streams import say_error
 from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 
@@ -50,8 +48,6 @@ class Registry:
     """Which of them to include."""
     passed: tuple[str, ...] = ()
     """Arguments that the project passes itself, or that a config must never give."""
-    passed_first: int = 0
-    """How many of them a component takes before all others, in this order."""
     called_with: int = 0
     """Number of leading function arguments passed in each call, such as outputs and targets of a loss."""
     default: str | None = None
@@ -59,8 +55,6 @@ class Registry:
     types: Mapping[str, Any] = field(default_factory=dict)
     """Of arguments of the library's components, in place of its annotations."""
     _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
-    _defined_in: dict[str, object] = field(default_factory=dict, init=False)
-    """By name: in which execution of its file a component was defined."""
 
     def register(self, component: T | None = None) -> T:
         """Add a class or function under its own name. Raises UserError if the name is taken."""
@@ -71,22 +65,16 @@ class Registry:
             )
         name = component.__name__
         taken = self._own.get(name, component)
-        execution = _execution_of(component)
         if taken.__module__ != component.__module__:
             raise UserError(
                 f"two {self.plural()} are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
-        if taken is not component and execution and execution is self._defined_in.get(name):
-            file = f"{component.__module__.replace('.', '/')}.py"
-            raise UserError(f"two {self.plural()} in {file} are called {name}; rename one of them")
-        self._own[name] = component
-        self._defined_in[name] = execution
+        self._own[name] = component  # again, if a file is reloaded or a cell of a notebook run again
         return component
 
     def unregister(self, name: str) -> None:
         """Remove a component added by ``register``, as in a test or a notebook. Raises KeyError if there is none."""
         del self._own[name]
-        self._defined_in.pop(name, None)
 
     def get(self, name: str) -> Callable[..., Any] | None:
         # looked up again at the end: a library of ours registers its components on import
@@ -138,23 +126,6 @@ class Registry:
         names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
         return {key: found[key] for key in names if key not in self.passed}
 
-    def wrong_signature(self, name: str) -> str:
-        """What is wrong with the first parameters of a component of the project; empty if nothing is."""
-        component, first = self._own.get(name), list(self.passed[: self.passed_first])
-        if component is None or not first:
-            return ""
-        is_class = inspect.isclass(component)
-        method, first = (f"{name}.__init__", ["self", *first]) if is_class else (name, first)
-        signature = inspect.signature(component.__init__ if is_class else component)
-        given = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
-        names = [each.name for each in given if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-        if any(each.kind is each.VAR_POSITIONAL for each in given):
-            first = first[: len(names)]  # *args takes the rest
-        if names[: len(first)] == first:
-            return ""
-        is_now = signature.replace(parameters=given, return_annotation=signature.empty)
-        return f"{method} should be ({', '.join(first)}, *, ...), not {is_now}"
-
     def takes_any(self, name: str) -> bool:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
         return name in self._own and takes_any_keyword(self._own[name])
@@ -175,15 +146,6 @@ class Registry:
         """None if the library is a deleted folder of extras/."""
         folder, extra = str(self.library), "extras."
         return find_extra(folder.removeprefix(extra)) if folder.startswith(extra) else importlib.import_module(folder)
-
-
-def _execution_of(component: Callable[..., Any]) -> object:
-    """What is the same for all that one execution of a file defines at its top, and differs when it is reloaded.
-
-    None for what may be defined again: in a cell of a notebook, or inside of a function.
-    """
-    module = sys.modules.get(component.__module__)
-    return None if "." in component.__qualname__ else getattr(module, "__spec__", None)
 
 
 def _is_loss(module: Any) -> bool:
@@ -220,24 +182,22 @@ MODELS = Registry("model")
 OLD_REDUCTION = ("size_average", "reduce")  # torch's former names for "reduction"
 LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",), passed_first=1)
+OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
 SCHEDULERS = Registry(
     "scheduler",
     library="torch.optim.lr_scheduler",
     base="LRScheduler",
     accepts=_is_schedule,
     passed=("optimizer", "last_epoch"),
-    passed_first=1,
     # LinearLR with total_iters=0, say, would stay at start_factor for the whole run
     types=dict.fromkeys(("T_max", "T_0", "step_size", "step_size_up", "total_iters"), PositiveInt)
     | dict.fromkeys(("step_size_down", "total_steps", "epochs", "steps_per_epoch"), PositiveInt | None),
 )
 # files in extras/writers register on import, which happens only if a config names one
-WRITERS = Registry("writer", library="extras.writers", passed=("run",), passed_first=1)
+WRITERS = Registry("writer", library="extras.writers", passed=("run",))
 TRAINERS = Registry(
     "trainer",
     passed=("experiment", "settings"),
-    passed_first=2,
     default=TrainerConfig.model_fields["type"].default,
 )
 
@@ -278,24 +238,6 @@ def registry_inside(registry: Registry) -> Registry:
     return LOSSES if registry is LOSSES else MODELS
 
 
-_versions: dict[str, tuple[object, tuple[int, int]]] = {}
-"""By module: in which execution, and the modification time and size of its file then."""
-
-
-def _warn_if_edited(module: ModuleType, path: Path) -> None:
-    """Warn if a file has changed since Python read it, as in a notebook."""
-    status = path.stat()
-    found = (status.st_mtime_ns, status.st_size)
-    execution, version = _versions.setdefault(module.__name__, (module.__spec__, found))
-    if execution is not module.__spec__:  # reloaded
-        _versions[module.__name__] = (module.__spec__, found)
-    elif version != found:
-        say_error(
-            f"warning: {in_project(path)} has changed since it was imported, and its old version is still in use; "
-            f"restart Python, or call importlib.reload on {module.__name__}"
-        )
-
-
 def import_components() -> None:
     """Import each file in the users' folders, so that its components are registered.
 
@@ -309,7 +251,7 @@ def import_components() -> None:
 
 def _import_component(name: str, path: Path) -> None:
     try:
-        _warn_if_edited(importlib.import_module(name), path)
+        importlib.import_module(name)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

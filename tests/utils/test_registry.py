@@ -1,6 +1,5 @@
 """What a registry offers of a library, whatever its version."""
 
-import importlib
 import types
 from pathlib import Path
 
@@ -53,24 +52,6 @@ def test_a_public_name_that_does_not_exist_is_not_offered(monkeypatch: pytest.Mo
     assert registry.suggest("Presnt") == 'did you mean "Present"?'
 
 
-def test_two_components_of_one_name_in_one_file_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    registry = Registry("loss")
-    monkeypatch.setitem(__import__("sys").modules, "a_registry", types.SimpleNamespace(registry=registry))
-    file = tmp_path / "things.py"
-    define = "from a_registry import registry\n@registry.register\ndef accuracy(): return {}\n"
-    file.write_text(define.format(1) + define.format(2))
-    with pytest.raises(UserError, match=r"^two losses in things.py are called accuracy; rename one of them"):
-        importlib.import_module("things")
-    registry.unregister("accuracy")
-    file.write_text(define.format(3))
-    importlib.invalidate_caches()
-    things = importlib.import_module("things")
-    file.write_text(define.format(40) + "registry.register(accuracy)\n")
-    importlib.reload(things)  # as a notebook does after the file was edited
-    assert registry["accuracy"]() == 40
-
-
 def test_a_cell_of_a_notebook_can_be_run_again() -> None:
     registry = Registry("thing")
     cell = types.ModuleType("a_notebook")
@@ -93,28 +74,6 @@ def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
     monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
     import_components()
     assert code_version()
-
-
-def test_a_file_that_was_edited_since_its_import_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "model" / "edited_net.py"
-    file.parent.mkdir()
-    file.write_text("WIDTH = 3\n")
-    monkeypatch.setattr("utils.registry.PROJECT", tmp_path)
-    monkeypatch.setattr("model.__path__", [str(file.parent)])
-    import_components()
-    import_components()
-    assert capsys.readouterr().err == ""
-    file.write_text("WIDTH = 30\n")
-    import_components()
-    says = "edited_net.py has changed since it was imported, and its old version is still in use"
-    assert says in capsys.readouterr().err
-    edited = importlib.import_module("model.edited_net")
-    assert importlib.reload(edited).WIDTH == 30
-    import_components()
-    assert capsys.readouterr().err == ""
-    del __import__("sys").modules["model.edited_net"]
 
 
 def test_the_home_of_nobody_is_not_a_traceback() -> None:

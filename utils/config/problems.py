@@ -134,9 +134,6 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     if registry.get(name) is None:
         yield Problem(at, f'unknown {registry.kind} "{name}"; {registry.suggest(name, args)}')
         return
-    if wrong := registry.wrong_signature(name):
-        yield Problem(at, wrong)
-        return
     known = registry.parameters(name)
     if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
         known.pop("schedulers", None)
