@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from utils.schema import KeyPath
 from utils.text import closest, hint
@@ -182,8 +181,6 @@ def in_json_words(message: str) -> str:
         return message[own.end() :]
     for word, ours in WORDS.items():
         message = message.replace(word, ours)
-    # a bound such as 3.4e+38, after "than" or "to"
-    message = re.sub(r"(?<=[no] )\d{18,}$", lambda digits: f"{float(digits[0]):g}", message)
     return _AFTER.sub("", message)
 
 
@@ -203,10 +200,8 @@ def json_type(annotation: Any) -> Any:
         return dict[str, Any]
     if is_module(annotation):
         return str | dict[str, Any]
-    if annotation in PLAIN:
+    if annotation in PLAIN or typing.get_origin(annotation) is Literal:
         return annotation
-    if typing.get_origin(annotation) is Literal:
-        return _literal(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return str
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
@@ -241,18 +236,6 @@ def is_module(annotation: Any) -> bool:
     """Whether an argument is a module: a config gives a component."""
     nn = _of_torch("nn")
     return nn is not None and isinstance(annotation, type) and issubclass(annotation, nn.Module)
-
-
-def _literal(annotation: Any) -> Any:
-    """A Literal that accepts exactly its values: for pydantic, true equals 1 and 3.0 equals 3."""
-    allowed = typing.get_args(annotation)
-
-    def same_type(value: Any) -> Any:
-        if not any(type(value) is type(one) and value == one for one in allowed):
-            raise PydanticCustomError("literal_error", "Input should be {one}", {"one": describe(annotation)})
-        return value
-
-    return Annotated[annotation, BeforeValidator(same_type)]
 
 
 def describe(annotation: Any) -> str:

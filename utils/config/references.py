@@ -14,16 +14,13 @@ from utils.config.located_json import Document, Problem
 from utils.config.sources import value_at
 from utils.errors import ConfigError
 from utils.schema import KeyPath
-from utils.text import closest, hint
+from utils.text import hint
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
-
-MOST_REPLACED = 10_000  # references in one config: variables that contain others could need any amount of memory
-CLASSES = "integer targets of shape (N,), as its attribute targets, or the data loader class_names"
 
 
 class _Pending(Exception):  # noqa: N818  (not an error: the data loader is not built yet)
@@ -57,7 +54,6 @@ class References:
         self.pending: list[KeyPath] = []
         self.problems: list[Problem] = []
         self._used: set[str] = set()
-        self._replacements = 0
         found = document.value.get("variables")
         self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
 
@@ -77,7 +73,7 @@ class References:
         try:
             return self._replaced(text, path, ())
         except ConfigError as error:
-            self.problems.append(Problem(path, str(error)))
+            self.problems.append(Problem(path, str(error).partition("\n")[0]))
         except _Pending:
             if "args" not in path[:-1] or (path[0] == "data_loader" and not self.partial):
                 self.problems.append(Problem(path, TOO_EARLY))
@@ -106,25 +102,14 @@ class References:
 
     def _value(self, found: re.Match[str], path: KeyPath, inside: tuple[str, ...]) -> Any:
         name = found[1]
-        if not found[2]:
-            raise ConfigError(f'"{found[0][:40]}" is not closed by a "}}"; possible forms: {FORMS}')
         if environment := _ENVIRONMENT.fullmatch(name):
-            text = self._environment(environment, found[0])
-            try:
-                return value_at(self.document.value, path, text, found[0])
-            except ConfigError as error:
-                raise ConfigError(f"its text looks like JSON but is not valid: {str(error).splitlines()[0]}") from error
+            return value_at(self.document.value, path, self._environment(environment, found[0]), found[0])
         kind, dot, fact = name.partition(".")
         if kind == "data" and dot:
             return self._fact(fact)
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f'"{found[0]}" is not a reference; possible forms: {FORMS}')
+        if not found[2] or not _NAME.fullmatch(name):
+            raise ConfigError(f'"{found[0][:40]}" is not a reference; possible forms: {FORMS}')
         self._used.add(name)
-        self._replacements += 1
-        if self._replacements > MOST_REPLACED:
-            raise ConfigError(
-                f"the variables contain one another more than {MOST_REPLACED:,} times; is this a mistake?"
-            )
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
             raise ConfigError(f'unknown variable "{name}"; {known}')
@@ -138,19 +123,15 @@ class References:
         if text is None and self.partial:
             raise _Pending
         if text is None:
-            close = closest(found[1], os.environ)
-            meant = f'Did you mean "{close}"? ' if close else ""
-            default = f'Set it, or give a default: "{written[:-1]}:DEFAULT}}"'
-            raise ConfigError(f'the environment variable "{found[1]}" is not set. {meant}{default}')
+            default = f'"{written[:-1]}:DEFAULT}}"'
+            raise ConfigError(f'the environment variable "{found[1]}" is not set. Set it, or give a default: {default}')
         return text
 
     def _fact(self, name: str) -> Any:
         if self.facts is None:
             raise _Pending
         if name not in self.facts:
-            of_classes = name == "num_classes" or name.startswith("class_")
-            needs = f", for which the data set needs {CLASSES}" if of_classes else ""
-            raise ConfigError(f'the data loader does not provide "{name}"{needs}; {hint(name, self.facts)}')
+            raise ConfigError(f'the data loader does not provide "{name}"; {hint(name, self.facts)}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value
         try:

