@@ -195,7 +195,7 @@ PRIVATE = [
     ),
     Private(
         "_dynamo",
-        "utils/late_compiler.py",
+        "extras/early/late_compiler.py",
         lambda: hasattr(torch._dynamo.utils, "is_compile_supported"),
         "torchvision is imported with torch's compiler, which takes a second",
     ),

@@ -34,5 +34,4 @@ paths              the project's folder
 streams            standard output and error that never fail
 user_code          the line of the user's code that raised an error
 garbage_collection less of it, for what a command imports
-late_compiler      leaves torch's compiler unimported until something is compiled
 """

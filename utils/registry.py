@@ -19,7 +19,6 @@ from pydantic import PositiveInt
 from utils.arguments import annotations, of_field, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.late_compiler import import_compiler_late
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
@@ -243,7 +242,8 @@ def import_components() -> None:
 
     Raises UserError with the file and line of the user's code if an import fails.
     """
-    import_compiler_late()
+    if early := find_extra("early"):
+        early.import_compiler_late()
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
             _import_component(f"{folder}.{path.stem}", path)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
+from utils.optimizers import start_state
 from utils.tree import stored_values
 from utils.user_code import format_error_with_source
 

@@ -14,8 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from tests.helpers import ROOT, same
-from utils.late_compiler import import_compiler_late
+from tests.helpers import ROOT, needs_extra, same
 from utils.optimizers import step_unmarked, zero_grad_unmarked
 
 
@@ -159,7 +158,6 @@ NOT_ALONE = {"Optimizer", "SparseAdam", "Muon"}  # which take other gradients or
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.__name__ not in NOT_ALONE])
 def test_a_step_without_the_compiler_is_the_optimizers_own(kind: type[Optimizer]) -> None:
-    import_compiler_late()
     states, ends = [], []
     # torch's own step imports the compiler
     for step in (step_unmarked, kind.step, step_unmarked):
@@ -181,6 +179,7 @@ def test_a_step_without_the_compiler_is_the_optimizers_own(kind: type[Optimizer]
 SCHEDULE = 'lr_scheduler={"type": "OneCycleLR", "args": {"max_lr": 1e-6}, "interval": "step"}'
 
 
+@needs_extra("early")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",

@@ -10,7 +10,7 @@ from utils.paths import PROJECT
 
 BEGIN = """
 import sys, torch
-from utils.late_compiler import import_compiler_late
+from extras.early.late_compiler import import_compiler_late
 import_compiler_late()
 """
 END = """
