@@ -2,7 +2,6 @@
 
 import re
 
-_ON_THE_CPU = "let it return tensors on the CPU; each batch is moved to runtime.device"
 OUT_OF_MEMORY = r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED"
 ADVICE = {  # by patterns of messages
     OUT_OF_MEMORY: "Try a smaller data_loader.args.batch_size (with "
@@ -11,12 +10,7 @@ ADVICE = {  # by patterns of messages
     "device-side assert triggered|illegal memory access": "An index is out of range: most often a class label that is "
     "not below the number of the model's outputs, or a token that is not below the size of an embedding. Classes count "
     "from 0. A GPU reports this late; the same command with runtime.device=cpu names the line.",
-    "re-initialize CUDA in forked": f"A data set uses the GPU in a worker process: {_ON_THE_CPU}.",
-    "cannot pin '": f"A data set returns tensors that are on the GPU already: {_ON_THE_CPU}.",
-    "no kernel image is available": "This build of torch does not support this GPU: install one that does, or set "
-    "runtime.device=cpu.",
 }
-_CAUGHT = re.compile(r"Caught \w+ in .*\n")
 # what torch adds to the message, about its allocator and its own debugging
 _HINTS = re.compile(r"\n| Including non-PyTorch memory| If reserved but unallocated")
 
@@ -26,11 +20,5 @@ def device_failure(error: BaseException, line: str = "") -> str:
     if not isinstance(error, (RuntimeError, MemoryError)):
         return ""
     text = str(error) if isinstance(error, RuntimeError) else f"out of memory: {error}".rstrip(": ")
-    if _CAUGHT.match(text):  # from a worker or from torch's thread, with its traceback, and torch's hints after it
-        text = next((each for each in reversed(text.splitlines()) if _advice(each)), "")
-    advice = _advice(text)
+    advice = next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), "")
     return "\n".join(filter(None, [_HINTS.split(text)[0], line, advice])) if advice else ""
-
-
-def _advice(text: str) -> str:
-    return next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), "")
