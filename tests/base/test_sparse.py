@@ -13,7 +13,7 @@ from base.base_data_loader import BaseDataLoader
 from base.training.state import fit_buffers
 from tests.conftest import load_script
 from tests.helpers import Fit, fork, lines, needs_extra, state, temporarily
-from utils.distributed.parallel import _sparse_gradients, replicate
+from utils.distributed.parallel import replicate
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.tree import same
@@ -241,16 +241,16 @@ def test_batches_of_nested_tensors(fit: Fit, write_config: Callable[..., Any]) -
 
 def test_a_buffer_that_no_checkpoint_can_hold_is_named(fit: Fit) -> None:
     with temporarily(MODELS, OnGraph):
-        with pytest.raises(UserError, match=r"model\.edges is a nested tensor, .* only with layout=torch\.jagged"):
+        with pytest.raises(UserError, match=r"model\.edges is a tensor that torch cannot load"):
             fit(model=model("nested"))
         with pytest.raises(ConfigError, match=r"OnGraph has tensors without values: edges\. "):
             fit(model=model("meta"))
-        with pytest.raises(UserError, match="contains itself"):
+        with pytest.raises(UserError, match="is of type list"):
             fit(model=model("coo", extra="itself"))
 
 
 def test_a_sparse_buffer_and_several_processes_are_refused() -> None:
-    with pytest.raises(UserError, match=r"cannot send sparse or nested buffers .*: edges\. Keep"):
+    with pytest.raises(UserError, match=r"cannot .* send sparse or nested buffers: edges; leave"):
         replicate(OnGraph(kind="coo"), torch.device("cpu"), unused_parameters=False)
 
 
@@ -260,9 +260,3 @@ def test_sparse_tensors_are_compared_by_their_values() -> None:
     assert not same(EDGES.to_sparse(), (2 * EDGES).to_sparse())
     assert not same(EDGES.to_sparse(), EDGES)
     assert not same(BUFFERS["jagged"](), torch.nested.nested_tensor(NESTED[::-1], layout=torch.jagged))
-
-
-def test_only_an_embedding_that_is_trained_has_sparse_gradients() -> None:
-    rows = torch.ones(3, 2)
-    layers = [nn.Embedding.from_pretrained(rows, freeze=freeze, sparse=True) for freeze in (True, False)]  # type: ignore[no-untyped-call]
-    assert list(_sparse_gradients(nn.Sequential(*layers)).values()) == ["1"]

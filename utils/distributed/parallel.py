@@ -1,7 +1,7 @@
 """How a model is spread over processes: torch's DistributedDataParallel or fully_shard (FSDP2)."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.functional import embedding
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
@@ -85,13 +84,7 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
     """Keep the whole model in each process and sum gradients during the backward pass."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return model, lambda last: None
-    if unsent := [name for name, buffer in model.named_buffers() if not has_strides(buffer)]:
-        raise UserError(
-            f"torch cannot send sparse or nested buffers of a model to other processes: {listed(unsent)}. Keep their "
-            "indices and values as ordinary buffers, or train in one process"
-        )
-    if device.type != "cpu":
-        _refuse_sparse_gradients(_sparse_gradients(model), f"the processes cannot sum on {device.type}")
+    _refuse_sparse(model)
     devices = None if device.type == "cpu" else [device]
     # buffers (such as BatchNorm's running means) are broadcast from the main process before each forward pass
     replicated = _Replicated(
@@ -114,28 +107,23 @@ def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
     resumed run would differ by rounding. torch has no public API for it.
     """
     parameters = [parameter for parameter in replicated.module.parameters() if parameter.requires_grad]
-    sparse, first_row = _sparse_gradients(replicated), torch.zeros(1, dtype=torch.int64)
     replicated.reducer.prepare_for_backward([])
-    sums = [
-        embedding(first_row, parameter, sparse=True).sum() if id(parameter) in sparse else parameter.sum()
-        for parameter in parameters
-    ]
+    sums = [parameter.sum() for parameter in parameters]
     torch.autograd.backward(sums, [torch.zeros_like(each) for each in sums])
     for parameter in parameters:
         parameter.grad = None
     replicated.reducer._rebuild_buckets()
 
 
-def _sparse_gradients(model: nn.Module) -> dict[int, str]:
-    """The names of the layers whose weights get sparse gradients, by the id of the weight."""
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, (nn.Embedding, nn.EmbeddingBag))}
-    return {id(each.weight): name for name, each in layers.items() if each.sparse and each.weight.requires_grad}
-
-
-def _refuse_sparse_gradients(layers: Mapping[int, str], which: str) -> None:
-    if layers:
-        message = f"{listed(list(layers.values()))}: sparse=True gives sparse gradients, which {which}"
-        raise UserError(f"{message}; leave out sparse=True, or train in one process")
+def _refuse_sparse(model: nn.Module) -> None:
+    """Raise UserError for sparse gradients, and for buffers without strides, which processes cannot sum or send."""
+    found = [name for name, module in model.named_modules() if getattr(module, "sparse", False)]
+    found += [name for name, buffer in model.named_buffers() if not has_strides(buffer)]
+    if found:
+        raise UserError(
+            f"several processes cannot sum sparse gradients or send sparse or nested buffers: {listed(found)}; leave "
+            "out sparse=True, or train in one process"
+        )
 
 
 # ------------------------------------------------------------------ FSDP2
@@ -146,7 +134,7 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Gradi
 
     whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
     """
-    _refuse_sparse_gradients(_sparse_gradients(model), "fsdp cannot shard")
+    _refuse_sparse(model)
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -189,11 +177,6 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
     A parameter without a gradient in every process is left without one.
     """
-    if any(each.grad is not None and each.grad.is_sparse for each in parameters):
-        raise UserError(
-            "several processes cannot sum sparse gradients, as of nn.Embedding(sparse=True), for several optimizers; "
-            "leave out sparse=True, or train in one process"
-        )
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
     exists = gradients[0].new_tensor([each.grad is not None for each in parameters])
     flat = torch.cat([*(gradient.flatten() for gradient in gradients), exists])

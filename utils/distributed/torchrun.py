@@ -1,7 +1,6 @@
 """Several processes with torch.distributed: imported only if a launcher such as torchrun started them."""
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,15 +33,15 @@ class TorchProcessGroup(ProcessGroup):
 
     def __init__(self) -> None:
         self.rank = _number("RANK")
-        self.world_size = _number("WORLD_SIZE", least=1)
+        self.world_size = _number("WORLD_SIZE")
         self.local_rank = _number("LOCAL_RANK", str(self.rank))
-        if self.rank >= self.world_size:
+        if self.rank >= self.world_size or not os.environ.get("MASTER_ADDR"):
+            address = os.environ.get("MASTER_ADDR")
             raise UserError(
-                f"the environment variable RANK is {self.rank}, but WORLD_SIZE {self.world_size}; ranks begin with 0"
+                f"RANK is {self.rank}, WORLD_SIZE {self.world_size} and MASTER_ADDR {address!r}, which do not fit; "
+                f"{SETS_ALL}"
             )
-        if not os.environ.get("MASTER_ADDR"):
-            raise UserError(f"the environment variable MASTER_ADDR is not set; {SETS_ALL}")
-        _number("MASTER_PORT", most=65535)
+        _number("MASTER_PORT")
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
@@ -213,14 +212,11 @@ class TorchProcessGroup(ProcessGroup):
             ) from error
 
 
-def _number(name: str, default: str | None = None, *, least: int = 0, most: float = math.inf) -> int:
+def _number(name: str, default: str | None = None) -> int:
     """A number that the launcher has set. Raises UserError."""
-    text = os.environ.get(name) or default
-    if text is None:
-        raise UserError(f"the environment variable {name} is not set; {SETS_ALL}")
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        allowed = f"from {least} to {most}" if math.isfinite(most) else f">= {least}"
-        raise UserError(f"the environment variable {name} is {text!r}, not a number {allowed}; {SETS_ALL}")
+    text = os.environ.get(name) or default or ""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**16):
+        raise UserError(f"the environment variable {name} is {text!r}, not a number below 65536; {SETS_ALL}")
     return int(text)
 
 
