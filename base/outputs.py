@@ -6,7 +6,7 @@ from typing import Any
 from base.construct import construct
 from base.experiment import Experiment, Outputs
 from base.training.observer import Observer, all_of
-from logger.writers import ConsoleLog, EventWriter, JsonlWriter, RunInfo, Writer, Writers
+from logger.writers import EventWriter, JsonlWriter, RunInfo, Writer, Writers
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig, to_json
 from utils.extras import find_extra
@@ -26,7 +26,7 @@ def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     settings, warn = loaded.config.trainer, experiment.console.warn
     if not experiment.runtime.process_group.is_main_process:
         return Writers({})
-    made: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl"), "log": ConsoleLog(folder.log)}
+    made: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl")}
     if settings.writes_tensorboard:
         made["events"] = EventWriter(folder.path)
     chosen = chosen_writers(loaded, folder, warn)

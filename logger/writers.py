@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-T = TypeVar("T")
 # names of event files: creation time in seconds, and host
 EVENT_FILE = re.compile(rf"{re.escape(EVENTS)}(\d{{10,}})\.[^~]+")
 VERSION = "brain.Event:2"
@@ -95,30 +94,13 @@ class JsonlWriter(Writer):
         return {"bytes": self.file.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        length = _length(state)
+        length = state.get("bytes", 0)
         kept = _whole_lines(self.file.path, length)
         self.file.truncate(kept)
         return _lost(self.file.path, kept, length)
 
     def sync(self) -> None:
         self.file.sync()
-
-
-class ConsoleLog(Writer):
-    """Tracks the length of train.log, which the console writes and no resume truncates."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._length = size(path)  # now, before the console adds to it
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"bytes": size(self.path)}
-
-    def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        return _lost(self.path, self._length, _length(state))
-
-    def sync(self) -> None:
-        LogFile(self.path).sync()
 
 
 class EventWriter(Writer):
@@ -136,8 +118,7 @@ class EventWriter(Writer):
         self._flushed = 0.0
         self._file: LogFile | None = None
         self._first_step = 0
-        self._state: dict[str, Any] = {"earlier": {}}
-        """Name and length of the last file, and the sizes of those found on resume, to notice missing ones."""
+        self._state: dict[str, Any] = {}  # name and length of the last file
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.event(step, summary=points(values))
@@ -183,29 +164,25 @@ class EventWriter(Writer):
     def state_dict(self) -> dict[str, Any]:
         self.flush()
         if self._file is not None:
-            self._state |= {"file": self._file.path.name, "bytes": self._file.length()}
+            self._state = {"file": self._file.path.name, "bytes": self._file.length()}
         return dict(self._state)
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Truncate that state's file, empty later ones, and continue in a new file from the next step."""
-        if not step:  # what was written before the first step is written again
-            state = {}
-        kept = str(state.get("file", ""))
-        expected = {**state.get("earlier", {}), **({kept: _length(state)} if kept else {})}
+        # what was written before the first step is written again
+        kept, length = (state.get("file", ""), state.get("bytes", 0)) if step else ("", 0)
         # no file at a step > 0: TensorBoard was switched off, and the files are older
         for path in self._files() if kept or not step else []:
-            # emptied rather than removed: an open TensorBoard would wait for a removed file forever
-            length = expected.get(path.name, size(path) if path.name < kept else 0)
-            LogFile(path).truncate(length)  # a shorter one may end in half an event, where readers take the next file
-        left = {path.name: size(path) for path in self._files()}
+            if path.name >= kept:
+                # emptied rather than removed: an open TensorBoard would wait for a removed file forever. A file shorter
+                # than it was may end in half an event, where readers take the next file
+                LogFile(path).truncate(length if path.name == kept else 0)
+        left = size(self.folder / kept) if kept else 0
         self._buffer.clear()
         self._file = None
-        self._state = {"earlier": {name: length for name, length in left.items() if length}}
-        if kept:
-            self._state |= {"file": kept, "bytes": left.get(kept, 0)}
+        self._state = {"file": kept, "bytes": left} if kept else {}
         self._first_step = step + 1 if step else 0
-        lost = [_lost(self.folder / name, left.get(name, 0), length) for name, length in expected.items()]
-        return ", ".join(filter(None, lost))
+        return _lost(self.folder / kept, left, length)
 
     def sync(self) -> None:
         if self._file is not None:
@@ -315,14 +292,12 @@ class Writers(Writer):
 
     def state_dict(self) -> dict[str, Any]:
         # a failed writer keeps its last state
-        self._states |= self._each(lambda name, writer: _checked(writer.state_dict(), dict, "state_dict"))
+        self._states |= self._each(lambda name, writer: dict(writer.state_dict()))
         return dict(self._states)
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         self._states = {name: state.get(name, {}) for name in self.writers}
-        lost = self._each(
-            lambda name, writer: _checked(writer.resume(self._states[name], step=step) or "", str, "resume")
-        )
+        lost = self._each(lambda name, writer: str(writer.resume(self._states[name], step=step) or ""))
         return ", ".join(filter(None, lost.values()))
 
     def _each(self, call: Callable[[str, Writer], Any]) -> dict[str, Any]:
@@ -342,28 +317,14 @@ class Writers(Writer):
         return returned
 
     def check(self, states: Any) -> None:
-        """Raise CheckpointError if a value from an untrusted checkpoint cannot be a state of the writers.
+        """Raise an error if a value from an untrusted checkpoint cannot be a state of the writers.
 
         What is in the state of an optional one is its own matter.
         """
-        if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
-            raise CheckpointError(f"invalid checkpoint: state of the log files: {states!r:.80}")
         for name in (self.writers.keys() & states.keys()).difference(self.optional):
-            _length(states[name])
-            earlier = states[name].get("earlier", {})
-            if not isinstance(earlier, dict):
-                raise CheckpointError(f"invalid checkpoint: names of log files: {earlier!r:.80}")
-            for length in earlier.values():
-                _length({"bytes": length})
-            if not isinstance(states[name].get("file", ""), str):
-                raise CheckpointError(f"invalid checkpoint: name of a log file: {states[name]['file']!r:.80}")
-
-
-def _checked(returned: T, expected: type[T], method: str) -> T:
-    """What a writer's method returned. Raises TypeError if it is something else than expected."""
-    if not isinstance(returned, expected):
-        raise TypeError(f"{method}() returned {type(returned).__name__}; expected a {expected.__name__}")
-    return returned
+            length, file = states[name].get("bytes", 0), states[name].get("file", "")
+            if type(length) is not int or length < 0 or not isinstance(file, str):
+                raise CheckpointError(f"invalid checkpoint: state of the log {name}: {states[name]!r:.80}")
 
 
 def _whole_lines(path: Path, length: int) -> int:
@@ -380,11 +341,3 @@ def _lost(path: Path, length: int, expected: int) -> str:
         return ""
     usable = f"{path.name} has {length:,} usable bytes of {expected:,}"
     return usable if path.exists() else f"{path.name} is missing"
-
-
-def _length(state: Mapping[str, Any]) -> int:
-    """A length in bytes from an untrusted checkpoint. Raises CheckpointError if it is invalid."""
-    length = state.get("bytes", 0)
-    if type(length) is not int or length < 0:
-        raise CheckpointError(f"invalid checkpoint: length of a log file: {length!r} bytes")
-    return length

@@ -33,7 +33,7 @@ def resumed(run: Path, epochs: int, capsys: pytest.CaptureFixture[str]) -> list[
 
 
 @pytest.mark.parametrize("spoil", [halve, empty, Path.unlink])
-@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "events"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
 def test_one_warning_and_whole_lines(
     fit: Fit, capsys: pytest.CaptureFixture[str], name: str, spoil: Callable[[Path], None]
 ) -> None:
@@ -52,8 +52,6 @@ def test_one_warning_and_whole_lines(
         whole = before[: left.rfind(b"\n") + 1]
         assert path.read_bytes().startswith(whole)
         assert path.read_bytes().count(b"\n") == whole.count(b"\n") + 1
-    elif name == "train.log":
-        assert path.read_bytes().startswith(left + b"\n" if left else b"")
     elif left:
         assert before.startswith(path.read_bytes())
         assert list(RawEventFileLoader(str(path)).Load())
@@ -61,22 +59,12 @@ def test_one_warning_and_whole_lines(
     assert resumed(run, 6, capsys) == [], "reported once"
 
 
-def test_an_earlier_event_file_counts_too(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit("trainer.epochs=1").run_dir
-    first = event_file(run)
-    assert resumed(run, 2, capsys) == []
-    first.unlink()
-    [warning] = resumed(run, 3, capsys)
-    assert f"{first.name} is missing" in warning
-    assert resumed(run, 4, capsys) == []
-
-
 def test_all_of_them_are_one_warning(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit().run_dir
-    for path in (run / "metrics.jsonl", run / "train.log", event_file(run)):
+    for path in (run / "metrics.jsonl", event_file(run)):
         path.unlink()
     [warning] = resumed(run, 3, capsys)
-    assert warning.count("is missing") == 3
+    assert warning.count("is missing") == 2
 
 
 def test_a_line_that_was_edited_is_not_glued(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

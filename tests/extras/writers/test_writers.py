@@ -243,26 +243,8 @@ class Stateless(Writer):
 def test_a_run_resumes_though_a_writer_returned_no_state(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     with temporarily(WRITERS, Stateless):
         run = fit('trainer.writers=["Stateless"]', "trainer.epochs=1").run_dir
-        assert (
-            "the writer Stateless failed; training continues without it: TypeError: state_dict() returned NoneType"
-            in (capsys.readouterr().err)
-        )
+        assert "the writer Stateless failed; training continues without it: TypeError" in (capsys.readouterr().err)
         assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
-
-
-class ResumesWithTrue(Stateless):
-    def state_dict(self) -> Any:
-        return {}
-
-    def resume(self, state: Mapping[str, Any], *, step: int) -> Any:
-        return True
-
-
-def test_a_run_resumes_though_a_writer_returned_no_text(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    with temporarily(WRITERS, ResumesWithTrue):
-        run = fit('trainer.writers=["ResumesWithTrue"]', "trainer.epochs=1").run_dir
-        assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
-    assert "training continues without it: TypeError: resume() returned bool; expected a str" in capsys.readouterr().err
 
 
 class KeepsTexts(Stateless):

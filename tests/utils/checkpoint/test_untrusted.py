@@ -124,7 +124,7 @@ def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state: state["writers"]["metrics"].update(bytes=-5), "length of a log file: -5 bytes"),
+        (lambda state: state["writers"]["metrics"].update(bytes=-5), "state of the log metrics: {'bytes': -5}"),
         (lambda state: state.pop("optimizer"), "has no part optimizer"),
         (lambda state: state.update(model={"x": torch.zeros(1)}), "the part model in .* does not match"),
         (lambda state: state.update(random={"python": 3}), "the part random in .* does not match"),
