@@ -102,20 +102,14 @@ def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
 
 def explain_refusal(optimizer: Optimizer, error: Exception) -> None:
     """Raise ConfigError if an optimizer's step failed since it needs a closure, or other layouts of gradients."""
-    if is_own(optimizer) and ("closure" in str(error) or "'NoneType' object is not callable" in str(error)):
-        name = type(optimizer).__name__
+    reasons = ("closure", "'NoneType' object is not callable", "sparse", "dense")
+    if any(reason in str(error) for reason in reasons):
         raise ConfigError(
-            f"optimizer: {name}.step was called without a closure and failed: {error}\n"
-            "It gets one that evaluates the loss only if that parameter has no default: def step(self, closure)"
+            f"optimizer: {type(optimizer).__name__}.step failed: {error}\n"
+            "It gets a closure that evaluates the loss only if that parameter has no default: def step(self, closure). "
+            "nn.Embedding(sparse=True) and its like have sparse gradients, everything else has dense ones: leave out "
+            "sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)"
         ) from error
-    if "sparse" not in str(error) and "dense" not in str(error):
-        return
-    raise ConfigError(
-        f"optimizer: {type(optimizer).__name__} cannot use these gradients: {error}\n"
-        "nn.Embedding(sparse=True) and its like have sparse gradients, everything else has dense ones. SparseAdam "
-        "takes only sparse ones, SGD and Adagrad without weight_decay take both, most others only dense ones: leave "
-        "out sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)"
-    ) from error
 
 
 def _is_watched(optimizer: Optimizer, step: Any) -> bool:

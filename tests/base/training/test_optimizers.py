@@ -821,5 +821,5 @@ def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fi
 def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(
     fit: Fit, optimizer: str, option: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"{optimizer}.step was called without a closure(.|\n)*self, closure"):
+    with pytest.raises(ConfigError, match=rf"{optimizer}.step failed: (.|\n)*self, closure"):
         fit(*option, optimizer={"type": optimizer, "args": {"lr": 0.1}})
