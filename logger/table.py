@@ -9,7 +9,6 @@ from utils.text import count, duration, number
 CELL = 9  # columns of a number, as in 1.234e-05
 TIME = 6  # as in "3.1 s"
 MARK = 4  # "best"
-MAX_LINES = 2  # per epoch
 HEADER_EVERY = 30  # lines, so that a header stays on screen
 
 Values = Mapping[str, Mapping[str, float]]
@@ -28,10 +27,10 @@ class _Columns(NamedTuple):
 
 
 class EpochTable:
-    """One row per epoch, on two lines if the terminal is too narrow for one.
+    """One row per epoch.
 
-    Values that do not fit on two lines are left out, and the header says so. A value that is measured in some epochs
-    keeps its columns, blank in the others. monitored: a value that is always shown.
+    Values that do not fit are left out, and the header says so. A value that is measured in some epochs keeps its
+    columns, blank in the others. monitored: a value that is shown after the loss if some are left out.
     """
 
     def __init__(self, epochs: int, *, monitored: str = "") -> None:
@@ -43,13 +42,13 @@ class EpochTable:
         self._lines = 0  # printed since the header, other messages included
 
     def row(self, epoch: int, values: Values, *, seconds: float, best: bool, width: int) -> Iterator[str]:
-        """The lines of an epoch, preceded by the header when due. width: columns of the terminal."""
+        """The line of an epoch, preceded by the header when due. width: columns of the terminal."""
         shown = self._with_blanks(values)
-        lines, gap = self._divide(shown, width)
-        if len(lines) > MAX_LINES:  # the monitored value follows the loss
+        columns, gap = self._fitting(shown, width)
+        if len(columns) < len(shown):
             names = ("loss", self.monitored, self.monitored.removeprefix("val_"))
-            lines, gap = self._divide({**{name: shown[name] for name in shown if name in names}, **shown}, width)
-        header = self._header_of(lines, gap)
+            columns, gap = self._fitting({**{name: shown[name] for name in shown if name in names}, **shown}, width)
+        header = self._header_of(columns, len(shown) - len(columns), gap)
         if header != self._header or self._lines >= HEADER_EVERY:
             self._header = header
             self._lines = 0
@@ -57,14 +56,11 @@ class EpochTable:
         self._lines += 1
 
         start = f"{epoch:>{len(str(self.epochs))}}/{self.epochs}".rjust(self.first)
-        end = f"{'':{gap}}{duration(seconds, fine=True):>{TIME}}"
+        line = f"{start}{''.join(each.cells for each in columns)}{'':{gap}}{duration(seconds, fine=True):>{TIME}}"
         if best:
-            used = len(start) + sum(len(columns.cells) for columns in lines[0]) + len(end)
             # two spaces apart even where the numbers are one apart, if there is room
-            end += f"{'  ' if used + 2 + MARK < width else ' '}{styled('best', 'good')}"
-        for line in lines[:MAX_LINES]:
-            yield f"{start}{''.join(columns.cells for columns in line)}{end}".rstrip()
-            start, end = " " * self.first, ""
+            line += f"{'  ' if len(line) + 2 + MARK < width else ' '}{styled('best', 'good')}"
+        yield line
 
     def interrupted(self) -> None:
         """Call when another line was printed, which moves the header up."""
@@ -83,30 +79,24 @@ class EpochTable:
             shown[name] = {column: numbers.get(column) for column in seen}
         return shown
 
-    def _divide(self, values: Shown, width: int) -> tuple[list[list[_Columns]], int]:
-        """The columns line by line, and the spaces between them: two if all values then fit on one line, else one."""
+    def _fitting(self, values: Shown, width: int) -> tuple[list[_Columns], int]:
+        """The first columns that fit, and the spaces between them: two if all values then fit, else one."""
         for gap in (2, 1):
             room = width - 1 - self.first - TIME - MARK - 2 * gap
-            all_columns = [_columns(name, numbers, gap, room) for name, numbers in values.items()]
-            if sum(len(columns.cells) for columns in all_columns) <= room:
+            columns = [_columns(name, numbers, gap, room) for name, numbers in values.items()]
+            if sum(len(each.cells) for each in columns) <= room:
                 break
-        lines: list[list[_Columns]] = [[]]
-        for columns in all_columns:
-            if lines[-1] and sum(len(other.cells) for other in lines[-1]) + len(columns.cells) > room:
-                lines.append([])
-            lines[-1].append(columns)
-        return lines, gap
+        while len(columns) > 1 and sum(len(each.cells) for each in columns) > room:
+            columns.pop()
+        return columns, gap
 
-    def _header_of(self, lines: list[list[_Columns]], gap: int) -> list[str]:
+    def _header_of(self, columns: list[_Columns], left_out: int, gap: int) -> list[str]:
         header = []
-        if left_out := sum(map(len, lines[MAX_LINES:])):
+        if left_out:
             header.append(f"{count(left_out, 'more value')} in metrics.jsonl")
-        start, end = f"{'epoch':>{self.first}}", f"{'time':>{gap + TIME}}"
-        for line in lines[:MAX_LINES]:
-            if titles := "".join(columns.title for columns in line).rstrip():
-                header.append(" " * self.first + titles)
-            header.append(f"{start}{''.join(columns.heads for columns in line)}{end}".rstrip())
-            start, end = " " * self.first, ""
+        if titles := "".join(each.title for each in columns).rstrip():
+            header.append(" " * self.first + titles)
+        header.append(f"{'epoch':>{self.first}}{''.join(each.heads for each in columns)}{'time':>{gap + TIME}}")
         return [styled(text, "dim") for text in header]
 
 
