@@ -4,7 +4,8 @@ import functools
 import importlib.util
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,14 @@ from extras.letters import readable, shortened
 from utils.text import one_line
 
 Point = tuple[float, float]
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom."""
 Font = ImageFont.FreeTypeFont
 
 # eight colours that all kinds of colour vision tell apart (Okabe and Ito 2008); black comes last, yellow not at all
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLACK, GREY, GRID = "#262626", "#707070", "#e4e4e4"
+SCALE = 3  # Pillow's lines are not antialiased
 
 # file names under which Pillow finds fonts with Chinese, Japanese and Korean characters
 EASTERN = (
@@ -97,6 +101,39 @@ def labelled(values: Iterable[float]) -> Iterator[tuple[float, str]]:
     values = list(values)
     digits = next((n for n in range(5, 10) if len({f"{value:.{n}g}" for value in values}) == len(values)), 10)
     return ((value, f"{value:.{digits}g}") for value in values)
+
+
+def axis_of(values: Sequence[float], *, log: bool = False) -> Axis:
+    """An axis with room for these values."""
+    low, high = (min(values), max(values)) if len(values) else (0.0, 1.0)
+    if log:
+        factor = 10 ** (0.04 * (math.log10(high) - math.log10(low)))
+        return Axis(low / factor, high * factor, log=True)
+    varies = high - low > max(1e-9 * max(abs(low), abs(high)), 1e-200)
+    room = (high - low) * 0.04 if varies else max(abs(high) * 0.04, 1e-6)
+    return Axis(low - room, high + room)
+
+
+def grid(pen: ImageDraw.ImageDraw, box: Box, across: Axis, up: Axis, *, size: int, whole: bool = False) -> None:
+    """The lines and labels of both axes. size: of the text. whole: integers only below."""
+    left, top, right, bottom = box
+    for tick, label in labelled(ticks(up)):
+        y = bottom - (bottom - top) * up.share(tick)
+        pen.line([(left, y), (right, y)], fill=GRID)
+        write(pen, (left - 6, y), label, size=size, colour=GREY, anchor="rm")
+    for tick, label in labelled(ticks(across, whole=whole)):
+        x = left + (right - left) * across.share(tick)
+        pen.line([(x, top), (x, bottom)], fill=GRID)
+        write(pen, (x, bottom + 6), label, size=size, colour=GREY, anchor="mt")
+
+
+@contextmanager
+def antialiased(image: Image.Image, box: Box) -> Iterator[ImageDraw.ImageDraw]:
+    """Inside the block, draw this part SCALE times as large, translucently if a colour is; it is reduced at the end."""
+    large = image.crop(box)
+    large = large.resize((large.width * SCALE, large.height * SCALE), Image.Resampling.NEAREST)
+    yield ImageDraw.Draw(large, "RGBA")
+    image.paste(large.reduce(SCALE), box[:2])
 
 
 def _font_of(text: str, size: int) -> tuple[Font, Callable[[str], bool]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from extras.pen import BLACK, COLOURS, GREY, GRID, Axis, Point, png, ticks, write
+from extras.pen import BLACK, COLOURS, GREY, SCALE, Axis, Box, Point, antialiased, axis_of, grid, png, write
 from extras.records import RATES, Record, best_of, charts, needs_log_scale
 from utils.text import number, number_or_dash
 
@@ -15,7 +15,6 @@ from utils.text import number, number_or_dash
 PANEL = (500, 300)
 LEFT, RIGHT, TOP, BOTTOM = 74, 18, 46, 34  # around the axes
 HEADER = 34
-SCALE = 3  # curves are drawn at this scale and reduced, since Pillow's lines are not antialiased
 MOST_DOTS = 25  # maximum number of marked points on a curve
 
 
@@ -66,27 +65,18 @@ def _finite(value: object) -> float | None:
 def _panel(image: Image.Image, corner: tuple[int, int], chart: Chart) -> None:
     pen = ImageDraw.Draw(image)
     left, top = corner[0] + LEFT, corner[1] + TOP
-    width, height = PANEL[0] - LEFT - RIGHT, PANEL[1] - TOP - BOTTOM
+    right, bottom = corner[0] + PANEL[0] - RIGHT, corner[1] + PANEL[1] - BOTTOM
     present = [value for line in chart.lines.values() for value in line if value is not None]
-    across, up = Axis(min(chart.epochs), max(chart.epochs)), _axis(present)
+    across, up = Axis(min(chart.epochs), max(chart.epochs)), axis_of(present, log=needs_log_scale(present))
     if across.low == across.high:
         across = Axis(across.low - 0.5, across.high + 0.5)
-
-    for tick in ticks(up):
-        y = top + height * (1 - up.share(tick))
-        pen.line([(left, y), (left + width, y)], fill=GRID)
-        write(pen, (left - 6, y), f"{tick:.5g}", size=11, colour=GREY, anchor="rm")
-    for tick in ticks(across, whole=True):
-        x = left + width * across.share(tick)
-        pen.line([(x, top + height), (x, top + height + 3)], fill=GREY)
-        write(pen, (x, top + height + 6), f"{tick:.0f}", size=11, colour=GREY, anchor="mt")
-    write(pen, (left + width, top + height + 20), "epoch", size=11, colour=GREY, anchor="rt")
-
-    _curves(image, (left, top, width, height), across, up, chart)
-    pen.line([(left, top), (left, top + height), (left + width, top + height)], fill=GREY)
+    grid(pen, (left, top, right, bottom), across, up, size=11, whole=True)
+    write(pen, (right, bottom + 20), "epoch", size=11, colour=GREY, anchor="rt")
+    _curves(image, (left, top, right, bottom), across, up, chart)
+    pen.line([(left, top), (left, bottom), (right, bottom)], fill=GREY)
     _captions(pen, (left, top), chart)
     if not present:
-        write(pen, (left + width / 2, top + height / 2), "no finite value", size=12, colour=GREY, anchor="mm")
+        write(pen, ((left + right) / 2, (top + bottom) / 2), "no finite value", size=12, colour=GREY, anchor="mm")
 
 
 def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -> None:
@@ -106,31 +96,25 @@ def _captions(pen: ImageDraw.ImageDraw, corner: tuple[int, int], chart: Chart) -
         x = write(pen, (x, top - 22), text, size=11, colour=COLOURS[place % len(COLOURS)]) + 14
 
 
-def _curves(image: Image.Image, box: tuple[int, int, int, int], across: Axis, up: Axis, chart: Chart) -> None:
-    """Draw the lines antialiased. box: left, top, width and height of the axes."""
-    left, top, width, height = box
+def _curves(image: Image.Image, box: Box, across: Axis, up: Axis, chart: Chart) -> None:
+    left, top, right, bottom = box
     around = 6  # dots at the edge of the axes extend beyond it
-    area = (left - around, top - around, left + width + around, top + height + around)
-    large = image.crop(area)
-    large = large.resize((large.width * SCALE, large.height * SCALE), Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(large)
 
     def place(epoch: float, value: float) -> Point:
-        x = around + width * across.share(epoch)
-        y = around + height * (1 - up.share(value))
+        x = around + (right - left) * across.share(epoch)
+        y = around + (bottom - top) * (1 - up.share(value))
         return x * SCALE, y * SCALE
 
-    for line, colour in zip(chart.lines.values(), itertools.cycle(COLOURS)):
-        for part in _parts(chart.epochs, line):
-            points = [place(*point) for point in part]
-            pen.line(points, fill=colour, width=5, joint="curve")
-            if len(chart.epochs) <= MOST_DOTS or len(points) == 1:
-                for x, y in points:
+    with antialiased(image, (left - around, top - around, right + around, bottom + around)) as pen:
+        for line, colour in zip(chart.lines.values(), itertools.cycle(COLOURS)):
+            for part in _parts(chart.epochs, line):
+                points = [place(*point) for point in part]
+                pen.line(points, fill=colour, width=5, joint="curve")
+                for x, y in points if len(chart.epochs) <= MOST_DOTS or len(points) == 1 else ():
                     pen.ellipse((x - 8, y - 8, x + 8, y + 8), fill=colour)
-    if chart.best is not None:
-        x, y = place(chart.epochs[chart.best[0]], chart.best[1])
-        pen.ellipse((x - 14, y - 14, x + 14, y + 14), outline=BLACK, width=4)
-    image.paste(large.reduce(SCALE), area[:2])
+        if chart.best is not None:
+            x, y = place(chart.epochs[chart.best[0]], chart.best[1])
+            pen.ellipse((x - 14, y - 14, x + 14, y + 14), outline=BLACK, width=4)
 
 
 def _parts(epochs: Sequence[float], line: Sequence[float | None]) -> Iterator[list[Point]]:
@@ -139,15 +123,3 @@ def _parts(epochs: Sequence[float], line: Sequence[float | None]) -> Iterator[li
     for there, part in itertools.groupby(pairs, lambda pair: pair[1] is not None):
         if there:
             yield [(epoch, value) for epoch, value in part if value is not None]
-
-
-def _axis(values: Sequence[float]) -> Axis:
-    """An axis with room for these values."""
-    if not values:
-        return Axis(0, 1)
-    low, high = min(values), max(values)
-    if needs_log_scale(values):
-        factor = 10 ** (0.04 * (math.log10(high) - math.log10(low)))
-        return Axis(low / factor, high * factor, log=True)
-    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    return Axis(low - room, high + room)

@@ -126,7 +126,8 @@ class EvaluationReport(EvaluationStats):
         drawn: dict[str, bytes | None] = {}
         if self.classification is not None:
             names, found = self.class_names(), self.mistakes()
-            drawn["confusion_matrix.png"] = png(figures.confusion_matrix(self.classification.confusion, names))
+            counts = self.classification.confusion
+            drawn["confusion_matrix.png"] = thumbnails.confusion_matrix(counts, names, totals=True)
             drawn["mistakes.png"] = thumbnails.mistakes(found, names, self.files, columns=max(4, min(6, len(found))))
             drawn["calibration.png"] = png(figures.reliability(self.classification))
         elif self.regression is not None:

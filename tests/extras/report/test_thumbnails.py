@@ -39,6 +39,32 @@ def test_a_confusion_matrix_has_a_square_for_each_pair_of_classes(classes: int) 
         assert ((corner == BEST).all(1) | (corner == NOTHING).all(1)).all()
 
 
+def test_a_confusion_matrix_may_have_counts_and_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(thumbnails, "write", lambda pen, at, text, **options: texts.append(text))
+    thumbnails.confusion_matrix(np.array([[9_990, 10], [0, 3]]), ["a", "b"], totals=True)
+    assert texts[0] == "samples and % of a true class (row) predicted as (column)"
+    assert texts[1:4] == ["a", "b", "total"]
+    assert texts[4:] == ["9990", "100%", "10", "0%", "3", "100%", "9990", "10k", "13", "3", "10k", "10k"]
+    texts.clear()
+    thumbnails.confusion_matrix(np.array([[1_234_567, 0], [9_999, 1]]), ["a", "b"], totals=True)
+    assert {"1.23M", "9999", "1.24M"} <= set(texts)
+    texts.clear()
+    thumbnails.confusion_matrix(np.ones((31, 31), np.int64), list(map(str, range(31))), totals=True)
+    assert len(texts) == 17, "every second class, and no numbers"
+
+
+def test_the_colours_of_a_confusion_matrix_can_be_told_apart_in_the_middle() -> None:
+    """Between neighbours of 0, 10 ... 100 %, as the difference of CIELAB, of which 2 can just be seen."""
+    colours = thumbnails._coloured(np.linspace(0, 1, 11)[None])[0] / 255
+    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    cube = np.cbrt(linear @ to_xyz.T / [0.9505, 1, 1.089])
+    lab = np.stack([116 * cube[:, 1], 500 * (cube[:, 0] - cube[:, 1]), 200 * (cube[:, 1] - cube[:, 2])], 1)
+    assert np.linalg.norm(np.diff(lab, axis=0), axis=1)[2:8].min() > 15
+    assert (np.diff(lab[:, 0]) > 0).all(), "brighter and brighter"
+
+
 def test_mistakes_are_shown_with_their_pictures() -> None:
     red = np.zeros((8, 4, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     blue = np.zeros((4, 8, 3), np.uint8) + np.array([0, 0, 255], np.uint8)
