@@ -3,13 +3,14 @@
 import json
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from extras.sweep.coordinator import Coordinator
 from extras.sweep.display import Display
 from extras.sweep.search import Search
-from extras.sweep.spaces import Space, parse_spaces
+from extras.sweep.spaces import parse_spaces
 from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial
 from extras.sweep.trial_process import ERRORS
 from utils.run_folder import RunFolder
@@ -18,33 +19,11 @@ Values = Mapping[str, str]
 
 
 def spec(*words: str, trials: int | None = None, **changed: Any) -> Spec:
-    """A sweep over these spaces, whose trials have nine epochs."""
+    """A sweep over these spaces, whose trials have nine epochs. Hidden features are integers."""
     _, spaces = parse_spaces(words)
-    given: dict[str, Any] = {
-        "name": "small",
-        "monitor": "min loss",
-        "epochs": 9,
-        "pruner": None,
-        "seed": 0,
-        "threads": 1,
-    }
-    sampler = "tpe" if trials else None
-    return Spec(spaces=with_integers(spaces), trials=trials, **{"sampler": sampler, **given, **changed})
-
-
-def with_integers(spaces: list[Space]) -> list[Space]:
-    return [
-        Space(
-            each.key,
-            each.text,
-            each.values,
-            each.low,
-            each.high,
-            each.log,
-            integer="hidden" in each.key and not each.finite,
-        )
-        for each in spaces
-    ]
+    spaces = [replace(each, integer="hidden" in each.key and not each.finite) for each in spaces]
+    given = {"sampler": "tpe" if trials else None, "pruner": None, "seed": 0, **changed}
+    return Spec("small", spaces, "min loss", epochs=9, trials=trials, threads=1, **given)
 
 
 def losses(values: Values) -> list[float]:

@@ -3,10 +3,9 @@
 import csv
 import itertools
 import json
-import math
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from extras.sweep import coordinator as module
 from extras.sweep.ranking import repeated, t_quantile
 from extras.sweep.results import Result, conclude
-from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder
+from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial
 from tests import forked
 from tests.extras.sweep.made_up import (
     SIGKILL,
@@ -305,19 +304,22 @@ def test_two_processes_never_claim_one_trial(make: Callable[[str, Spec], SweepFo
     assert asked() == "True"
 
 
+def trained_on(folder: SweepFolder, values: Mapping[str, Sequence[float]], failing: float = -1.0) -> list[Trial]:
+    """The trials of a grid of rates and seeds. values: the loss of each seed by rate, of which one fails."""
+
+    def loss(given: Mapping[str, str]) -> float:
+        return values[given["optimizer.args.lr"]][int(given["seed"])]
+
+    processes = MadeUpProcesses(
+        train=lambda given: [loss(given)],
+        status=lambda given: (1, "error: nan") if loss(given) == failing else (0, ""),
+    )
+    return coordinator(folder, processes).run()
+
+
 def test_seeds_and_folds(make: Callable[[str, Spec], SweepFolder]) -> None:
     searched = spec(*SPACES)
-    values = {
-        ("0.1", "0"): 1.0,
-        ("0.1", "1"): 3.0,
-        ("0.2", "0"): 5.0,
-        ("0.2", "1"): 5.5,
-        ("0.5", "0"): 9.0,
-        ("0.5", "1"): 8.0,
-    }
-    folder = make("seeds", searched)
-    train = lambda given: [values[given["optimizer.args.lr"], given["seed"]]]  # noqa: E731
-    trials = coordinator(folder, MadeUpProcesses(train=train)).run()
+    trials = trained_on(make("seeds", searched), {"0.1": (1.0, 3.0), "0.2": (5.0, 5.5), "0.5": (9.0, 8.0)})
     groups = repeated(trials, searched)
     assert [(group.values, group.mean) for group in groups] == [
         ({"optimizer.args.lr": "0.1"}, 2.0), ({"optimizer.args.lr": "0.2"}, 5.25), ({"optimizer.args.lr": "0.5"}, 8.5),
@@ -330,11 +332,8 @@ def test_seeds_and_folds(make: Callable[[str, Spec], SweepFolder]) -> None:
 
 def test_a_setting_of_which_trials_failed_is_not_the_best(make: Callable[[str, Spec], SweepFolder]) -> None:
     searched = spec("optimizer.args.lr=0.1,0.2", "seed=0..1")
-    values = {("0.1", "0"): 1.0, ("0.1", "1"): math.nan, ("0.2", "0"): 2.0, ("0.2", "1"): 2.0}
     folder = make("some failed", searched)
-    train = lambda given: [values[given["optimizer.args.lr"], given["seed"]]]  # noqa: E731
-    status = lambda given: (1, "error: nan") if given == {"optimizer.args.lr": "0.1", "seed": "1"} else (0, "")  # noqa: E731
-    trials = coordinator(folder, MadeUpProcesses(train=train, status=status)).run()
+    trials = trained_on(folder, {"0.1": (1.0, 7.0), "0.2": (2.0, 2.0)}, failing=7.0)
     assert [len(group.trials) for group in repeated(trials, searched)] == [2, 1]
     best = finish(folder).best
     assert best is not None
@@ -345,11 +344,8 @@ def test_a_lucky_seed_is_not_the_best_setting(
     make: Callable[[str, Spec], SweepFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The smallest loss is one of a rate whose mean is worse."""
-    searched = spec("optimizer.args.lr=0.1,0.2", "seed=0..2")
-    values = {"0.1": (0.1, 9.0, 9.0), "0.2": (2.0, 1.0, 3.0)}
-    folder = make("lucky", searched)
-    train = lambda given: [values[given["optimizer.args.lr"]][int(given["seed"])]]  # noqa: E731
-    coordinator(folder, MadeUpProcesses(train=train)).run()
+    folder = make("lucky", spec("optimizer.args.lr=0.1,0.2", "seed=0..2"))
+    trained_on(folder, {"0.1": (0.1, 9.0, 9.0), "0.2": (2.0, 1.0, 3.0)})
     best = finish(folder, quiet=False).best
     assert best is not None
     assert best.values == {"optimizer.args.lr": "0.2", "seed": "0"}
