@@ -62,11 +62,11 @@ def sent(host: str) -> int:
 @contextmanager
 def job(folder: Path, name: str, options: argparse.Namespace) -> Iterator[list[Job]]:
     """torchrun on each host, with one process."""
-    arguments = write_config(folder, name, runtime={"timeout": options.timeout})
+    arguments = write_config(folder, name, runtime={"timeout": 10.0})
     with ExitStack() as stack:
         jobs = []
         for host, address in HOSTS.items():
-            launcher = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(options.max_restarts)]
+            launcher = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "5"]
             launcher += ["--rdzv-id", name, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{FIRST}:29400"]
             # a host knows by its name whether the rendezvous is its own task; these two have the same name
             launcher += ["--local-addr", address, "--rdzv-conf"]
@@ -91,8 +91,6 @@ def cut(folder: Path, options: argparse.Namespace) -> bool:
         for number, one in enumerate(both, start=1):
             for line in re.findall("^(?:error: |.*Error: ).*", one.output(), flags=re.MULTILINE):
                 print(f"  host {number}: {line[:300]}")
-            if options.show:
-                print(one.output())
     run = run_of(folder, "cut")
     resumed = len(json.loads((run / "environment.json").read_text()).get("resumed", []))
     ended = statuses == [0, 0]
@@ -110,10 +108,7 @@ def main() -> int:
     parser.add_argument(
         "--cut", type=int, choices=(1, 2), default=2, help="the host that loses it; 1 has the rendezvous"
     )
-    parser.add_argument("--timeout", type=float, default=10.0, help="runtime.timeout (default: 10)")
     parser.add_argument("--read-timeout", type=int, default=60, help="of the rendezvous, in seconds (default: 60)")
-    parser.add_argument("--max-restarts", type=int, default=5)
-    parser.add_argument("--show", action="store_true", help="all that was printed")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, hosts() as (one, _):
