@@ -79,28 +79,19 @@ def reducer() -> type:
 
 
 PRIVATE = [
-    Private(
-        "_version",
-        "base/data/views.py",
-        lambda: isinstance(torch.zeros(1)._version, int),
-        "reading a batch fails: a data set that is changed in place can no longer be noticed",
-    ),
-    Private(
-        "_version",
-        "base/training/evaluation.py",
-        lambda: isinstance(torch.zeros(1)._version, int),
-        "validation fails: an evaluation that changes running statistics can no longer be noticed",
-    ),
-    Private(
-        "_version",
-        "base/data/device_cache.py",
-        lambda: isinstance(torch.zeros(1)._version, int),
-        "keeping data on the device fails: changes by begin_epoch to the copy there can no longer be noticed",
+    *(
+        Private(
+            "_version",
+            file,
+            lambda: isinstance(torch.zeros(1)._version, int),
+            "reading a batch, a validation or a copy on the device fails: changes in place can no longer be noticed",
+        )
+        for file in ("base/data/views.py", "base/training/evaluation.py", "base/data/device_cache.py")
     ),
     Private(
         "_orig_mod",
         "base/initial_weights.py",
-        lambda: hasattr(torch.compile(torch.nn.Linear(1, 1)), "_orig_mod"),
+        lambda: "_orig_mod.weight" in compiled().state_dict(),
         "weights that were saved from a compiled model do not fit; model.weights.rename takes the prefix away",
     ),
     Private(
@@ -114,12 +105,6 @@ PRIVATE = [
         "extras/tensorboard/model_summary.py",
         lambda: True,  # TensorFlow's name in a file; tests/extras/tensorboard/test_browser.py sees whether it is read
         "TensorBoard's graph shows no shapes",
-    ),
-    Private(
-        "_orig_mod",
-        "base/initial_weights.py",
-        lambda: "_orig_mod.weight" in compiled().state_dict(),
-        "weights of a compiled model need model.weights.rename",
     ),
     Private(
         "_engine_run_backward",
