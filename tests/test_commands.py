@@ -160,13 +160,19 @@ def test_testing_a_run_reads_no_training_data(fit: Fit, monkeypatch: pytest.Monk
     assert load_script("test").main(["-r", str(result.run_dir)])["accuracy"] >= 0
 
 
+def run_code(folder: Path, code: str, *arguments: str, component: str = "") -> list[str]:
+    """The words that a script of a user's prints, which ends well. component: a module beside it, of this name."""
+    (folder / "component.py").write_text(component)
+    script = folder / "script.py"
+    start = f"import atexit, gc, sys\nsys.path[:0] = [{str(ROOT)!r}, {str(folder)!r}]\ngc.disable()\n"
+    script.write_text(f"{start}from utils import cli\n{code}\nsys.exit(cli.run(main))\n")
+    done = run(str(script), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
 def test_a_process_ends_without_garbage_collection_if_a_run_left_only_what_is_closed(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"""
-import atexit, gc, sys
-sys.path.insert(0, {str(ROOT)!r})
-from utils import cli
+    code = """
 from utils.files import LogFile
 
 def main(argv):
@@ -180,17 +186,13 @@ def last():
     gc.callbacks.clear()  # the interpreter's own collection finds nothing
 
 atexit.register(last)
-sys.exit(cli.run(main))
+gc.enable()
 """
-    )
-    done = run(str(script), str(tmp_path / "train.log"))
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True"], "")
+    assert run_code(tmp_path, code, str(tmp_path / "train.log")) == ["True"]
 
 
 def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None:
-    script, component = tmp_path / "script.py", tmp_path / "component.py"
-    component.write_text(
-        f"""
+    component = f"""
 import gzip, io
 FILES = [
     open({str(tmp_path / "plain.txt")!r}, "w"),
@@ -202,22 +204,14 @@ def write():
     for file in FILES:
         file.write("the last line")
 """
-    )
-    script.write_text(
-        f"""
-import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
-from utils import cli
-
+    code = """
 def main(argv):
     from component import write
     write()
 
-sys.exit(cli.run(main))
+gc.enable()
 """
-    )
-    done = run(str(script))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_code(tmp_path, code, component=component) == []
     assert (tmp_path / "plain.txt").read_text() == "the last line"
     with gzip.open(tmp_path / "packed.gz", "rt") as file:
         assert file.read() == "the last line"
@@ -225,10 +219,9 @@ sys.exit(cli.run(main))
 
 @pytest.mark.parametrize("opened", ["at the import", "later"])
 def test_a_file_of_a_module_that_is_frozen_is_complete(tmp_path: Path, opened: str) -> None:
-    script, component, written = tmp_path / "script.py", tmp_path / "component.py", tmp_path / "written.txt"
+    written = tmp_path / "written.txt"
     at_import, later = ("OPEN()", "None") if opened == "at the import" else ("None", "OPEN()")
-    component.write_text(
-        f"""
+    component = f"""
 OPEN = lambda: open({str(written)!r}, "w")
 FILE = {at_import}
 
@@ -237,13 +230,7 @@ def write():
     FILE = FILE or {later}
     FILE.write("the last line")
 """
-    )
-    script.write_text(
-        f"""
-import gc, sys
-gc.disable()
-sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
-from utils import cli
+    code = """
 from utils.garbage_collection import frozen
 
 def main(argv):
@@ -251,12 +238,8 @@ def main(argv):
     with frozen():
         pass
     component.write()
-
-sys.exit(cli.run(main))
 """
-    )
-    done = run(str(script))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run_code(tmp_path, code, component=component) == []
     assert written.read_text() == "the last line"
 
 
