@@ -31,7 +31,7 @@ from utils.paths import display_path
 from utils.run_folder import replace_file
 from utils.schema import Command
 from utils.streams import say_error
-from utils.text import count, duration, printable
+from utils.text import count, duration, escape_controls
 from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
@@ -45,7 +45,8 @@ def predict(options: argparse.Namespace) -> None:
     out: Path | None = options.out
     _check_destination(out, options)
     trained = load_trainer(Path(options.resume), options.overrides, command=Command.PREDICT, settings=SETTINGS)
-    run = Predictor(trained, _columns(options.columns), show=options.show is not None)
+    columns = None if options.columns is None else [name.strip() for name in options.columns.split(",")]
+    run = Predictor(trained, columns, show=options.show is not None)
     files = find_files(options.inputs, run.data.input_suffixes or SUFFIXES)
     _check_not_input(files, out, options.show)
     kinds = {kind_of(name, run.data.input_suffixes) for name in files.files}
@@ -135,7 +136,7 @@ class Predictor:
 
     def _name(self, problem: str) -> None:
         self.problems += 1
-        tqdm.write(_safe(f"skipped {problem}"), file=sys.stderr)
+        tqdm.write(f"skipped {escape_controls(problem)}".encode(errors="backslashreplace").decode(), file=sys.stderr)
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch."""
@@ -240,16 +241,3 @@ def _check_not_input(files: Found, *paths: Path | None) -> None:
     for path in paths:
         if path and path.exists() and any(path.samefile(name) for name in files.files if Path(name).exists()):
             raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")
-
-
-def _columns(text: str | None) -> list[str] | None:
-    names = [name.strip() for name in (text or "").split(",")]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--columns names {repeated[0]!r} twice; a column can be an input once")
-    return None if text is None else names
-
-
-def _safe(text: str) -> str:
-    """A line with file names for a terminal: without control characters."""
-    line = text.replace("\x1b", "\\x1b").replace("\n", "\\n")
-    return printable(line).encode(errors="backslashreplace").decode()

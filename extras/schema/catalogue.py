@@ -10,7 +10,6 @@ from extras.schema import docstrings
 from utils.arguments import NotJson, describe, json_type
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.errors import UserError
-from utils.extras import find_extra
 from utils.registry import REGISTRIES, WRITERS, Registry
 from utils.text import closest
 from utils.user_code import where
@@ -42,12 +41,7 @@ def _kind_names(kind: str, registry: Registry) -> set[str]:
 
 def _further(name: str) -> str:
     """Advice about an unknown name, whatever kind it was meant to be."""
-    hints = find_extra("hints")
-    if hints and name in hints.FORMER_NAMES:
-        return f"use {hints.FORMER_NAMES[name]}"
     known = [known for registry in (*REGISTRIES.values(), WRITERS) for known in registry.names()]
-    if hints and (task := hints.single_task_hint(name, {})):
-        return str(task)
     close = closest(name, [*known, *(registry.plural() for registry in REGISTRIES.values())])
     return f'did you mean "{close}"?' if close else "python train.py --list shows all"
 

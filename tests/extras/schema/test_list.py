@@ -38,8 +38,6 @@ def test_a_name_that_is_not_there() -> None:
         listing("Lenett")
     with pytest.raises(UserError, match="--list shows all"):
         listing("qqqqqqq")
-    with pytest.raises(UserError, match='"nll_loss"; use "cross_entropy" on outputs without'):
-        listing("nll_loss")
 
 
 @pytest.mark.parametrize(
@@ -57,8 +55,6 @@ def test_a_name_that_is_not_there() -> None:
     ],
 )
 def test_a_metric_of_one_task_is_recognized_by_its_argument(tmp_path: Path, name: str, text: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f'unknown component "{name}"; use {text}')):
-        listing(name)
     config = tmp_path / "config.json"
     config.write_text(SOUND.replace('"accuracy"', f'"{name}"'))
     assert f'unknown metric "{name}"; use {text}' in message(config)
