@@ -4,6 +4,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
@@ -49,7 +50,7 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     if trainer.runtime.process_group.world_size > 1:  # the model would wait for the others
         return f"{_size(trainer)}\n\nWith several processes, no table of layers or graph is available.", None
     trace = Trace()
-    recorder = Recorder(model)
+    recorder = Recorder()
     try:
         with untouched(trainer, "model summary"):
             samples = first_batch(trainer, 2)  # starts the workers, which would inherit what is switched on below
@@ -86,12 +87,10 @@ def _size(trainer: BaseTrainer) -> str:
 class Recorder(TorchFunctionMode):
     """Inside ``recording``, each torch function that the model calls becomes a node of the graph."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.nodes: list[NodeDef] = []
         self._scopes: list[str] = []
-        self._weights = {id(tensor): (name, "Parameter") for name, tensor in model.named_parameters()}
-        self._weights |= {id(tensor): (name, "Buffer") for name, tensor in model.named_buffers()}
         self._sources: dict[int, str] = {}
         self._alive: list[Tensor] = []  # otherwise a later tensor might get the id of a freed one
         self._taken: dict[str, int] = {}
@@ -105,45 +104,33 @@ class Recorder(TorchFunctionMode):
         if self._scopes and outputs:
             # for attributes such as x.T, func is the getter
             name = getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", "function").strip("_")
-            self.add(self._scopes[-1] + name, name, self.sources([args, kwargs]), outputs)
+            self._add(self._scopes[-1] + name, name, [args, kwargs], outputs)
         return result
 
-    def add(self, name: str, kind: str, inputs: Sequence[str], outputs: Sequence[Tensor]) -> None:
-        """Add a node with these outputs. Equal names are numbered."""
+    def _add(self, name: str, kind: str, arguments: Any, outputs: Sequence[Tensor]) -> None:
+        """Add a node with these outputs, after those that produced its arguments. Equal names are numbered."""
         if len(self.nodes) == MOST:
             return
         count = self._taken[name] = self._taken.get(name, 0) + 1
         name = name if count == 1 else f"{name}_{count}"
-        shapes = [
-            TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in tensor.shape]) for tensor in outputs
-        ]
+        inputs = dict.fromkeys(self._sources[id(each)] for each in tensors(arguments) if id(each) in self._sources)
+        shapes = [TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in each.shape]) for each in outputs]
         attributes = {"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))}
         self.nodes.append(NodeDef(name=name, op=kind, input=inputs, attr=attributes))
         self._sources |= {id(tensor): name for tensor in outputs}
         self._alive += outputs
 
-    def sources(self, value: Any) -> list[str]:
-        """The nodes that produced the tensors in a nest of arguments."""
-        found = []
-        for tensor in tensors(value):
-            if id(tensor) not in self._sources and id(tensor) in self._weights:
-                name, kind = self._weights[id(tensor)]
-                self.add(name.replace(".", "/"), kind, [], [tensor])
-            if id(tensor) in self._sources:
-                found.append(self._sources[id(tensor)])
-        return list(dict.fromkeys(found))
-
-    def enter(self, name: str, arguments: Any) -> None:
+    def enter(self, name: str, _: nn.Module, arguments: Any, keywords: Any) -> None:
         """Enter a layer; the model itself has no name."""
         if not name:
-            for index, tensor in enumerate(tensors(arguments)):
-                self.add(f"inputs/{index}" if index else "inputs", "Input", [], [tensor])
+            for tensor in tensors([arguments, keywords]):
+                self._add("inputs", "Input", [], [tensor])
         self._scopes.append(f"{name.replace('.', '/')}/" if name else "")
 
-    def exit(self, name: str, outputs: Any) -> None:
+    def exit(self, name: str, _: nn.Module, __: Any, outputs: Any) -> None:
         self._scopes.pop()
         if not name:
-            self.add("outputs", "Output", self.sources(outputs), [])
+            self._add("outputs", "Output", outputs, [])
 
 
 @contextmanager
@@ -151,12 +138,8 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Inside the block, record what the model computes."""
     handles = []
     for name, module in model.named_modules():
-        handles.append(
-            module.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: recorder.enter(name, [args, kwargs]), with_kwargs=True
-            )
-        )
-        handles.append(module.register_forward_hook(lambda _, __, outputs, name=name: recorder.exit(name, outputs)))
+        handles.append(module.register_forward_pre_hook(partial(recorder.enter, name), with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(recorder.exit, name)))
     try:
         with recorder:
             yield
