@@ -86,7 +86,7 @@ def test_logits_for_a_loss_of_log_probabilities_are_reported() -> None:
 
 
 @pytest.mark.parametrize("criterion", ENTROPIES)
-def test_an_activation_before_cross_entropy_is_reported(criterion: Any) -> None:
+def test_a_softmax_before_cross_entropy_is_reported(criterion: Any) -> None:
     logits = torch.linspace(-2, 2, 24).view(8, 3).roll(5)
     targets = torch.zeros(8, dtype=torch.int64)
 
@@ -94,9 +94,7 @@ def test_an_activation_before_cross_entropy_is_reported(criterion: Any) -> None:
         return wrong_activation(StepResult(torch.zeros(()), outputs, targets), criterion)
 
     assert "leave out its softmax" in str(said(logits.softmax(1)))
-    for outputs in (logits.sigmoid(), logits.softmax(0), logits.relu() / 2):
-        assert "leave out its last activation" in str(said(outputs))
-    for outputs in (logits, logits.log_softmax(1), torch.zeros(8, 3), logits.sigmoid()[:5]):
+    for outputs in (logits, logits.log_softmax(1), torch.zeros(8, 3)):
         assert said(outputs) is None
 
 
