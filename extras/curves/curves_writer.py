@@ -13,27 +13,25 @@ PICTURE = "curves.png"
 
 
 class CurvesWriter(Writer):
-    """Draws at the end of an epoch, unless a drawing takes more than 1% of the time since the last, and at the end.
+    """Draws at the end of an epoch, unless it is shorter than PAUSE, and at the end of the run.
 
     monitor: "min NAME" or "max NAME", whose best epoch is marked; None: no mark. warn: shows a warning.
     """
 
-    SHARE = 0.01
-    """Maximum fraction of a run's time."""
-    USUAL = 0.02
-    """Seconds for a drawing, before the first one has shown how long it takes."""
+    PAUSE = 5.0
+    """Seconds between drawings: of the run's time, they take less than 1%."""
 
     def __init__(self, folder: Path, *, monitor: str | None, warn: Callable[[str], None]) -> None:
         self.folder = RunFolder(folder)
         self.monitor = monitor
         self.warn = warn
         self._stale = False
-        self._next = time.perf_counter() + self.USUAL / self.SHARE
+        self._drawn = time.perf_counter()
         self._failed = False
 
     def epoch(self, record: Mapping[str, float]) -> None:
         self._stale = True
-        if time.perf_counter() >= self._next:
+        if time.perf_counter() >= self._drawn + self.PAUSE:
             self._draw()
 
     def flush(self) -> None:
@@ -45,7 +43,6 @@ class CurvesWriter(Writer):
         return ""
 
     def _draw(self) -> None:
-        start = time.perf_counter()
         self._stale = False
         try:
             draw_curves(self.folder, self.folder.path / PICTURE, self.monitor)
@@ -54,8 +51,7 @@ class CurvesWriter(Writer):
                 self._failed = True
                 reason = getattr(error, "strerror", None) or error
                 self.warn(f"{PICTURE} cannot be written: {reason}; the training continues without it")
-        end = time.perf_counter()
-        self._next = end + (end - start) / self.SHARE
+        self._drawn = time.perf_counter()
 
 
 def curves_png(run: RunFolder, monitor: str | None) -> bytes | None:
