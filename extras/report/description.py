@@ -12,7 +12,6 @@ from extras.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.letters import shortened
 from extras.records import value_text
 from extras.report.statistics import Classification, Regression
-from utils.environment import git_state
 from utils.run_folder import RunFolder
 from utils.schema import Component, Config
 from utils.text import count, number
@@ -61,7 +60,7 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
         ("optimizer", _by_name(optimizers)),
         ("lr_scheduler", _by_name(schedulers)),
         ("trained", f"{_time(environment.get('time'))} on {environment.get('device', 'an unknown device')}"),
-        ("commit", _commits(environment)),
+        ("commit", _commit(environment)),
         ("tested", f"{datetime.now():%Y-%m-%d %H:%M:%S}"),
         ("command", tested.command),
     ]
@@ -136,13 +135,6 @@ def _by_name(items: list[tuple[str, str]]) -> str:
 
 def _time(text: object) -> str:
     return str(text or "at an unknown time")[:19].replace("T", " ")
-
-
-def _commits(environment: Mapping[str, Any]) -> str:
-    trained, now = _commit(environment), _commit(git_state())
-    if not trained or not now or trained == now:
-        return trained or now
-    return f"{trained} in training, {now} in this test"
 
 
 def _commit(state: Mapping[str, Any]) -> str:
