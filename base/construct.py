@@ -14,24 +14,14 @@ from torch import Tensor, nn
 from utils.arguments import in_json_words, is_module, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
+from utils.extras import find_extra
 from utils.nested_arguments import built
-from utils.paths import PROJECT, project_path
+from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
 from utils.schema import Component, KeyPath
 from utils.user_code import format_error_with_source, user_line
 
 T = TypeVar("T")
-# methods that trainers of Lightning and victoresque/pytorch-template define, which are never called here
-FORMER_HOOKS = {
-    "training_step": "train_step(batch), which calls self.backward(loss)",
-    "validation_step": "eval_step(batch)",
-    "_train_epoch": "train_step(batch) for each batch",
-    "_valid_epoch": "eval_step(batch) for each batch",
-    "configure_optimizers": '"optimizer" and "lr_scheduler" in the config',
-    "on_train_epoch_start": "begin_epoch(epoch)",
-    "on_train_epoch_end": "a metric class, or begin_epoch(epoch) of the next one",
-    "on_validation_epoch_end": "a metric class",
-}
 
 
 def construct(
@@ -90,7 +80,7 @@ def call(
     except UserError:
         raise
     except Exception as error:
-        raise loaded.error(path, f"{name} cannot be built: {_reason(error, name)}") from error
+        raise loaded.error(path, f"{name} cannot be built: {_reason(error)}") from error
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -99,22 +89,11 @@ def call(
     return built
 
 
-def _reason(error: Exception, name: str) -> str:
+def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return format_error_with_source(error).removeprefix("ValueError: ") + _hint(error, name)
+        return format_error_with_source(error).removeprefix("ValueError: ")
     found = [(".".join(map(str, item["loc"])), in_json_words(item["msg"])) for item in error.errors()]
     return "\n".join(filter(None, ["; ".join(": ".join(filter(None, each)) for each in found), user_line(error)]))
-
-
-def _hint(error: Exception, name: str) -> str:
-    """name: of the component."""
-    lacks = (f"'{name}' object has no attribute", "before Module.__init__() call")
-    if isinstance(error, AttributeError) and any(each in str(error) for each in lacks):
-        return "\nDoes its __init__ call super().__init__ before it uses self?"
-    file = error.filename if isinstance(error, FileNotFoundError) else None
-    if isinstance(file, (str, Path)) and not Path(file).is_absolute() and Path.cwd() != PROJECT:
-        return f"\nLooked for in {Path.cwd()}: an argument annotated as Path is relative to the project's folder."
-    return ""
 
 
 def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: str, arguments: str) -> None:
@@ -148,10 +127,9 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
 
 def check_hooks(loaded: LoadedConfig, path: KeyPath, trainer: type) -> None:
     """Raise ConfigError if a trainer defines a method that only other frameworks call, and not the one of ours."""
-    for name, instead in FORMER_HOOKS.items():
-        owner = next((kind for kind in trainer.__mro__ if name in vars(kind)), None)
-        if owner is not None and instead.partition("(")[0] not in vars(owner):
-            raise loaded.error(path, f"{trainer.__name__}.{name} is never called here; instead: {instead}")
+    hints = find_extra("hints")
+    if hints and (hint := hints.hook_hint(trainer)):
+        raise loaded.error(path, hint)
 
 
 def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: Collection[str]) -> None:

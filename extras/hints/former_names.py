@@ -32,6 +32,28 @@ FORMER_NAMES = {
 }
 
 
+FORMER_HOOKS = {
+    "training_step": "train_step(batch), which calls self.backward(loss)",
+    "validation_step": "eval_step(batch)",
+    "_train_epoch": "train_step(batch) for each batch",
+    "_valid_epoch": "eval_step(batch) for each batch",
+    "configure_optimizers": '"optimizer" and "lr_scheduler" in the config',
+    "on_train_epoch_start": "begin_epoch(epoch)",
+    "on_train_epoch_end": "a metric class, or begin_epoch(epoch) of the next one",
+    "on_validation_epoch_end": "a metric class",
+}
+"""Methods that trainers of Lightning and victoresque/pytorch-template define."""
+
+
+def hook_hint(trainer: type) -> str:
+    """What to define instead of a method that only other frameworks call; "" if it has none, or ours too."""
+    for name, instead in FORMER_HOOKS.items():
+        owner = next((kind for kind in trainer.__mro__ if name in vars(kind)), None)
+        if owner is not None and instead.partition("(")[0] not in vars(owner):
+            return f"{trainer.__name__}.{name} is never called here; instead: {instead}"
+    return ""
+
+
 def key_meant(key: str, known: Sequence[str]) -> str | None:
     """The key of a section that is called differently elsewhere; None if it is not one of those known."""
     former = FORMER_NAMES.get(key, "")

@@ -126,7 +126,6 @@ def test_a_constructor_that_forgets_its_base_class(run_with: RunWith) -> None:
     text = MODEL.replace("super().__init__()", "self.layer = nn.Linear(3, width)")
     stderr = run_with("model/mine.py", text, "model=Mine")
     assert "cannot assign module before Module.__init__() call" in stderr
-    assert "Does its __init__ call super().__init__ before it uses self?" in stderr
 
 
 def test_constructors_that_raise_are_reported_together(run_with: RunWith) -> None:

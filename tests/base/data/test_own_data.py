@@ -313,21 +313,6 @@ def test_facts_that_draw_random_numbers_leave_a_resume_exact(fit: Fit, tmp_path:
     equal(whole, half)
 
 
-class FromFile(BaseDataLoader):
-    def __init__(self, *, file: str, batch_size: int = 8) -> None:
-        super().__init__(batch_size=batch_size)
-        self.text = Path(file).read_text()
-
-    training_data = test_data = lambda self, **_: TensorSource(INPUTS, TARGETS)  # type: ignore[assignment]
-
-
-def test_a_relative_path_from_another_folder(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    says = f"Looked for in {tmp_path}: an argument annotated as Path is relative to the project's folder"
-    with temporarily(DATA_LOADERS, FromFile), pytest.raises(UserError, match=says):
-        fit(data_loader={"type": "FromFile", "args": {"file": "nowhere.txt"}})
-
-
 def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
     with pytest.raises(DataError, match=r"split=300: data_loader\.args\.validation_split: 300 of \d+ training samples"):
         fit("data_loader.args.validation_split=300")
@@ -336,7 +321,7 @@ def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
         fit("data_loader.args.validation_split=0", validation={"type": "RandomTensorLoader", "args": args})
 
 
-class Demanding(FromFile):
+class Demanding(OwnData):
     def __init__(self, *, batch_size: int = 8, says: str) -> None:
         raise DataError(says)
 
