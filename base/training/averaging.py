@@ -15,41 +15,29 @@ from utils.tree import has_strides
 class AveragedWeights:
     """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
-    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied, as are
-    buffers that the model has replaced by others of another shape or dtype. Sparse and nested ones stay the model's.
+    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied. Sparse
+    and nested ones stay the model's, as do buffers that it creates later or replaces by others of another shape.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        # of all tensors, of those in the model's state, and of those among them that are averaged
-        self._names, self._saved, self._averaged = list[str](), set[str](), set[str]()
-        self.restart()
-
-    def restart(self) -> None:
-        """Start over from the current weights."""
-        self.averages = {name: tensor.detach().clone() for name, tensor in self._current().items()}
+        saved = model.state_dict().keys()
+        self.averages = {
+            name: tensor.detach().clone()
+            for name, tensor in self._current().items()
+            if name in saved and has_strides(tensor)
+        }
 
     @torch.no_grad()
     def update(self) -> None:
         """Call after each optimizer step."""
-        averages, weights = list[Tensor](), list[Tensor]()
-        copies, integers = list[Tensor](), list[Tensor]()
-        current = self._current()
-        for name in self.averages.keys() - current.keys():  # a buffer that is None now
-            del self.averages[name]
-        for name, tensor in current.items():
-            if not self._has(name, tensor):
-                self.averages[name] = tensor.detach().clone()
-            elif tensor.is_floating_point() or tensor.is_complex():
-                averages.append(self.averages[name])
-                weights.append(tensor)
-            else:
-                copies.append(self.averages[name])
-                integers.append(tensor)
-        self._average(averages, weights, 0)  # it ignores the number of updates
-        if copies:
-            torch._foreach_copy_(copies, integers)
+        pairs = self._pairs()
+        averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+        copied = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
+        self._average([average for average, _ in averaged], [tensor for _, tensor in averaged], 0)  # 0: not used
+        if copied:
+            torch._foreach_copy_([average for average, _ in copied], [tensor for _, tensor in copied])
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -62,45 +50,39 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, tensor in self._current().items():
-            if self._has(name, tensor):
-                weights = tensor.clone()
-                tensor.copy_(self.averages[name])
-                self.averages[name].copy_(weights)
-
-    def _has(self, name: str, tensor: Tensor) -> bool:
-        """Whether there is an average of a tensor, which the model may have replaced since the last step."""
-        average = self.averages.get(name)
-        return average is not None and (average.shape, average.dtype) == (tensor.shape, tensor.dtype)
+        for average, tensor in self._pairs():
+            weights = tensor.clone()
+            tensor.copy_(average)
+            average.copy_(weights)
 
     def _current(self) -> dict[str, Tensor]:
-        """The tensors to average: each tensor of the model's state once, even if modules share it."""
-        tensors = dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
-        if (names := [*tensors]) != self._names:  # not in each step: the state takes longer to get than all else here
-            self._names, self._saved = names, {*self.model.state_dict()}
-            self._averaged = {name for name, tensor in tensors.items() if name in self._saved and has_strides(tensor)}
-        return {name: tensor for name, tensor in tensors.items() if name in self._averaged}
+        """The model's tensors, each once, even if modules share it."""
+        return dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Each average with the model's tensor, unless the model has replaced it."""
+        current = self._current()
+        return [
+            (average, tensor)
+            for name, average in self.averages.items()
+            if (tensor := current.get(name)) is not None
+            if (tensor.shape, tensor.dtype) == (average.shape, average.dtype)
+        ]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, under all names in the model's state."""
-        names = {id(tensor): name for name, tensor in self._current().items()}
-        every = (
-            *self.model.named_parameters(remove_duplicate=False),
-            *self.model.named_buffers(remove_duplicate=False),
+        """The averages, under all names in the model's state, and the model's own tensors that have none."""
+        averages = {id(tensor): average for average, tensor in self._pairs()}
+        every = itertools.chain(
+            self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False)
         )
-        saved = ((name, tensor) for name, tensor in every if name in self._saved)
-        # a sparse buffer has no average, nor has one that an evaluation has just created
-        return {name: self.averages.get(names.get(id(tensor), ""), tensor) for name, tensor in saved}
+        saved = self.model.state_dict().keys()
+        return {name: averages.get(id(tensor), tensor) for name, tensor in every if name in saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load after the model, which may have replaced its buffers. Raises ValueError if it is from another model."""
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in parameters.items():
+        for name, tensor in self.model.named_parameters():
             if name not in state or state[name].shape != tensor.shape:
                 raise ValueError(f"no average of {name} with shape {tuple(tensor.shape)}")
-        self.restart()
         for name, average in self.averages.items():
-            if name in state and (state[name].shape, state[name].dtype) == (average.shape, average.dtype):
+            if name in state and state[name].shape == average.shape:
                 average.copy_(state[name])
-            elif name in state:  # a buffer that has been replaced since
-                self.averages[name] = state[name].to(average.device, copy=True)
