@@ -1,6 +1,6 @@
 """What a loss is averaged over: samples, or something else, such as class weights, tokens or pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from base.metric import StepResult, outputs_and_targets
 from base.training.broadcast import NoBroadcast, eager, name_of
+from base.training.library_metric import CLASS_LOGITS, LOGITS
 from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
 from utils.errors import ConfigError
 from utils.tree import tensors
@@ -24,7 +25,7 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    count: Any = take_count_of([result.loss], loss)  # also if the result has its own: it clears what the loss stored
+    count: Any = take_count(loss, result.loss)  # also if the result has its own: it clears what the loss stored
     if result.count is not None:
         count = to_scalar(result.count) if isinstance(result.count, Tensor) else float(result.count)
     elif count is None:
@@ -34,22 +35,16 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
     return result if count is result.count else StepResult(*result[:-1], count)
 
 
-def take_count_of(losses: Sequence[Tensor], loss: Loss) -> Tensor | float | None:
-    """What some values of a loss were averaged over; None: samples. loss: clears what its last call stored.
+def take_count(loss: Loss, *values: Tensor) -> Tensor | float | None:
+    """What some values of a loss were averaged over; None: samples. Clears what the loss's last call stored.
 
     Values computed from the loss's, such as weighted ones, were averaged over what its last value was.
     """
-    count = take_count(loss)
-    for each in losses:
-        count = getattr(each, "averaged_over", count)
-    return count
-
-
-def take_count(loss: Loss) -> Tensor | float | None:
-    """What a loss's last value was averaged over, returned once; None: samples."""
     count: Tensor | float | None = getattr(loss, "last_count", None)
     if count is not None:
         loss.last_count = None  # type: ignore[attr-defined]
+    for value in values:
+        count = getattr(value, "averaged_over", count)
     return count
 
 
@@ -75,6 +70,7 @@ class CountedLoss:
         self.func = getattr(loss, "func", loss)
         self.name = name_of(loss)
         self._count = count
+        self._takes_logits = self.name in LOGITS | CLASS_LOGITS
         self.last_count: Tensor | float | None = None
         self.called = False
         self.phase_to_check = ""
@@ -82,15 +78,18 @@ class CountedLoss:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         self.called = True
+        if torch.compiler.is_compiling() or not self.phase_to_check or is_compiled(self.func):
+            return self._value(*args, **kwargs)
+        what = f"the loss {self.name}"
+        with eager(), NoBroadcast(what, self.phase_to_check, *outputs_and_targets(args, kwargs)):
+            return self._value(*args, **kwargs)
+
+    def _value(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._count is None and not self._takes_logits:
+            return self.loss(*args, **kwargs)
         outputs, targets = outputs_and_targets(args, kwargs)
         if isinstance(outputs, Tensor):
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
-        if torch.compiler.is_compiling() or not self.phase_to_check or is_compiled(self.func):
-            return self._value(outputs, targets, args, kwargs)
-        with eager(), NoBroadcast(f"the loss {self.name}", self.phase_to_check, outputs, targets):
-            return self._value(outputs, targets, args, kwargs)
-
-    def _value(self, outputs: Any, targets: Any, args: Any, kwargs: Any) -> Tensor:
         if self._count is None:
             return self.loss(*args, **kwargs)
         # torch's mean over nothing is NaN, which is replaced only where the host reads the count at once

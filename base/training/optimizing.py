@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.data.batches import StepBatches
-from base.training.loss import take_count_of
+from base.training.loss import take_count
 from base.training.metrics import StepLoss
 from base.training.schedule import ScheduledOptimizer, gradient_norm
 from utils.errors import ConfigError
@@ -173,7 +173,7 @@ class SeveralOptimizers:
         waiting = self.trainer.waiting_losses
         if not waiting:
             return
-        count = take_count_of(waiting, self.trainer.criterion)
+        count = take_count(self.trainer.criterion, *waiting)
         loss = sum(waiting[1:], waiting[0])
         self.trainer.finish_backward(step.losses[names].add(loss, count, step.size))
         if count is not None:
