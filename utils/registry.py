@@ -55,13 +55,8 @@ class Registry:
     """Of arguments of the library's components, in place of its annotations."""
     _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
 
-    def register(self, component: T | None = None) -> T:
+    def register(self, component: T) -> T:
         """Add a class or function under its own name. Raises UserError if the name is taken."""
-        if component is None or not hasattr(component, "__name__"):
-            raise TypeError(
-                "register is used without parentheses, as in @MODELS.register; a config names the class or function "
-                "by its own name"
-            )
         name = component.__name__
         taken = self._own.get(name, component)
         if taken.__module__ != component.__module__:
@@ -105,7 +100,7 @@ class Registry:
         if self.library and self.import_library() is None:
             return f"expected one of: {', '.join(self._own)}; {self.library.replace('.', '/')} is not in this project"
         last = name.rpartition(".")[2]  # of torch.optim.SGD
-        close = last if self.get(last) else closest(name, sorted(self._own), self.names())
+        close = last if self.get(last) else closest(name, self.names())
         if close:
             return f'did you mean "{close}"?'
         rest = f" and those of {self.library}; python train.py --list shows all" if self._own and self.library else ""

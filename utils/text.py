@@ -110,23 +110,13 @@ def at_most(most: int, lines: Sequence[str]) -> list[str]:
     return [*lines[:most], *([f"... and {len(lines) - most:,} more"] if len(lines) > most else [])]
 
 
-def closest(word: str, *known: Iterable[str]) -> str | None:
-    """The known word that a misspelt one probably means: a similar one, or the only one that contains it.
-
-    known: words, the likelier ones first. One that differs only by case and underscores is meant, in whichever it is.
-    """
-    lists = [list(words) for words in known]
-    letters = word.lower().replace("_", "")
-    same = [name for words in lists for name in words if name.lower().replace("_", "") == letters]
-    return next(filter(None, [*same, *(_similar(word, words) for words in lists)]), None)
-
-
-def _similar(word: str, known: list[str]) -> str | None:
-    by_lower = {name.lower(): name for name in reversed(known)}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    if close:
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one probably means: a similar one, or the only one that contains it."""
+    by_lower = {name.lower(): name for name in reversed(list(known))}
+    lower = word.lower()
+    if close := difflib.get_close_matches(lower, by_lower, n=1, cutoff=0.6):
         return by_lower[close[0]]
-    containing = [name for lower, name in by_lower.items() if len(word) >= 3 and word.lower() in lower]
+    containing = [name for each, name in by_lower.items() if len(word) >= 3 and lower in each]
     return containing[0] if len(containing) == 1 else None
 
 

@@ -99,14 +99,9 @@ def component_problems(config: dict[str, Any]) -> list[Problem]:
 def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
     trainer = config.get("trainer")
     writers = trainer.get("writers") if isinstance(trainer, dict) else None
-    names = list[str]()
     for index, entry in enumerate(writers if isinstance(writers, list) else ()):
         path = ("trainer", "writers", index)
         yield from _problems(WRITERS, entry, path)
-        name, _ = name_and_args(entry) or ("", {})
-        if name and name in names:
-            yield Problem(path, f'"{name}" is listed twice')
-        names.append(name)
 
 
 def _example(section: type[BaseModel]) -> str:

@@ -483,12 +483,6 @@ def test_a_library_metric_that_refuses_the_batch_is_named(fit: Fit) -> None:
         fit(metrics=["accuracy", metric])
 
 
-@pytest.mark.parametrize("name", [None, "Mine"])
-def test_register_with_parentheses_is_named(name: Any) -> None:
-    with pytest.raises(TypeError, match="register is used without parentheses, as in @MODELS"):
-        MODELS.register(*filter(None, [name]))
-
-
 @pytest.mark.parametrize(
     ("model", "reason"),
     [("Asserts", "AssertionError: expected images"), ("Misspells", "'Misspells' object has no attribute 'layers'")],

@@ -171,10 +171,11 @@ def test_the_names_are_those_of_the_registries() -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that a listing was made from, and a cache for it."""
-    file = tmp_path / "net.py"
+    file = tmp_path / "model" / "net.py"
+    file.parent.mkdir()
     file.write_text("width = 1\n")
+    monkeypatch.setattr(cache, "PROJECT", tmp_path)
     monkeypatch.setattr(cache, "CACHE", tmp_path / ".cache" / "listings.json")
-    monkeypatch.setattr(cache, "_own_files", lambda: [str(file)])
     cache.keep_listing("LeNet", 80, "the text")
     return file
 

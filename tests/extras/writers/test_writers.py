@@ -275,7 +275,6 @@ class SecondOfTwo(ProcessGroup):
     ("writers", "says"),
     [
         (["tensorbord"], 'trainer.writers.0: unknown writer "tensorbord"; did you mean "tensorboard"?'),
-        (["csv", {"type": "csv"}], 'trainer.writers.1: "csv" is listed twice'),
         ([{"type": "mlflow", "args": {"url": "x"}}], 'mlflow has no argument "url"; did you mean "uri"?'),
         ([{"type": "wandb", "args": {"mode": "of"}}], "trainer.writers.0.args.mode: "),
         ("csv", 'trainer.writers: should be a list, got "csv"'),
