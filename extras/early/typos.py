@@ -75,8 +75,7 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     if hints and name in hints.FORMER_NAMES:
         hint = f"use {hints.FORMER_NAMES[name]}"
     else:
-        registered = sorted(own.registered[VARIABLES[kind]])
-        close = closest(name, registered, [*registered, *_library_names(kind, own)])
+        close = closest(name, [*sorted(own.registered[VARIABLES[kind]]), *_library_names(kind, own)])
         if close is None:
             raise ImportError
         hint = f'did you mean "{close}"?'
