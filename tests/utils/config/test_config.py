@@ -155,7 +155,7 @@ def test_schedulers_made_of_others(explain: Callable[..., str], schedulers: list
     [
         ("l1_loss", 'did you mean "L1Loss"?'),
         ("huber_loss", 'did you mean "HuberLoss"?'),
-        ("cross_entropy_los", 'did you mean "cross_entropy"?'),
+        ("cross_entropy_los", 'did you mean "CrossEntropyLoss"?'),
         pytest.param(
             "binary_cross_entropy_with_logits", 'use torch.nn\'s "BCEWithLogitsLoss"', marks=needs_extra("hints")
         ),
