@@ -3,28 +3,13 @@
 import io
 import json
 import re
-import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 from dev import project_files
 from dev.project_files import LEFT_OUT, MINIMAL, ORIGIN, YOURS
-
-
-@dataclass
-class Update:
-    """What an update does, by file."""
-
-    writes: dict[str, bytes] = field(default_factory=dict)
-    deleted: list[str] = field(default_factory=list)
-    conflicts: list[str] = field(default_factory=list)
-    """With conflict marks, or (binary files) with the template's version next to it."""
-    kept: list[str] = field(default_factory=list)
-    """Changed in the template, but left unchanged in the project."""
 
 
 def update(project: Path) -> int:
@@ -41,10 +26,20 @@ def update(project: Path) -> int:
     if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=template, capture_output=True).returncode:
         raise ValueError(f"{project / ORIGIN}: {template} has no commit {commit}; try git fetch there (--unshallow)")
     before, after = template_at(commit, minimal=minimal), template_at(head, minimal=minimal)
-    found = plan(project, before, after, YOURS)
-    write(project, found)
-    replace(project / ORIGIN, project_files.origin_text(head, minimal=minimal))
-    return report(project, found, minimal=minimal)
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    tracked = git(project, "ls-files", "-z").stdout.decode().split("\0")
+    there = [name for name in changed if name in before or (project / name).exists()]
+    # what the user has deleted stays deleted, and what git does not know stays as it is
+    kept = [name for name in changed if is_yours(name) or (name in there and name not in tracked)]
+    versions = [{name: files.get(name) for name in changed if name not in kept} for files in (before, after)]
+    conflicts = merge(project, versions)
+    (project / ORIGIN).write_bytes(project_files.origin_text(head, minimal=minimal))
+    return report(project, kept, conflicts, minimal=minimal)
+
+
+def is_yours(name: str) -> bool:
+    """Whether an update leaves a file alone, whatever the template does."""
+    return any(PurePosixPath(name).is_relative_to(folder) for folder in YOURS)
 
 
 def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
@@ -85,93 +80,43 @@ def origin(path: Path) -> tuple[str, bool]:
     return commit, bool(minimal)
 
 
-def plan(project: Path, before: dict[str, bytes], after: dict[str, bytes], yours: Sequence[str]) -> Update:
-    """What to do with each file that differs between two versions of the template, given as contents by name.
+def merge(project: Path, versions: Sequence[Mapping[str, bytes | None]]) -> list[str]:
+    """Merge the change between two versions of some files into the project, by git, and return those with conflicts.
 
-    yours: files and folders to leave alone.
+    None: there is no such file.
     """
-    found = Update()
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) == after.get(name):
-            continue
-        if any(PurePosixPath(name).is_relative_to(folder) for folder in yours):
-            found.kept.append(f"{name} (yours)")
-        else:
-            _plan_file(found, project, name, before.get(name), after.get(name))
-    return found
+    prefix = git(project, "rev-parse", "--show-prefix").stdout.decode().strip()
+    stream = []
+    for files in versions:
+        stream.append(b"commit refs/template\ncommitter template <> 0 +0000\ndata 8\ntemplate")
+        for name, content in files.items():
+            if content is None:
+                stream.append(f'D "{prefix}{name}"'.encode())
+            else:
+                stream.append(f'M 644 inline "{prefix}{name}"\ndata {len(content)}'.encode() + b"\n" + content)
+    git(project, "fast-import", "--quiet", "--force", content=b"\n".join([*stream, b""]))
+    done = git(project, "cherry-pick", "--no-commit", "-X", "no-renames", "refs/template", check=False)
+    git(project, "update-ref", "-d", "refs/template")
+    conflicts = git(project, "diff", "--name-only", "--diff-filter=U").stdout.decode().splitlines()
+    if done.returncode and not conflicts:
+        raise ValueError(f"git cannot merge: {done.stderr.decode().strip()}")
+    return conflicts
 
 
-def _plan_file(found: Update, project: Path, name: str, before: bytes | None, after: bytes | None) -> None:
-    """Decide what to do with a file that the template has changed. None: it does not exist."""
-    path = project / name
-    if path.is_symlink() or path.is_dir():
-        found.kept.append(f"{name} (not a file here)")
-        return
-    current = path.read_bytes() if path.exists() else None
-    if current == after:
-        return
-    if current == before:
-        if after is None:
-            found.deleted.append(name)
-        else:
-            found.writes[name] = after
-    elif current is None:
-        found.kept.append(f"{name} (deleted here, changed in the template)")
-    elif after is None:
-        found.kept.append(f"{name} (changed here, deleted in the template)")
-    else:
-        merged, clean = merge(current, before or b"", after)
-        if merged is None:
-            name = f"{name}.template"
-            if (project / name).exists():
-                raise ValueError(f"{project / name} is in the way: the template's version of a binary file")
-            merged = after
-        found.writes[name] = merged
-        if not clean:
-            found.conflicts.append(name)
+def git(project: Path, *words: str, content: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", *words], cwd=project, input=content, capture_output=True, check=check)
 
 
-def merge(current: bytes, before: bytes, after: bytes) -> tuple[bytes | None, bool]:
-    """Merge three versions of a file with git; also whether there are no conflicts. None: binary files."""
-    with TemporaryDirectory() as folder:
-        names = ("project", "template_before", "template")
-        for name, content in zip(names, (current, before, after), strict=True):
-            (Path(folder) / name).write_bytes(content)
-        done = subprocess.run(["git", "merge-file", "-p", *names], cwd=folder, capture_output=True)
-    if done.returncode < 0 or done.returncode > 127:  # 255: an error; up to 127: the number of conflicts
-        return None, False
-    return done.stdout, done.returncode == 0
-
-
-def write(project: Path, found: Update) -> None:
-    for name, content in found.writes.items():
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        replace(project / name, content)
-    for name in found.deleted:
-        (project / name).unlink()
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    if path.exists():
-        shutil.copymode(path, unfinished)
-    unfinished.replace(path)
-
-
-def report(project: Path, found: Update, *, minimal: bool) -> int:
+def report(project: Path, kept: Sequence[str], conflicts: Sequence[str], *, minimal: bool) -> int:
     """Print what an update did, and return the exit status: 1 if there are conflicts."""
-    written = [name for name in found.writes if name not in found.conflicts]
-    for what, names in (("updated", written), ("deleted", found.deleted), ("left unchanged", found.kept)):
-        for name in names:
-            print(f"{what:14} {name}")
-    for name in found.conflicts:
-        print(f"{'CONFLICT':14} {name}")
-    if not (found.writes or found.deleted):
+    changed = git(project, "status", "--short", "--", ".").stdout.decode()
+    print(changed, end="")
+    for name in kept:
+        print(f"left unchanged {name}")
+    if not changed:
         print(f"{project} is up to date")
         return 0
-    resolve, schema = "resolve the conflicts, " * bool(found.conflicts), "" if minimal else "make schema, "
-    print(f"Next, in {project}: {resolve}{schema}make test, git commit")
-    print("To undo it before that: git reset --hard && git clean -d --force")
-    return 1 if found.conflicts else 0
+    resolve, schema = "resolve the conflicts, " * bool(conflicts), "" if minimal else "make schema, "
+    print(f"Next, in {project}: {resolve}{schema}make test, git add, git commit")
+    print("To undo it before that: git reset --hard")
+    return 1 if conflicts else 0

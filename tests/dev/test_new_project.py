@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -172,12 +173,14 @@ def test_conflicts_are_marked_and_listed_and_nothing_is_lost(
     printed = capsys.readouterr().out
     after = contents(project)
     for name in ("train.py", "base/new.py"):
-        assert re.search(r"<<<<<<< project\nmine\n=======\ntheirs\n>>>>>>> template\n", after[name])
+        assert re.search(r"<<<<<<< .*\nmine\n=======\ntheirs\n>>>>>>> ", after[name])
     assert after["base/old.py"] == "changed\n"
     assert "base/loop.py" not in after
-    assert (after["docs/picture.png"], after["docs/picture.png.template"]) == ("\0mine", "\0two")
-    assert re.findall(r"CONFLICT +(\S+)", printed) == ["base/new.py", "docs/picture.png.template", "train.py"]
-    assert re.findall(r"left unchanged +(\S+)", printed) == ["base/loop.py", "base/old.py", "model/net.py"]
+    assert after["docs/picture.png"] == "\0mine"
+    assert git(project, "show", ":3:docs/picture.png") == "\0two"
+    conflicts = ["base/new.py", "base/old.py", "docs/picture.png", "train.py"]
+    assert re.findall(r"^(?:AA|UU|UD) (\S+)", printed, flags=re.MULTILINE) == conflicts
+    assert re.findall(r"left unchanged +(\S+)", printed) == ["base/loop.py", "model/net.py"]
 
 
 @pytest.mark.parametrize("untracked", [True, False])
@@ -241,23 +244,41 @@ def test_an_update_that_is_killed_can_be_undone_and_repeated(
 ) -> None:
     project = make()
     commit(tmp_path / "template", **{"train.py": "new\n", "base/loop.py": "new\n", "base/new.py": "new\n"})
-    before, replace, written = contents(project), update_project.replace, list[Path]()
+    before, merge = contents(project), update_project.merge
 
-    def fails(path: Path, content: bytes) -> None:
-        if written:
-            raise OSError("the disk is full")
-        written.append(path)
-        replace(path, content)
+    def fails(*arguments: Any) -> list[str]:
+        merge(*arguments)
+        raise OSError("the disk is full")
 
-    monkeypatch.setattr(update_project, "replace", fails)
+    monkeypatch.setattr(update_project, "merge", fails)
     assert script.main(["--update", str(project)]) == 2
     assert json.loads((project / ".template.json").read_text()) == json.loads(before[".template.json"])
     git(project, "reset", "--hard")
-    git(project, "clean", "-d", "--force")
     assert contents(project) == before
-    monkeypatch.setattr(update_project, "replace", replace)
+    monkeypatch.setattr(update_project, "merge", merge)
     assert script.main(["--update", str(project)]) == 0
     assert (project / "base/new.py").read_text() == "new\n"
+
+
+def test_an_ignored_file_is_not_overwritten(
+    make: Make, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make(**{".gitignore": "mine.py\n"})
+    (project / "base" / "mine.py").write_text("mine\n")
+    commit(tmp_path / "template", **{"base/mine.py": "new\n", "train.py": "new\n"})
+    assert script.main(["--update", str(project)]) == 0
+    assert (project / "base" / "mine.py").read_text() == "mine\n"
+    assert "left unchanged base/mine.py\n" in capsys.readouterr().out
+
+
+def test_a_project_in_a_folder_of_a_repository_is_updated(script: ModuleType, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    assert script.main([str(outer / "mine")]) == 0
+    commit(outer, **{"train.py": "another\n"})
+    commit(tmp_path / "template", **{"train.py": "new\n"})
+    assert script.main(["--update", str(outer / "mine")]) == 0
+    assert (outer / "mine" / "train.py").read_text() == "new\n"
+    assert (outer / "train.py").read_text() == "another\n"
 
 
 def test_a_minimal_project_has_no_command_that_only_calls_an_extra() -> None:
