@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -150,18 +151,38 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
+@contextmanager
+def own_components() -> Iterator[None]:
+    """What is registered inside the block, and modules that are made in the users' folders, are gone after it."""
+    before = {registry: registry.own().keys() for registry in REGISTRIES.values()}
+    modules = set(sys.modules)
+    try:
+        yield
+    finally:
+        for registry, names in before.items():
+            for name in registry.own().keys() - names:
+                registry.unregister(name)
+        for name in sys.modules.keys() - modules:
+            if name.partition(".")[0] in ("model", "data_loader", "trainer"):
+                del sys.modules[name]
+
+
+def make_module(path: str, text: str, page: str) -> None:
+    """Run a file of a page of the documentation as the module that it would be in the project."""
+    module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
+    sys.modules[module.__name__] = module  # where pickle, dataclasses and worker processes look for it
+    exec(compile(text, f"{page}: {path}", "exec"), vars(module))
+
+
 def registering_page(page: Path) -> Any:
     """A fixture that runs the Python of a page for each test of a file, and registers what it defines."""
 
     @pytest.fixture(autouse=True)
     def registered() -> Iterator[None]:
-        before = {registry: registry.own().keys() for registry in {*REGISTRIES.values()}}
-        for number, block in enumerate(blocks(page, "python")):
-            exec(compile(block, f"docs/{page.name}, block {number}", "exec"), {"__name__": f"{page.stem}_{number}"})
-        yield
-        for registry, names in before.items():
-            for name in registry.own().keys() - names:
-                registry.unregister(name)
+        with own_components():
+            for number, block in enumerate(blocks(page, "python")):
+                exec(compile(block, f"docs/{page.name}, block {number}", "exec"), {"__name__": f"{page.stem}_{number}"})
+            yield
 
     return registered
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import pytest
 import train
 from extras.check import preflight
 from tests.conftest import load_script
-from tests.helpers import ROOT, Json, identical, resumed
+from tests.helpers import ROOT, Json, identical, make_module, own_components, resumed
 from utils.config import load_config
-from utils.registry import REGISTRIES
 
 PAGES = ROOT / "docs" / "recipes"
 NAMES = sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "README")
@@ -34,15 +32,6 @@ def config(name: str, path: str = "") -> Json:
     return value
 
 
-def install(name: str) -> None:
-    """Run the recipe's Python files as modules of the project; scripts beside train.py are left out."""
-    for path, text in files(name).items():
-        if path.endswith(".py") and "/" in path:
-            module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
-            sys.modules[module.__name__] = module  # worker processes find a class by its module
-            exec(compile(text, f"docs/recipes/{name}.md: {path}", "exec"), vars(module))
-
-
 def run_script(name: str, path: str, *arguments: str) -> None:
     """Run a script of a recipe with these arguments, to its end or to ``sys.exit(0)``."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
@@ -52,16 +41,12 @@ def run_script(name: str, path: str, *arguments: str) -> None:
 
 @contextlib.contextmanager
 def installed(name: str) -> Iterator[None]:
-    before = {kind: set(registry.own()) for kind, registry in REGISTRIES.items()}
-    install(name)
-    try:
+    """With the recipe's Python files as modules of the project; scripts beside train.py are left out."""
+    with own_components():
+        for path, text in files(name).items():
+            if path.endswith(".py") and "/" in path:
+                make_module(path, text, f"docs/recipes/{name}.md")
         yield
-    finally:
-        for kind, registry in REGISTRIES.items():
-            for component in registry.own().keys() - before[kind]:
-                registry.unregister(component)
-        for path in files(name):
-            sys.modules.pop(path.removesuffix(".py").replace("/", "."), None)
 
 
 def user_lines(name: str) -> dict[str, int]:
@@ -81,6 +66,9 @@ def user_lines(name: str) -> dict[str, int]:
 class RecipeRun:
     """A recipe, trained in a temporary folder."""
 
+    expected: tuple[str, ...] = ()
+    """How the notes of --check begin that do not count."""
+
     def __init__(self, value: Json, folder: Path, *overrides: str) -> None:
         self.folder = folder
         self.config = folder / "config.json"
@@ -88,21 +76,26 @@ class RecipeRun:
         self.overrides = [f"trainer.save_dir={folder / 'saved'}", *MANY, *overrides]
         self.run = train.main(["-c", str(self.config), *self.overrides]).run_dir
 
-    def assert_resumes_exactly(self, step: int) -> None:
-        """From the checkpoint of a step: the same parts, metrics.jsonl and curves."""
-        identical(self.run, resumed(self.run, self.folder, step))
-
-    def check(self, capsys: pytest.CaptureFixture[str]) -> str:
-        """The report of --check, which passes."""
+    def assert_sound(self, capsys: pytest.CaptureFixture[str], *, step: int, tested: set[str]) -> str:
+        """It resumes exactly from the checkpoint of a step, passes --check without a note, and gives these values in a
+        test. Returns what the resume and --check printed.
+        """
         capsys.readouterr()
+        identical(self.run, resumed(self.run, self.folder, step))
+        printed = capsys.readouterr().out
         status = preflight(load_config(self.config, self.overrides))
         report = capsys.readouterr().out
         assert status == 0, report
-        return report
+        assert [note for note in notes(report) if not note.startswith(self.expected)] == []
+        assert load_script("test").main(["-r", str(self.run)]).keys() == tested
+        return f"{printed}{report}"
 
-    def test(self) -> dict[str, float]:
-        values: dict[str, float] = load_script("test").main(["-r", str(self.run)])
-        return values
+
+@contextlib.contextmanager
+def trained(name: str, folder: Path, *overrides: str) -> Iterator[RecipeRun]:
+    """A recipe's own config, trained with its components, which are there inside the block."""
+    with installed(name):
+        yield RecipeRun(config(name), folder, *overrides)
 
 
 def notes(report: str) -> list[str]:

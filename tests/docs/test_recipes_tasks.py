@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.docs.recipes import PAGES, RecipeRun, config, installed, notes, run_script, user_lines
+from tests.docs.recipes import PAGES, RecipeRun, config, installed, run_script, trained, user_lines
 from tests.helpers import lines, same, state
 from utils.registry import DATA_LOADERS
 
@@ -36,17 +36,14 @@ def check_lines(name: str) -> None:
 
 
 def test_detection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with installed("detection"):
-        value = config("detection")
-        value["data_loader"]["args"] |= {"num_samples": 40, "num_test_samples": 12, "validation_split": 8}
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "data_loader.args.batch_size=12")
+    sizes = {"num_samples": 40, "num_test_samples": 12, "validation_split": 8, "batch_size": 12}
+    data = [f"data_loader.args.{name}={value}" for name, value in sizes.items()]
+    with trained("detection", tmp_path, "trainer.epochs=2", *data) as recipe:
         first, last = lines(recipe.run)
         assert {"class_loss", "val_box_loss", "map50", "val_map50"} <= last.keys()
         assert last["val_loss"] < first["val_loss"]
         assert last["val_loss"] == pytest.approx(last["val_class_loss"] + last["val_box_loss"])
-        recipe.assert_resumes_exactly(step=4)
-        assert notes(recipe.check(capsys)) == []
-        assert recipe.test().keys() == {"loss", "class_loss", "box_loss", "map50"}
+        recipe.assert_sound(capsys, step=4, tested={"loss", "class_loss", "box_loss", "map50"})
 
 
 def test_average_precision() -> None:
@@ -63,10 +60,7 @@ def test_average_precision() -> None:
 
 
 def test_multi_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with installed("multi_task"):
-        value = config("multi_task")
-        value["data_loader"]["args"] |= {"num_samples": 100}
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
+    with trained("multi_task", tmp_path, "trainer.epochs=2", "data_loader.args.num_samples=100") as recipe:
         last = lines(recipe.run)[-1]
         for phase in ("", "val_"):
             weights = {task: last[f"{phase}{task}_weight"] for task in ("quadrant", "distance")}
@@ -75,19 +69,14 @@ def test_multi_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert last["val_loss"] == pytest.approx(parts, rel=1e-5)
         assert last["lr_loss"] == 0.02
         assert state(recipe.run)["loss"]["log_variances.distance"] > 0
-        recipe.assert_resumes_exactly(step=6)
-        assert notes(recipe.check(capsys)) == []
-        assert {"loss", "distance_error", "quadrant_loss"} <= recipe.test().keys()
+        logged = {f"{task}_{value}" for task in ("quadrant", "distance") for value in ("loss", "weight")}
+        recipe.assert_sound(capsys, step=6, tested={"loss", "quadrant_accuracy", "distance_error", *logged})
 
 
 def test_text_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with installed("text_classification"):
-        value = config("text_classification")
-        value["data_loader"]["args"] |= {"num_samples": 200, "batch_size": 16}
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2")
-        recipe.assert_resumes_exactly(step=14)
-        assert notes(recipe.check(capsys)) == []
-        assert {"loss", "accuracy", "recall"} <= recipe.test().keys()
+    data = ("data_loader.args.num_samples=200", "data_loader.args.batch_size=16")
+    with trained("text_classification", tmp_path, "trainer.epochs=2", *data) as recipe:
+        recipe.assert_sound(capsys, step=14, tested={"loss", "accuracy", "recall"})
         assert "| bad   " in (recipe.run / "test" / "report.md").read_text()
         loader = DATA_LOADERS["ReviewLoader"](num_samples=200, batch_size=16, balanced=True)
         batches = [batch.data for batch in loader.training(seed=0).one_pass()]
@@ -99,18 +88,13 @@ def test_text_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_script("stream", "make_sensor_data.py", str(tmp_path / "sensors"))
-    with installed("stream"):
-        value = config("stream")
-        value["data_loader"]["args"] |= {"data_dir": str(tmp_path / "sensors"), "num_validation_samples": 50}
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=30")
+    data = (f"data_loader.args.data_dir={tmp_path / 'sensors'}", "data_loader.args.num_validation_samples=50")
+    with trained("stream", tmp_path, "trainer.epochs=2", "trainer.steps_per_epoch=30", *data) as recipe:
         saved = state(recipe.run, "step-00000045.pth")["data"]["stream"]
         assert saved["position"] == 45 * 32
         assert saved["passes"] == 1
-        capsys.readouterr()
-        recipe.assert_resumes_exactly(step=45)
-        assert "again" not in capsys.readouterr().out, "it reads on from its state"
-        assert notes(recipe.check(capsys)) == []
-        assert recipe.test().keys() == {"loss", "mean_absolute_error"}
+        printed = recipe.assert_sound(capsys, step=45, tested={"loss", "mean_absolute_error"})
+        assert "again" not in printed, "it reads on from its state"
 
 
 def test_k_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,9 +102,7 @@ def test_k_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     value["trainer"]["epochs"] = 2
     value["data_loader"]["args"] |= {"folds": 3, "fold": 1}
     recipe = RecipeRun(value, tmp_path)
-    recipe.assert_resumes_exactly(step=10)
-    assert notes(recipe.check(capsys)) == []
-    assert recipe.test().keys() == {"loss", "mean_absolute_error"}
+    recipe.assert_sound(capsys, step=10, tested={"loss", "mean_absolute_error"})
     arguments = ["-c", str(recipe.config), *recipe.overrides, f"trainer.save_dir={tmp_path / 'folds'}"]
     run_script("k_fold", "k_fold.py", "3", *arguments)
     losses = [lines(run)[-1]["val_loss"] for run in (tmp_path / "folds" / "k_fold").iterdir()]
@@ -131,15 +113,11 @@ def test_k_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mixup_sam_and_averaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with installed("mixup_sam_ema"):
-        value = config("mixup_sam_ema")
-        recipe = RecipeRun(value, tmp_path, "trainer.epochs=4")
-        recipe.assert_resumes_exactly(step=21)
+    with trained("mixup_sam_ema", tmp_path, "trainer.epochs=4") as recipe:
         saved = state(recipe.run)
         assert not same(saved["model"], saved["averaged_weights"])
         assert all("momentum_buffer" in values for values in saved["optimizer"]["state"].values())
-        assert notes(recipe.check(capsys)) == []
-        assert recipe.test().keys() == {"loss", "accuracy"}
+        recipe.assert_sound(capsys, step=21, tested={"loss", "accuracy"})
 
 
 def test_sam_steps_by_the_gradient_at_the_worst_point() -> None:

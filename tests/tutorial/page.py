@@ -11,8 +11,6 @@ import runpy
 import shlex
 import shutil
 import signal
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +21,8 @@ import train
 from base.training.training_log import TrainingLog
 from data_loader.cifar10 import CIFAR10Loader
 from tests.conftest import load_script
-from tests.helpers import ROOT
+from tests.helpers import ROOT, make_module, own_components
 from utils import cli
-from utils.registry import REGISTRIES
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 KOREAN = ROOT / "docs" / "tutorial.ko.md"
@@ -54,9 +51,7 @@ def write(folder: Path, path: str, text: str, page: str) -> None:
     (folder / path).parent.mkdir(exist_ok=True)
     (folder / path).write_text(text)
     if path.startswith(("model/", "data_loader/", "trainer/")):
-        module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
-        sys.modules[module.__name__] = module  # where pickle and dataclasses look for it
-        exec(compile(text, f"{page}: {path}", "exec"), vars(module))
+        make_module(path, text, page)
 
 
 class Walk:
@@ -127,19 +122,8 @@ class Walk:
 @contextlib.contextmanager
 def following(folder: Path) -> Iterator[None]:
     """Inside the folder, with the components that are registered there, until the block is left."""
-    before = {kind: set(registry.own()) for kind, registry in REGISTRIES.items()}
-    modules, random = set(sys.modules), torch.get_rng_state()
-    try:
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        torch.set_rng_state(random)
-        for kind, registry in REGISTRIES.items():
-            for component in registry.own().keys() - before[kind]:
-                registry.unregister(component)
-        for name in set(sys.modules) - modules:
-            if name.partition(".")[0] in ("model", "data_loader", "trainer"):
-                del sys.modules[name]
+    with torch.random.fork_rng(devices=[]), own_components(), contextlib.chdir(folder):
+        yield
 
 
 @contextlib.contextmanager
