@@ -68,6 +68,27 @@ def host_waits(only_accelerator: str) -> Callable[[], AbstractContextManager[lis
 
 
 @pytest.fixture
+def waits_in(
+    host_waits: Callable[[], AbstractContextManager[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Any, str], list[list[str]]]:
+    """Watches a method: for each call, where the host waited for the device."""
+
+    def watch(owner: Any, name: str) -> list[list[str]]:
+        method, waits = getattr(owner, name), []
+
+        def watched(*args: Any) -> Any:
+            with host_waits() as found:
+                result = method(*args)
+            waits.append(found)
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+        return waits
+
+    return watch
+
+
+@pytest.fixture
 def compiled_there(only_accelerator: str) -> None:
     """For what torch.compile runs: every device of torch's own has a code generator for it."""
     if not getattr(torch.get_device_module(only_accelerator), "can_compile", True):

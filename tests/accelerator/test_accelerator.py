@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,9 @@ from base.training.training_log import TrainingLog
 from tests.helpers import ROOT, Fit, lines, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.registry import MODELS, TRAINERS
+
+WaitsIn = Callable[[Any, str], list[list[str]]]
+"""The fixture of this name."""
 
 
 def falls(result: train.Result) -> bool:
@@ -182,67 +184,31 @@ def test_batches_of_workers_come_from_pinned_memory(
     ],
     ids=lambda overrides: " ".join(overrides) or "plain",
 )
-def test_no_step_waits_for_the_device(
-    fit_there: Fit,
-    host_waits: Callable[[], AbstractContextManager[list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
-    overrides: list[str],
-) -> None:
+def test_no_step_waits_for_the_device(fit_there: Fit, waits_in: WaitsIn, overrides: list[str]) -> None:
     """Except the first ones, which check the batch and prepare numbers that are kept."""
-    step = BaseTrainer.optimizer_step
-    waits: list[list[str]] = []
-
-    def counted(self: BaseTrainer, batches: StepBatches) -> Any:
-        with host_waits() as found:
-            loss = step(self, batches)
-        waits.append(found)
-        return loss
-
-    monkeypatch.setattr(BaseTrainer, "optimizer_step", counted)
+    waits = waits_in(BaseTrainer, "optimizer_step")
     fit_there("trainer.epochs=4", *overrides, metrics=["accuracy"])
     assert len(waits) >= 8
     assert not any(waits[3:]), waits
 
 
-def test_the_values_of_a_log_interval_are_read_together(
-    fit_there: Fit,
-    host_waits: Callable[[], AbstractContextManager[list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_values_of_a_log_interval_are_read_together(fit_there: Fit, waits_in: WaitsIn) -> None:
     """The losses, what each is averaged over, and the accuracies; not once per step."""
-    interval = Mean.interval
-    waits: list[int] = []
-
-    def counted(self: Mean) -> tuple[float, float]:
-        with host_waits() as found:
-            values = interval(self)
-        waits.append(len(found))
-        return values
-
-    monkeypatch.setattr(Mean, "interval", counted)
+    waits = waits_in(Mean, "interval")
     fit_there("trainer.epochs=1", "trainer.log_every_steps=4", metrics=["accuracy"])
-    assert [each for each in waits if each][:2] == [2, 1]
+    assert [len(each) for each in waits if each][:2] == [2, 1]
 
 
 def test_the_time_of_an_epoch_ends_when_the_device_has_finished(
-    fit_there: Fit,
-    host_waits: Callable[[], AbstractContextManager[list[str]]],
-    monkeypatch: pytest.MonkeyPatch,
+    fit_there: Fit, waits_in: WaitsIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise what the host has only launched would count as validation."""
-    wait, end_training = TrainingLog.wait, TrainingLog.end_training
-    waits: list[int] = []
-
-    def counted(self: TrainingLog) -> None:
-        with host_waits() as found:
-            wait(self)
-        waits.append(len(found))
+    end_training, waits = TrainingLog.end_training, waits_in(TrainingLog, "wait")
 
     def ended(self: TrainingLog) -> None:
-        assert waits.pop() == 1
+        assert len(waits.pop()) == 1
         end_training(self)
 
-    monkeypatch.setattr(TrainingLog, "wait", counted)
     monkeypatch.setattr(TrainingLog, "end_training", ended)
     fit_there("trainer.epochs=2")
     assert not waits
@@ -270,18 +236,11 @@ def test_statistics_of_an_evaluation_are_those_of_each_batch(fit_there: Fit, mon
                 memory.extend([result.outputs.clone(), result.targets.clone()])
             return StepResult(result.loss, memory[0].copy_(result.outputs), memory[1].copy_(result.targets))
 
-    sizes = {"num_samples": 96, "batch_size": 16, "validation_split": 32, "eval_batch_size": 4}
-    images = {"type": "RandomTensorLoader", "args": sizes | {"input_shape": [3, 32, 32], "num_classes": 10}}
-    numbers = {"type": "RandomTensorLoader", "args": sizes | {"input_shape": [6], "target_shape": [1]}}
-    model = {"type": "LinearRegression", "args": {"in_features": 6}}
-    overrides = ("trainer.tensorboard=true", "trainer.pictures_every=1", "trainer.epochs=1")
     with temporarily(TRAINERS, Reuses):
         for trainer in ("Trainer", "Reuses"):
-            chosen = (*overrides, f"trainer.type={trainer}")
-            memory.clear()
-            fit_there(*chosen, data_loader=images)
-            memory.clear()
-            fit_there(*chosen, data_loader=numbers, model=model, loss="mse_loss", metrics=[])
+            for keys in TASKS.values():
+                memory.clear()
+                fit_there(*EVALUATED, f"trainer.type={trainer}", **keys)
     assert len(found) == 4
     assert (found[0].classification.confusion == found[2].classification.confusion).all()
     assert (found[1].regression.pairs == found[3].regression.pairs).all()
