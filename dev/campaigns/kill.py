@@ -1,7 +1,7 @@
 """Kill runs again and again, resume them, and compare the result with an uninterrupted run.
 
 python dev/campaigns/kill.py --kills 100
-python dev/campaigns/kill.py --kills 20 --data all python numpy torch none now-and-then read
+python dev/campaigns/kill.py --kills 20 --data DrawingSamples FromPython NowAndThen
 
 Needs no data and about four seconds a kill. Status 1 if a single bit differs, or if the comparison does not see that
 something is wrong where a part of the state was left out on purpose.
@@ -18,18 +18,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tests.campaign import VARIANTS, Campaign, differences
+from tests.small_data import DRAWING
 
-LOADERS = {
-    "tensors": "SmallTensors",
-    "samples": "SmallSamples",
-    # a data set that draws from these generators
-    "all": "DrawingSamples",
-    "python": "FromPython",
-    "numpy": "FromNumpy",
-    "torch": "FromTorch",
-    "none": "FromNone",
-    "now-and-then": "NowAndThen",
-}
+LOADERS = ["SmallTensors", "SmallSamples", *(loader.__name__ for loader in DRAWING)]
 PARTS = ("random", "optimizer", "schedule", "metrics")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 KILLS_A_RUN = 10
@@ -42,7 +33,7 @@ def main() -> int:
     parser.add_argument(
         "--signals", choices=SIGNALS, nargs="+", default=["SIGKILL"], help="drawn for each kill (default: SIGKILL)"
     )
-    parser.add_argument("--data", choices=LOADERS, nargs="+", default=["tensors", "samples"])
+    parser.add_argument("--data", choices=LOADERS, nargs="+", default=LOADERS[:2])
     parser.add_argument("--checkpoint", choices=("full", "sharded"), default="full", help="of the runs (default: full)")
     parser.add_argument("--variant", choices=VARIANTS, default="", help="of the config (default: none of these)")
     options = parser.parse_args()
@@ -61,12 +52,12 @@ def campaign(folder: Path, data: str, options: argparse.Namespace) -> int:
     signals = tuple(signal.Signals[name] for name in options.signals)
     how: dict[str, Any] = {"workers": (0, 1, 2), "signals": signals, "checkpoint": options.checkpoint}
     how["variant"] = options.variant
-    first = Campaign(_made(folder / "alone"), LOADERS[data], seed, variant=options.variant)
+    first = Campaign(_made(folder / "alone"), data, seed, variant=options.variant)
     alone, wrong, done = first.alone(), 0, Counter[str]()
     runs = 0
     while done.total() < kills:
         runs += 1
-        one = Campaign(_made(folder / f"{runs}"), LOADERS[data], seed + runs, **how)
+        one = Campaign(_made(folder / f"{runs}"), data, seed + runs, **how)
         found = differences(alone, one.killed(min(KILLS_A_RUN, kills - done.total())))
         done.update(one.moments)
         wrong += bool(found)
@@ -83,8 +74,8 @@ def control(folder: Path, part: str) -> bool:
 
     Always with the same kills: with some others, no metric is pending in any of them.
     """
-    alone = Campaign(_made(folder / "alone"), LOADERS["tensors"], 0).alone()
-    one = Campaign(_made(folder / "killed"), LOADERS["tensors"], 1, left_out=part)
+    alone = Campaign(_made(folder / "alone"), "SmallTensors", 0).alone()
+    one = Campaign(_made(folder / "killed"), "SmallTensors", 1, left_out=part)
     found = differences(alone, one.killed(5))
     print(f"control, {part} left out: {f'seen in {found}' if found else 'NOT SEEN'}", flush=True)
     return bool(found)

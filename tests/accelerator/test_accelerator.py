@@ -214,6 +214,17 @@ def test_the_time_of_an_epoch_ends_when_the_device_has_finished(
     assert not waits
 
 
+SIZES = {"num_samples": 96, "batch_size": 16, "validation_split": 32, "eval_batch_size": 4}
+IMAGES = {"type": "RandomTensorLoader", "args": {**SIZES, "input_shape": [3, 32, 32], "num_classes": 10}}
+NUMBERS = {"type": "RandomTensorLoader", "args": {**SIZES, "input_shape": [6], "target_shape": [1]}}
+REGRESSION = {"type": "LinearRegression", "args": {"in_features": 6}}
+TASKS: dict[str, Any] = {
+    "classification": {"data_loader": IMAGES},
+    "regression": {"data_loader": NUMBERS, "model": REGRESSION, "loss": "mse_loss", "metrics": []},
+}
+EVALUATED = ("trainer.tensorboard=true", "trainer.pictures_every=1", "trainer.epochs=1")
+
+
 def test_statistics_of_an_evaluation_are_those_of_each_batch(fit_there: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if all batches have the same memory, as those of a CUDA graph."""
     report = pytest.importorskip("extras.report")
