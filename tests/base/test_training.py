@@ -356,13 +356,6 @@ def test_a_run_can_be_taken_as_a_config(fit: Fit) -> None:
     assert first.run_dir != again.run_dir
 
 
-def test_a_run_that_is_finished_says_so(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit("trainer.epochs=1").run_dir
-    assert "1 epoch of 5 steps" in capsys.readouterr().out
-    train.main(["-r", str(run)])
-    assert "all epochs are done; set trainer.epochs=N to train longer" in capsys.readouterr().out
-
-
 class Failing(Dataset[Any]):
     def __len__(self) -> int:
         return 8

@@ -121,24 +121,6 @@ def forge(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     checkpoint.write(path, state)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda state: state["writers"]["metrics"].update(bytes=-5), "state of the log metrics: {'bytes': -5}"),
-        (lambda state: state.pop("optimizer"), "has no part optimizer"),
-        (lambda state: state.update(model={"x": torch.zeros(1)}), "the part model in .* does not match"),
-        (lambda state: state.update(random={"python": 3}), "the part random in .* does not match"),
-    ],
-)
-def test_a_checkpoint_that_makes_no_sense_is_refused(
-    trained: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str
-) -> None:
-    run = copy_run(trained, tmp_path)
-    forge(run, change)
-    with pytest.raises(CheckpointError, match=says):
-        train.main(["-r", str(run)])
-
-
 def replace(*keys: Any, by: Any) -> Callable[[dict[str, Any]], None]:
     """Replace the value at these keys of a state; by ...: remove it."""
 
@@ -181,6 +163,7 @@ FORGED: list[tuple[Any, ...]] = [
     ("writers", "metrics", "bytes", -5),
     ("writers", "events", "bytes", True),
     ("writers", "events", "file", 5),
+    ("model", {"x": torch.zeros(1)}),
     ("data", 5),
     ("data", "training", "x"),
 ]
