@@ -55,11 +55,9 @@ class TrainerInterface(ABC):
             return self.model(inputs)
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
-        """Called before the training steps of an epoch, also if a run resumes within it, and before a test, prediction
-        or export, with the epoch of the checkpoint.
-
-        May be called twice for the same epoch. The first epoch is 1. If this is not the start of the epoch, what it
-        does to the weights and to the parts of ``stateful`` is undone: they stay as they were saved.
+        """Called before the training steps of an epoch; also if a run resumes within it, and before a test, prediction
+        or export, with the epoch of the checkpoint. There, what it does to the weights and to the parts of ``stateful``
+        is undone: they stay as they were saved. The first epoch is 1.
 
         Use it to change what depends on the epoch, such as the weight of a loss. Random numbers drawn here follow from
         the seed and the epoch, and do not affect those of the training. A module put into evaluation mode here stays in
