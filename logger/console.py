@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from utils.files import LogFile
-from utils.streams import is_plain, say_error, terminal_width
+from utils.streams import is_plain, terminal_width
 from utils.text import printable
 
 Item = TypeVar("Item")
@@ -24,7 +24,6 @@ INTERVAL = 0.2  # seconds between redraws: each reads the loss, and so waits for
 DELAY = 0.3  # seconds that an evaluation may take without a bar
 MARGIN = 3  # columns left free, so that a ^C echoed by the terminal does not start a second line
 MIN_BAR = 6  # columns of the bar itself
-EVERY = 5000  # items between lines of ``counting`` where a bar cannot be shown
 STYLES = {"dim": "2", "good": "1;32", "warning": "33", "bad": "1;31"}
 # tqdm's own lock is also for several processes; Python 3.14 starts a process more for such a lock
 tqdm.set_lock(threading.RLock())
@@ -47,24 +46,13 @@ def in_notebook() -> bool:
 
 @contextlib.contextmanager
 def counting(title: str, unit: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Receives numbers of finished items and shows them on stderr: a bar in a terminal, otherwise an occasional line.
+    """Receives numbers of finished items and shows them as a bar on stderr, if that is a terminal.
 
     total: None if it is known only at the end.
     """
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    of = "" if total is None else f" of {total:,}"
-    done = 0
-    hidden = not (terminal and shown)
+    hidden = not shown or sys.stderr is None or not sys.stderr.isatty()
     with tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=hidden, dynamic_ncols=True) as bar:
-
-        def advance(more: int) -> None:
-            nonlocal done
-            bar.update(more)
-            if shown and not terminal and (done + more) // EVERY > done // EVERY:
-                say_error(f"{title}: {done + more:,}{of}")
-            done += more
-
-        yield advance
+        yield bar.update
 
 
 class Bar(tqdm):  # type: ignore[misc]

@@ -123,7 +123,6 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._written: int | None = None
         self._handle: int | None = None  # kept open: opening a file takes longer than writing a line
         self._waiting = bytearray()
         self._lock = threading.Lock()  # the thread that writes checkpoints calls sync
@@ -137,16 +136,14 @@ class LogFile:
     def length(self) -> int:
         """Bytes appended so far, whether on disk or not."""
         with self._lock:
-            return self._on_disk() + len(self._waiting)
+            return size(self.path) + len(self._waiting)
 
     def truncate(self, length: int) -> None:
         """Remove everything after this length in bytes."""
         self.close()
         self._waiting.clear()
-        self._written = None
-        if self._on_disk() > length:
+        if size(self.path) > length:
             os.truncate(self.path, length)
-            self._written = length
 
     def sync(self) -> None:
         """Flush everything to disk. Raises OSError if that fails."""
@@ -169,21 +166,11 @@ class LogFile:
         if not self._waiting:
             return
         if self._handle is None:
-            self._handle = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666
-            )
-            self._written = min(self._on_disk(), os.fstat(self._handle).st_size)
-            os.ftruncate(self._handle, self._written)  # remains of a failed write
+            binary = getattr(os, "O_BINARY", 0)  # of Windows
+            self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary, 0o666)
         try:
             while self._waiting:
-                count = os.write(self._handle, self._waiting)
-                self._written = self._on_disk() + count
-                del self._waiting[:count]
+                del self._waiting[: os.write(self._handle, self._waiting)]
         except OSError:
             self.close()
             raise
-
-    def _on_disk(self) -> int:
-        if self._written is None:
-            self._written = size(self.path)
-        return self._written
