@@ -74,13 +74,14 @@ def write(path: Path, state: dict[str, Any] | bytes) -> None:
     state: or its ``staged`` form.
     """
     with atomic_write(path) as file:
-        hashing = _HashingFile(file)
         if isinstance(state, bytes):
-            hashing.write(state)
+            file.write(state)
         else:
-            torch.save({"format": FORMAT, **state}, hashing)  # type: ignore[arg-type]
-        file.seek(-2, os.SEEK_END)
-        file.write(_comment(hashing.hash))
+            torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        end = file.seek(-2, os.SEEK_END)  # the zip comment is empty so far
+        with open_regular(Path(file.name)) as written:
+            file.write(_comment(written, end))
         file.flush()
         _read_back(file, path)
 
@@ -96,30 +97,6 @@ def _read_back(file: BinaryIO, path: Path) -> None:
         raise OSError(errno.EIO, "the disk did not return what was written", str(path)) from error
 
 
-class _HashingFile:  # not an io class: from Python 3.13 on, io objects are flushed again when freed
-    """Computes the SHA-256 of what is written, except for the last two bytes (the length of the zip comment)."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.hash = hashlib.sha256()
-        self.tail = b""
-
-    def write(self, data: Any) -> int:
-        self.file.write(data)
-        if len(data) >= 2:
-            self.hash.update(self.tail)
-            self.hash.update(memoryview(data)[:-2])
-            self.tail = bytes(memoryview(data)[-2:])
-        else:
-            tail = self.tail + data
-            self.hash.update(tail[:-2])
-            self.tail = tail[-2:]
-        return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def read_file(path: Path) -> dict[str, Any]:
     """The state in a checkpoint file; the large tensors of a sharded checkpoint are on device "meta".
 
@@ -129,13 +106,8 @@ def read_file(path: Path) -> dict[str, Any]:
     with as_checkpoint_errors(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # as it should
         state = torch.load(path, map_location="cpu", weights_only=True)
-    if (
-        not isinstance(state, dict)
-        or not isinstance(state.get("model"), dict)
-        or type(state.get("format")) is not int
-        or state["format"] != FORMAT
-    ):
-        raise CheckpointError(f"{path} is not a checkpoint written by this project")
+        if not isinstance(state, dict) or not isinstance(state.get("model"), dict) or state.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a checkpoint written by this project")
     return state
 
 
@@ -157,17 +129,16 @@ def as_checkpoint_errors(path: Path) -> Iterator[None]:
 
 def verify(path: Path) -> None:
     """Read a file once and compare its SHA-256. Raises CheckpointError if any byte has changed since it was written."""
-    digest = hashlib.sha256()
     with os_errors_as(CheckpointError, f"{path} cannot be read"), open_regular(path) as file:
-        left = os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2
-        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-            digest.update(chunk)
-            left -= len(chunk)
-        comment = file.read()
-    if comment != _comment(digest):
-        raise CheckpointError(f"{path} is damaged, or was not written by this project")
+        expected = _comment(file, os.fstat(file.fileno()).st_size - COMMENT_LENGTH - 2)
+        if file.read() != expected:
+            raise CheckpointError(f"{path} is damaged, or was not written by this project")
 
 
-def _comment(digest: Any) -> bytes:
-    """The end of the file: the length of the zip comment, and the comment."""
-    return struct.pack("<H", COMMENT_LENGTH) + MARK + str(digest.hexdigest()).encode()
+def _comment(file: BinaryIO, length: int) -> bytes:
+    """The end of a file that begins with these bytes: the length of the zip comment, and the comment."""
+    digest = hashlib.sha256()
+    while length > 0 and (chunk := file.read(min(length, 1 << 20))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return struct.pack("<H", COMMENT_LENGTH) + MARK + digest.hexdigest().encode()
