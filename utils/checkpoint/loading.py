@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.checkpoint.file import STEP_FILE, TensorAllocator, read_file, step_files, step_of
+from utils.checkpoint.file import STEP_FILE, TensorAllocator, file_name, read_file, step_files, step_of, verify
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
 
@@ -68,12 +68,19 @@ def newest_intact(
     for path in process_group.broadcast_object(lambda: list(_candidates(folder))):
         try:
             state = read_together(process_group, functools.partial(read, path, allocate))
-            saved_progress(state, path)
+            step = saved_progress(state, path)["steps"]
         except CheckpointError as error:
             damaged.append(str(error))
             warn(f"{error}; falling back to an older one")
-        else:
-            return path, state
+            continue
+
+        step_file = folder / file_name(step)
+        if not (step_file.exists() and step_file.samefile(path)):
+            try:
+                verify(step_file)
+            except CheckpointError as error:
+                warn(f"{error}; {path.name} is the same checkpoint")
+        return path, state
     if damaged:
         raise CheckpointError(f"no usable checkpoint in {folder}:\n  " + "\n  ".join(damaged))
     return None
