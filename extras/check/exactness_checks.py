@@ -97,26 +97,36 @@ def check_resume(fresh: Fresh, batches: Batches, take_step: Callable[[], None]) 
         text = f"a run cannot resume: {format_error_with_source(error)}"
         yield CheckResult("exactness", "FAIL", text, f"{cause}; {ADVICE}")
         return
+    notes = [*_changed(fresh, contents), *_changed_samples(batches, samples)]
+    yield from notes or _repeated(trainer, take_step, uninterrupted)
 
+
+def _changed(fresh: Fresh, contents: dict[str, Any]) -> Iterator[CheckResult]:
+    """contents: of the trainer where the run was stopped."""
     now = fresh.contents()
     if differ := [name for name, value in contents.items() if not same(value, now.get(name, {}))]:
         cause = "state outside stateful(), a plain attribute of a module, or what begin_epoch computes from its like"
         yield _note(f"values that a resumed run would not have: {', '.join(differ)}", cause)
+
+
+def _changed_samples(batches: Batches, samples: Any) -> Iterator[CheckResult]:
     if not same(samples, _first_samples(batches)):
-        cause = (
-            "a data set with its own random generator, one that changes what it stores, or a begin_epoch() that does"
-        )
+        cause = "a data set with its own random generator, or that changes what it stores, as begin_epoch() may"
         yield _note("the same samples, loaded twice with the same seed, differ", cause)
-        return
-    if differ or torch.get_deterministic_debug_mode() < (1 if trainer.runtime.on_cpu else 2):
+
+
+def _repeated(
+    trainer: BaseTrainer, take_step: Callable[[], None], uninterrupted: dict[str, Any]
+) -> Iterator[CheckResult]:
+    """Whether the same steps change the same parts in the same way; skipped where kernels may differ by themselves."""
+    if torch.get_deterministic_debug_mode() < (1 if trainer.runtime.on_cpu else 2):
         return
     cause = "state outside stateful(), a part that does not load it, or one that depends on the time"
     try:
         resumed = _steps(trainer, take_step)
     except Exception as error:  # as where something has been used up
-        yield _note(
-            f"{REPEATED} steps, repeated from the restored state, fail: {format_error_with_source(error)}", cause
-        )
+        reason = format_error_with_source(error)
+        yield _note(f"{REPEATED} steps, repeated from the restored state, fail: {reason}", cause)
         return
     if differ := [name for name, part in uninterrupted.items() if not same(part, resumed[name])]:
         yield _note(f"{REPEATED} steps, repeated from the restored state, end with a different {listed(differ)}", cause)
