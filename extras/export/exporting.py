@@ -130,27 +130,17 @@ def _described(exportable: Exportable) -> dict[str, Any]:
     with torch.no_grad():
         inputs = [call.arguments for call in exportable.calls]
         outputs = [exportable.model(**copied(arguments)) for arguments in inputs]
-    described = {}
+    described: dict[str, Any] = {"inputs": [], "outputs": []}
+    sizes = tuple(call.samples for call in exportable.calls)
     for key, (first, second) in (("inputs", inputs), ("outputs", outputs)):
         names = flat_names(first, single=key)
         if not names or len(names) != len(flat_names(second)):
             raise UserError(f"its {key} are not a fixed number of tensors, but of type {type(first).__name__}")
-        described[key] = [
-            {"name": name, "shape": shape, "dtype": dtype}
-            for name, (shape, dtype) in zip(names, _shapes(first, second, exportable), strict=True)
-        ]
+        for name, one, other in zip(names, tensors(first), tensors(second), strict=True):
+            pairs = zip(one.shape, other.shape, strict=True)
+            shape = [pair[0] if pair[0] == pair[1] else "batch" if pair == sizes else "length" for pair in pairs]
+            described[key].append({"name": name, "shape": shape, "dtype": str(one.dtype).removeprefix("torch.")})
     return described
-
-
-def _shapes(first: Any, second: Any, exportable: Exportable) -> list[tuple[list[Any], str]]:
-    """Shape (with names for axes that depend on the batch) and dtype of each tensor in two nests."""
-    sizes = tuple(call.samples for call in exportable.calls)
-    found = []
-    for one, other in zip(tensors(first), tensors(second), strict=True):
-        pairs = zip(one.shape, other.shape, strict=True)
-        shape = [pair[0] if pair[0] == pair[1] else "batch" if pair == sizes else "length" for pair in pairs]
-        found.append((shape, str(one.dtype).removeprefix("torch.")))
-    return found
 
 
 def _compare_weights(model: nn.Module, file: Path) -> str:

@@ -142,9 +142,8 @@ def _member(path: str, names: Sequence[str], wanted: str) -> str:
     if chosen and chosen[0] in names:
         return chosen[0]
     contains = f"it contains {', '.join(names[:10]) or 'none'}"
-    if wanted:
-        raise DataError(f'{path} has no array "{wanted}"; {contains}')
-    raise DataError(f"{path}: {contains}; name the array, as in {path}:{names[0] if names else 'x'}")
+    what = f'no array "{wanted}"' if wanted else f"name the array, as in {path}:{names[0] if names else 'x'}"
+    raise DataError(f"{path}: {what}; {contains}")
 
 
 # ------------------------------------------------------------------ tables
