@@ -48,10 +48,7 @@ def _check_tensor(name: str, tensor: Tensor, *, may_be_constant: bool) -> CheckR
         return CheckResult("batch", "FAIL" if empty else "ok", text)
     # those that a sparse tensor stores, as the edges of a graph, or those in a list, as the classes of an image's boxes
     may_be_constant = may_be_constant or not has_strides(tensor) or any(key.isdigit() for key in name.split("."))
-    return _check_values(name, stored_values(tensor.detach()), text, may_be_constant=may_be_constant)
-
-
-def _check_values(name: str, tensor: Tensor, text: str, *, may_be_constant: bool) -> CheckResult:
+    tensor = stored_values(tensor.detach())
     finite = torch.isfinite(tensor)
     if not finite.all():
         cause = "missing values in the data, or a transform that divides by a standard deviation of 0"
@@ -65,15 +62,11 @@ def _check_values(name: str, tensor: Tensor, text: str, *, may_be_constant: bool
         cause = "data sorted by class but not shuffled" if name == "targets" else "a transform that returns a constant"
         verdict: Verdict = "FAIL" if name == "inputs" else "note"
         return CheckResult("batch", verdict, f"{text}: all values are the same", cause)
-    if name == "targets" and _class_indices(tensor):
+    if name == "targets" and tensor.dim() == 1 and not tensor.is_floating_point():
         return CheckResult("batch", "ok", f"{text}; {len(set(tensor.tolist()))} classes")
     if name == "inputs" and tensor.is_floating_point() and max(abs(low), abs(high)) > 30:
         return CheckResult("batch", "note", text, "unscaled inputs; most models expect about [-1, 1]")
     return CheckResult("batch", "ok", text)
-
-
-def _class_indices(tensor: Tensor) -> bool:
-    return tensor.dim() == 1 and not tensor.is_floating_point()
 
 
 def tried(

@@ -126,17 +126,18 @@ def check_optimizer(config: Config, start: float, end: float, steps: int) -> Che
     return CheckResult("optimizer", "ok", text)
 
 
-def check_time(config: Config, training: Training, step: float, fetching: float, validation: float) -> CheckResult:
-    """The time of the whole run, from the seconds of a step, of loading its batches and of a validation pass."""
+def check_time(config: Config, training: Training, step: float, fetching: float) -> CheckResult:
+    """The time of the whole run without its validations, from the seconds of a step and of loading its batches."""
     settings = config.trainer
     steps = settings.steps_per_epoch or -(-len(training.batches) // settings.accumulate_steps)
     # worker processes load batches while the model computes; without them, one follows the other
     parallel = training.batches.num_workers > 0
     seconds = max(step, fetching / training.batches.num_workers) if parallel else step + fetching
-    total = settings.epochs * (steps * seconds + validation)
+    total = settings.epochs * steps * seconds
     text = (
         f"{duration(step, fine=True)} a step and {duration(fetching, fine=True)} for its data; "
-        f"{count(settings.epochs, 'epoch')} of {count(steps, 'step')} take about {duration(total, fine=True)}"
+        f"{count(settings.epochs, 'epoch')} of {count(steps, 'step')} take about {duration(total, fine=True)}, "
+        "without validation"
     )
     if fetching > step and not parallel:
         cause = "loading that takes longer than the model: keep the data in memory, or set num_workers"
@@ -146,13 +147,8 @@ def check_time(config: Config, training: Training, step: float, fetching: float,
 
 def check_memory(model: nn.Module, optimizer_states: Sequence[Any]) -> CheckResult:
     """Bytes that stay on the device; activations, which grow with the batch size, are not included."""
-    gradients = [parameter.grad for parameter in model.parameters()]
-    text = (
-        f"{_bytes(list(model.parameters()))} parameters, {_bytes(gradients)} gradients, "
-        f"{_bytes(optimizer_states)} optimizer; activations not counted"
-    )
+    parameters = list(model.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    weights, slopes, states = (size(size_of(each)) for each in (parameters, gradients, optimizer_states))
+    text = f"{weights} parameters, {slopes} gradients, {states} optimizer; activations not counted"
     return CheckResult("memory", "ok", text)
-
-
-def _bytes(nest: Any) -> str:
-    return size(size_of(nest))

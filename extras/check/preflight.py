@@ -106,7 +106,6 @@ class _Check:
         self.measures = "eval_step"
         """The step whose losses are compared; "train_step" if the other takes no training batch, or has no loss."""
         self.fetching: list[float] = []
-        self.validation = 0.0  # seconds of a pass over the validation data, estimated from its first batch
         # the schedule is unaffected: its length is that of the run
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
@@ -256,25 +255,23 @@ class _Check:
         for _ in range(TIMED_STEPS):
             began = time.perf_counter()
             self._take_step()
-            self._wait()
+            if self.runtime.device.type != "cpu":
+                torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - began)
         yield model_checks.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
         fetching = statistics.median(self.fetching) * self.config.trainer.accumulate_steps
         step = statistics.median(seconds)
-        yield model_checks.check_time(self.config, self.training, step, fetching, self.validation)
+        yield model_checks.check_time(self.config, self.training, step, fetching)
         states = [state for each in self.training.optimizers.values() for state in each.optimizer.state.values()]
         yield model_checks.check_memory(self.model, states)
 
     def _take_step(self) -> None:
-        self.model.train()
-        step = self._step()
-        check_step_was_taken(self.trainer, self.trainer.optimizer_step(step), step)
-
-    def _step(self) -> StepBatches:
         """An optimizer step with as many micro-batches as configured; always the same batch here."""
+        self.model.train()
         count, first = self.config.trainer.accumulate_steps, self.first
         batches = (MicroBatch(first, first.size, self._copied()) for _ in range(count))
-        return StepBatches(batches, count, count * first.size, self.training.batches.after(first))
+        step = StepBatches(batches, count, count * first.size, self.training.batches.after(first))
+        check_step_was_taken(self.trainer, self.trainer.optimizer_step(step), step)
 
     def _smallest_batch(self) -> Iterator[CheckResult]:
         """Take a training step with as few samples as the last batch has."""
@@ -306,13 +303,10 @@ class _Check:
             batches.close()
 
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
-        start = time.perf_counter()
         before = copied({name: each for name, each in self.model.state_dict().items() if isinstance(each, Tensor)})
         micro_batch = next(batches.one_pass())
         check_next_step(self.trainer, "eval_step", "validation")
         result = self._evaluate(self.runtime.to_device(micro_batch.data))
-        self._wait()
-        self.validation += (time.perf_counter() - start) * len(batches)
         after = self.model.state_dict()
         # a buffer that has grown is a table, such as one of positions
         kept = {name: each for name, each in before.items() if name in after and after[name].shape == each.shape}
@@ -323,10 +317,6 @@ class _Check:
 
     def _test_data(self) -> None:
         self.experiment.data.test()
-
-    def _wait(self) -> None:
-        if self.runtime.device.type != "cpu":
-            torch.accelerator.synchronize()
 
 
 def _own_validation(trainer: BaseTrainer) -> list[str]:

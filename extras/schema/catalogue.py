@@ -30,20 +30,16 @@ def listing(name: str = "", *, width: int = 110) -> str:
         return "\n\n".join("\n".join(_whole(kind, registry, name, width)) for kind, registry in found)
     of_kind = [each for each in listed if name.lower().replace(" ", "_") in _kind_names(*each)]
     if name and not of_kind:
-        raise UserError(f'unknown component "{name}"; {_further(name)}')
+        known = [known for _, registry in listed for known in (*registry.names(), registry.plural())]
+        close = closest(name, known)
+        further = f'did you mean "{close}"?' if close else "python train.py --list shows all"
+        raise UserError(f'unknown component "{name}"; {further}')
     return "\n".join(line for kind, registry in of_kind or listed for line in _kind(kind, registry, width)).rstrip("\n")
 
 
 def _kind_names(kind: str, registry: Registry) -> set[str]:
     """The names by which users can refer to a kind, as in "model", "models"."""
     return {kind, registry.kind.replace(" ", "_"), registry.plural().replace(" ", "_")}
-
-
-def _further(name: str) -> str:
-    """Advice about an unknown name, whatever kind it was meant to be."""
-    known = [known for registry in (*REGISTRIES.values(), WRITERS) for known in registry.names()]
-    close = closest(name, [*known, *(registry.plural() for registry in REGISTRIES.values())])
-    return f'did you mean "{close}"?' if close else "python train.py --list shows all"
 
 
 def _kind(kind: str, registry: Registry, width: int) -> Iterator[str]:
