@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from base.data.pictures import pictures_of
 from base.experiment import Experiment
@@ -46,12 +47,13 @@ class EvaluationStats(Observer):
         experiment: Experiment,
         *,
         warn: Callable[[str], None] | None = None,
-        wanted: Callable[[], bool] = lambda: True,
+        wanted: Callable[[BaseTrainer], bool] | None = None,
     ) -> None:
         """warn: takes a message, once, if the data loader's ``pictures`` fails; None: raises DataError.
 
-        wanted: whether the evaluation that begins is to be observed.
+        wanted: whether the evaluation that begins in a training is to be observed; None: each is.
         """
+        self._trainer: BaseTrainer | None = None
         self.warn, self.wanted, self._observed = warn, wanted, True
         self._has_pictures: bool | None = None  # not known yet
         self.data, self.processes = experiment.data, experiment.runtime.process_group
@@ -63,10 +65,13 @@ class EvaluationStats(Observer):
         self._of_two = False
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
+    def begin(self, trainer: BaseTrainer) -> None:
+        self._trainer = trainer
+
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
         self._begun, self._expected = False, samples
-        self._observed = self.wanted()
+        self._observed = self.wanted is None or (self._trainer is not None and self.wanted(self._trainer))
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._observed:

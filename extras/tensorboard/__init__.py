@@ -12,7 +12,7 @@ profile          a trace of some optimizer steps
 
 from base.experiment import Experiment
 from base.training.observer import Observer, all_of
-from extras.tensorboard.board import Board, PictureSchedule
+from extras.tensorboard.board import Board, may_be_drawn
 from logger.writers import EventWriter, Writer
 from utils.extras import find_extra
 from utils.schema import Config
@@ -26,9 +26,9 @@ def make_observer(config: Config, experiment: Experiment, events: Writer | None,
     text: the config as in the run's folder.
     """
     report = find_extra("report")
-    schedule, warn = PictureSchedule(config.trainer), experiment.console.warn
-    stats = report.EvaluationStats(experiment, warn=warn, wanted=schedule.may_come) if report else None
+    warn = experiment.console.warn
+    stats = report.EvaluationStats(experiment, warn=warn, wanted=may_be_drawn) if report else None
     if stats is None and config.trainer.pictures_every != 0 and isinstance(events, EventWriter):
         experiment.console.info("TensorBoard gets no pictures of evaluations: extras/report is not in this project")
     board = Board(config, events, text, stats) if isinstance(events, EventWriter) else None
-    return all_of([*filter(None, [schedule, stats, board])])
+    return all_of([*filter(None, [stats, board])])

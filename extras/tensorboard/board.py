@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from base.base_trainer import BaseTrainer
 from base.data.stream import StreamBatches
 from base.training.observer import Observer
-from base.training.progress import Progress
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
 from logger.writers import EventWriter, text
 from utils.errors import DataError
@@ -25,30 +24,19 @@ if TYPE_CHECKING:
     from extras.tensorboard.profile import StepProfile
 
 
-class PictureSchedule(Observer):
-    """Which evaluations of a run are drawn."""
+# methods of a trainer that decide which epoch is the last
+DECIDE = ("finished", "stopped_early", "end_epoch")
 
-    DECIDE = ("finished", "stopped_early", "end_epoch")
-    """Methods of a trainer that decide which epoch is the last."""
 
-    def __init__(self, settings: TrainerConfig) -> None:
-        self.settings = settings
-        self.progress: Progress | None = None
-        self.validates = self.decides = False
-
-    def begin(self, trainer: BaseTrainer) -> None:
-        self.progress, self.validates = trainer.progress, bool(trainer.training.validation)
-        self.decides = any(getattr(type(trainer), name) is not getattr(BaseTrainer, name) for name in self.DECIDE)
-
-    def may_come(self) -> bool:
-        """Whether the evaluation that begins may be drawn: after its epoch, or if that turns out to be the last."""
-        if self.progress is None:
-            return False  # a trainer's own evaluation, before its training
-        if not self.validates:
-            return True  # samples of the training, which are evaluated only to be drawn
-        epochs, stale, patience = self.progress.epochs + 1, self.progress.stale_epochs + 1, self.settings.early_stop
-        last = self.decides or epochs >= self.settings.epochs or (patience is not None and stale >= patience)
-        return not self.progress.validating and are_due(self.settings, epochs, finished=last)
+def may_be_drawn(trainer: BaseTrainer) -> bool:
+    """Whether the evaluation that begins may be drawn: after its epoch, or if that turns out to be the last."""
+    if not trainer.training.validation:
+        return True  # samples of the training, which are evaluated only to be drawn
+    settings, progress = trainer.settings, trainer.progress
+    decides = any(getattr(type(trainer), name) is not getattr(BaseTrainer, name) for name in DECIDE)
+    early = settings.early_stop is not None and progress.stale_epochs + 1 >= settings.early_stop
+    last = decides or early or progress.epochs + 1 >= settings.epochs
+    return not progress.validating and are_due(settings, progress.epochs + 1, finished=last)
 
 
 def are_due(settings: TrainerConfig, epochs: int, *, finished: bool) -> bool:
