@@ -13,7 +13,6 @@ from utils.text import duration, number, number_or_dash
 
 # 97.5% quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom
 T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-NORMAL_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,8 @@ def t_quantile(freedom: int) -> float:
     """The 97.5% quantile of Student's t distribution, to three digits."""
     if freedom <= len(T_QUANTILES):
         return T_QUANTILES[freedom - 1]
-    z = NORMAL_QUANTILE
-    # the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
+    # the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5) at the normal distribution's quantile
+    return 1.959964 + 2.3723 / freedom + 2.8225 / freedom**2 + 2.5558 / freedom**3
 
 
 def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:

@@ -55,7 +55,7 @@ class TrialProcesses:
         note = [] if self.note is None else [f"--note={self.note}"]
         with (run.path / ERRORS).open("wb") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "extras.sweep.trial_process", str(run.path.resolve()), *note],
+                [sys.executable, "-P", "-m", "extras.sweep.trial_process", str(run.path.resolve()), *note],
                 env=environment,
                 stdin=self.pipe[0],
                 stdout=subprocess.DEVNULL,
