@@ -34,6 +34,7 @@ from base.data.split import check_folds, check_split, split_at_random
 from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
 from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
+from utils.text import listed
 
 MOST_CLASSES = 100_000
 """Integer targets above this are treated as numbers, as in regression, rather than classes."""
@@ -88,8 +89,6 @@ class BaseDataLoader(ABC):
             raise ValueError(
                 '"device_cache" builds batches on the device, which "num_workers" cannot; use only one of them'
             )
-        if balanced and not shuffle:
-            raise ValueError('"balanced" draws samples at random, but "shuffle" is false; use only one of them')
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_split = validation_split
@@ -232,8 +231,7 @@ class BaseDataLoader(ABC):
         data = self.validation_data()
         if data is not None:
             if what := self._holds_out():
-                where = "" if what == "split()" else f"data_loader.args.{what}: "
-                raise DataError(f"{where}{type(self).__name__} has its own validation data; leave {what} out")
+                raise DataError(f"{type(self).__name__} has its own validation data; leave {what} out")
             return self._evaluation(self._as_source(data), None)
         if not self._holds_out():
             return None
@@ -285,21 +283,14 @@ class BaseDataLoader(ABC):
         return self.device_cache.keep(source, self.device) if self.device_cache else source
 
     def _check_stream(self, source: StreamSource) -> None:
-        """Raise DataError if a stream for training is combined with options that need indices."""
-        held_out_by = self._holds_out()
-        asked = {
-            held_out_by: bool(held_out_by),
-            "balanced": self.balanced,
-            "sample_weights()": call_hook(self, "sample_weights") is not None,
-            "lengths()": call_hook(self, "lengths") is not None,
-        }
-        for name, value in asked.items():
-            if value:
-                where = "" if name.endswith("()") else "data_loader.args."
-                raise DataError(
-                    f"{where}{name}: the training data is a stream, which has no indices; leave {name} out"
-                    + ("" if name != held_out_by else ", and define validation_data() instead")
-                )
+        """Raise DataError if a stream for training has a length, or is combined with what needs indices."""
+        asked = [self._holds_out(), "balanced" if self.balanced else ""]
+        asked += [f"{hook}()" for hook in ("sample_weights", "lengths") if call_hook(self, hook) is not None]
+        if names := [*filter(None, asked)]:
+            raise DataError(
+                f"the training data is a stream, which has no indices; leave {listed(names)} out. To hold out samples, "
+                "define validation_data()"
+            )
         if source.length is not None:
             raise DataError(
                 "a stream for training must not have a length; trainer.steps_per_epoch sets the length of an epoch"
@@ -323,10 +314,8 @@ class BaseDataLoader(ABC):
         weighted = self.balanced or call_hook(self, "sample_weights") is not None
         if not self.shuffle:
             if weighted or lengths is not None:
-                hook = "sample_weights() draws" if weighted else "lengths() sorts"
-                raise DataError(
-                    f"data_loader.args.shuffle: {type(self).__name__}.{hook} the samples, so shuffle cannot be false"
-                )
+                what = "balanced, sample_weights() or lengths()"
+                raise DataError(f"data_loader.args.shuffle: {what} determines the order, so shuffle cannot be false")
             return None
         order: Order = Shuffled(len(source) if train is None else len(train), seed)
         if weighted or type(self).sample_weights is not BaseDataLoader.sample_weights:

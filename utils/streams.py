@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import shlex
 import sys
 from importlib.machinery import PathFinder
@@ -32,7 +31,7 @@ def prepare_streams() -> None:
 
 def _say_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     clear_loading()
-    if isinstance(error, ModuleNotFoundError) and error.name in _required_packages():
+    if isinstance(error, ModuleNotFoundError) and "." not in (error.name or "."):
         python = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
         say_error(f"error: {error.name} is not installed; activate the project's environment, or: {python}")
         raise SystemExit(2)
@@ -40,13 +39,6 @@ def _say_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
         say_error(f"error: {hidden}.py in the project's folder hides the module {hidden} ({error}): rename it")
         raise SystemExit(2)
     say_error("".join(format_exception(kind, error, trace)).rstrip())
-
-
-def _required_packages() -> list[str]:
-    """Their names as modules; none if the list is missing."""
-    with contextlib.suppress(OSError, ValueError):
-        return re.findall(r"(?m)^\w+", REQUIREMENTS.read_text(encoding="utf-8"))
-    return []
 
 
 def _hidden_module(error: BaseException) -> str | None:

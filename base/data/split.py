@@ -47,11 +47,8 @@ def indices_of(mask: Tensor) -> Tensor:
 
 def check_folds(folds: int | None, fold: int | None, validation_split: float) -> None:
     """Raise ValueError if these arguments contradict each other."""
-    if (folds is None) != (fold is None):
-        given, missing = ("folds", "fold") if fold is None else ("fold", "folds")
-        raise ValueError(f'"{given}" also needs "{missing}", as in "folds": 5, "fold": 0')
-    if folds is not None and fold is not None and fold >= folds:
-        raise ValueError(f'"fold" is {fold}, but the {folds} folds are numbered from 0 to {folds - 1}')
+    if (folds is None) != (fold is None) or (folds or 1) <= (fold or 0):
+        raise ValueError('"folds" and "fold" go together, with fold from 0 to folds - 1, as in "folds": 5, "fold": 0')
     if folds is not None and validation_split:
         raise ValueError('"folds" already holds out validation data; leave "validation_split" out, or set it to 0')
 

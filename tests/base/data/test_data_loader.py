@@ -52,9 +52,9 @@ def test_folds_are_disjoint_and_cover_all() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"folds": 5}, '"folds" also needs "fold"'),
-        ({"fold": 0}, '"fold" also needs "folds"'),
-        ({"folds": 5, "fold": 5}, '"fold" is 5, but the 5 folds are numbered from 0 to 4'),
+        ({"folds": 5}, '"folds" and "fold" go together'),
+        ({"fold": 0}, '"folds" and "fold" go together'),
+        ({"folds": 5, "fold": 5}, "from 0 to folds - 1"),
         ({"folds": 5, "fold": 0, "validation_split": 0.1}, 'leave "validation_split" out'),
         ({"folds": 1, "fold": 0}, "data_loader.args.folds: should be greater than or equal to 2"),
         ({"folds": 51, "fold": 0}, "data_loader.args.folds: 50 training samples are not enough for 51 folds"),

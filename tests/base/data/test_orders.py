@@ -236,17 +236,9 @@ SIZES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("loader", "overrides", "says"),
     [
-        (
-            "RandomTensorLoader",
-            ["data_loader.args.balanced=true", "data_loader.args.shuffle=false"],
-            '"shuffle" is false',
-        ),
-        (
-            "UnevenWeights",
-            ["data_loader.args.shuffle=false"],
-            r"UnevenWeights.sample_weights\(\) draws .* shuffle cannot",
-        ),
-        ("UnevenLengths", ["data_loader.args.shuffle=false"], r"UnevenLengths.lengths\(\) sorts .* shuffle cannot be"),
+        ("RandomTensorLoader", ["data_loader.args.shuffle=false", "data_loader.args.balanced=true"], "shuffle cannot"),
+        ("UnevenWeights", ["data_loader.args.shuffle=false"], "shuffle cannot be false"),
+        ("UnevenLengths", ["data_loader.args.shuffle=false"], "shuffle cannot be false"),
         ("UnevenWeights", ["data_loader.args.balanced=true"], "leave balanced out"),
     ],
 )
