@@ -75,9 +75,10 @@ class CIFAR10Loader(ImageLoader):
         labels = np.array(data.targets)
         cache = self._cache(train=train)  # for the files as they are after a download
         try:
-            cache.keep(lambda: Decoded(pixels.shape, labels, (part for part in [pixels])))
+            return cache.keep(
+                lambda: Decoded(pixels.shape, labels, (part for part in [pixels])), in_memory=self.in_memory
+            )
         except OSError as error:
             if not self.in_memory:
                 raise DataError(f'"in_memory": false needs {cache.pixels}, which cannot be written') from error
-        kept = None if self.in_memory else cache.load(in_memory=False)
-        return kept or Images(torch.from_numpy(pixels), torch.from_numpy(labels))
+            return Images(torch.from_numpy(pixels), torch.from_numpy(labels))

@@ -79,16 +79,10 @@ class ImageFolderLoader(ImageLoader):
         return self._read[part]
 
     def _decode(self, part: str, cache: ImageCache) -> Images:
-        root = self.data_dir / part
+        make = functools.partial(decode, self.data_dir / part, self.class_names, self.size, white=self.white)
         try:
-            cache.keep(lambda: decode(root, self.class_names, self.size, every_class=part == "train", white=self.white))
+            return cache.keep(functools.partial(make, every_class=part == "train"), in_memory=self.in_memory)
         except OSError as error:
             raise DataError(
-                f"the decoded images of {root} cannot be written to {cache.pixels}: {error.strerror}; "
-                'set "cache_dir" to a writable folder'
+                f'{cache.pixels} cannot be written: {error.strerror or error}; set "cache_dir" to a writable folder'
             ) from error
-        if (images := cache.load(in_memory=self.in_memory)) is None:
-            raise DataError(
-                f"{cache.pixels} differs from what was written; is the disk faulty, or is another run writing it?"
-            )
-        return images

@@ -68,11 +68,14 @@ class ImageCache:
             return None
         return Images(pixels.rows(slice(None)) if in_memory else pixels, labels)
 
-    def keep(self, decode: Callable[[], Decoded]) -> None:
-        """Write the images, unless another process has. On OSError or a decoding error, no cache is left."""
+    def keep(self, decode: Callable[[], Decoded], *, in_memory: bool) -> Images:
+        """Write the images, unless another process has, and load them. On any error, no cache is left."""
         with self._locked():
             if self.load(in_memory=False) is None:
                 self._write(decode())
+        if (images := self.load(in_memory=in_memory)) is None:
+            raise OSError("its content is not what was written; another run may be writing it")
+        return images
 
     def _write(self, decoded: Decoded) -> None:
         self.notes.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -201,13 +200,6 @@ def test_another_seed_gives_another_order_and_another_augmentation() -> None:
     assert not torch.equal(one[0][one[1].argsort()], two[0][two[1].argsort()])
 
 
-def test_transforms_of_samples_leave_the_models_generators_alone() -> None:
-    before = torch.get_rng_state(), random.getstate()
-    passes(Batches(SampleSource(Photos()), batch_size=4), 1)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
-
-
 def test_the_last_batch_is_short() -> None:
     batches = Batches(numbers(), batch_size=5)
     assert [len(targets) for _, targets in passes(batches, 1)] == [5, 5, 5, 5, 3]
@@ -278,14 +270,6 @@ def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: P
 def test_cifar10_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     loader = CIFAR10Loader(batch_size=20, data_dir=str(tmp_path), download=False)
     with pytest.raises(DataError, match="data_dir"):
-        loader.training(seed=0)
-
-
-def test_cifar10_with_other_bytes_than_the_official_ones_is_refused(cifar10_folder: Path, tmp_path: Path) -> None:
-    """torchvision's md5 check is on, and no argument of the loader switches it off."""
-    shutil.copytree(cifar10_folder / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
-    loader = CIFAR10Loader(batch_size=20, data_dir=str(tmp_path), download=False)
-    with pytest.raises(DataError, match="corrupted"):
         loader.training(seed=0)
 
 

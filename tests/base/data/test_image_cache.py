@@ -160,7 +160,7 @@ def test_one_process_at_a_time_writes_and_the_others_take_what_it_wrote(
 
     monkeypatch.setattr("base.data.images.cache.lock_file", taken_at_first)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    cache.keep(lambda: pytest.fail("it is there"))
+    cache.keep(lambda: pytest.fail("it is there"), in_memory=True)
     assert "waiting for another process, which is creating" in capfd.readouterr().err
 
 
