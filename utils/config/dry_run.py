@@ -6,7 +6,6 @@ components are only built in the run itself, since their constructors may do any
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,11 +55,11 @@ def dry_run_problems(
         try:
             with warnings.catch_warnings(action="ignore"):  # the run itself will issue these warnings
                 if kind == "optimizer":
+                    optimizers["lr_scheduler", *path[1:]] = _optimizer(path, name, args, step=not flawed)
                     groups = list(group_arguments(path, entry))
                     for group_path, group_args in groups:
                         if not any(is_below(below, group_path) for below in flawed):
-                            _optimizer(group_path[:-1], name, group_args, step=not flawed, others=args)
-                    optimizers["lr_scheduler", *path[1:]] = _optimizer(path, name, args, step=not flawed)
+                            _optimizer(group_path[:-1], name, args | group_args, step=not flawed)
                 elif kind == "lr_scheduler":
                     optimizer = optimizers.get(path) or next(iter(optimizers.values()), None)
                     optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False)
@@ -115,10 +114,8 @@ def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) ->
     return True
 
 
-def _optimizer(
-    path: KeyPath, name: str, args: dict[str, Any], *, step: bool, others: Mapping[str, Any] = MappingProxyType({})
-) -> Optimizer:
-    """Build an optimizer and step it, since some check arguments only then. others: known valid arguments."""
+def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> Optimizer:
+    """Build an optimizer and step it, since some check arguments only then."""
     kind: Any = OPTIMIZERS[name]
     parameter = torch.nn.Parameter(torch.ones(1, 1))
 
@@ -127,7 +124,7 @@ def _optimizer(
         return parameter.detach().square().sum() / 4
 
     def make(**args: Any) -> Any:
-        optimizer = kind([parameter], **{**others, **args})
+        optimizer = kind([parameter], **args)
         closure()
         # SparseAdam needs sparse gradients, "capturable" an accelerator
         elsewhere = args.get("capturable") and torch.accelerator.is_available()

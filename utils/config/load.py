@@ -181,27 +181,23 @@ def _reduction_problems(loss: Component, path: KeyPath) -> Iterator[Problem]:
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:
-    names = [metric.logged_name for metric in config.metrics]
-    logs = list(getattr(TRAINERS.get(config.trainer.type), "logs", ()))
     losses = list(filter(None, config.losses))
-    for name in losses:
-        if name in [*names, *LOGGED, *logs] or name.startswith("val_"):
-            yield Problem(("loss", name), f'its value would be logged as "{name}", but that name is taken')
-    for name in logs:
-        if name in [*names, *LOGGED] or name.startswith("val_"):
-            message = f'{config.trainer.type} logs "{name}", but that name is taken; change its class attribute "logs"'
-            yield Problem(("trainer", "type"), message)
-    for index, name in enumerate(names):
-        if name in [*names[:index], *LOGGED] or name.startswith("val_"):
-            yield Problem(("metrics", index), f'the name "{name}" is taken; give this metric another with "name"')
-    logged = ["loss", *names, *logs, *losses]
-    taken = set(logged)
-    for data_set in filter(None, config.validations):
-        own = {f"{data_set}_{name}" for name in logged}
-        for name in sorted(own & taken):
-            message = f'a value of this set would be logged as "val_{name}", but that name is taken; rename the set'
-            yield Problem(("validation", data_set), message)
-        taken |= own
+    values: list[tuple[KeyPath, str]] = [
+        *((("metrics", index), metric.logged_name) for index, metric in enumerate(config.metrics)),
+        *((("trainer", "type"), name) for name in getattr(TRAINERS.get(config.trainer.type), "logs", ())),
+        *((("loss", name), name) for name in losses),
+    ]
+    logged = ["loss", *(name for _, name in values)]
+    in_validation: list[tuple[KeyPath, str]] = [
+        (("validation", data_set), f"val_{data_set}_{name}")
+        for data_set in filter(None, config.validations)
+        for name in logged
+    ]
+    taken = {*LOGGED, *(f"val_{name}" for name in logged)}
+    for path, name in [*values, *in_validation]:
+        if name in taken or (name.startswith("val_") and path[0] != "validation"):
+            yield Problem(path, f'its value would be logged as "{name}", but that name is taken; choose another name')
+        taken.add(name)
     if config.trainer.monitor:
         monitored = config.trainer.monitored_name
         left_out = {metric.logged_name for metric in config.metrics if not metric.training}

@@ -443,7 +443,7 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
     [
         (Unnamed, 'the trainer logs "batch", which is missing from its class attribute "logs"'),
         (Shaped, r'logs "norm" of shape \(8,\); a logged value is a single number'),
-        (Taken, 'trainer.type: Taken logs "val_norm", but that name is taken'),
+        (Taken, 'trainer.type: its value would be logged as "val_norm", but that name is taken'),
     ],
 )
 def test_a_value_that_cannot_be_logged(fit: Fit, trainer: type[BaseTrainer], says: str) -> None:

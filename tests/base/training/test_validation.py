@@ -121,7 +121,7 @@ def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:
 )
 def test_a_value_of_a_set_has_a_name_of_its_own(fit: Fit, sets: tuple[str, str], metric: str, name: str) -> None:
     where = rf"config.json:\d+:\d+: validation.{sets[1]}"
-    says = f'{where}: a value of this set would be logged as "{name}", but that name is taken; rename the set'
+    says = f'{where}: its value would be logged as "{name}", but that name is taken'
     with pytest.raises(UserError, match=says):
         train_on(
             fit,
