@@ -42,8 +42,6 @@ print(torchvision.ops.roi_align.__globals__["is_compile_supported"]("cpu"), "tor
     [
         "from torch._dynamo.utils import is_compile_supported, counters",
         "import torch._dynamo; torch._dynamo.reset()",
-        "import torch._dynamo.config",
-        "import torch; torch.compile(lambda x: x, backend='eager')(torch.ones(1))",
         "import torch; torch.compiler.disable()(len)",
     ],
 )

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import pickle
 import random
 import shutil
@@ -23,7 +22,7 @@ from tests.conftest import load_script
 from tests.helpers import Fit, same, state
 from tests.utils.checkpoint.test_untrusted import Payload
 from utils import checkpoint
-from utils.errors import CheckpointError, ConfigError, TrainingError
+from utils.errors import CheckpointError, TrainingError
 
 SHARDED = "trainer.checkpoint=sharded"
 OFTEN = ("trainer.monitor=min val_loss", "trainer.save_every_steps=3", "trainer.keep_last=null")
@@ -342,13 +341,3 @@ def test_a_link_in_the_folder_leads_nothing_out_of_it(fit: Fit, tmp_path: Path) 
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="but a link or something else"):
         train.main(["-r", str(run)])
-
-
-def test_the_kind_is_checked(fit: Fit) -> None:
-    with pytest.raises(ConfigError, match="checkpoint"):
-        fit("trainer.checkpoint=shard")
-
-
-def test_the_config_of_the_run_says_it(fit: Fit) -> None:
-    config = json.loads((fit(SHARDED).run_dir / "config.json").read_text())
-    assert config["trainer"]["checkpoint"] == "sharded"
