@@ -12,6 +12,7 @@ from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import Frozen
 from base.training.schedule import ScheduledOptimizer
+from base.training.schedule_state import ScheduleState
 from base.training.state import part_name
 from logger.console import Console
 from logger.writers import Writers
@@ -65,6 +66,7 @@ class Training:
         of_model = set(map(id, self.frozen.model.parameters()))
         self.loss_parameters = [parameter for parameter in self.parameters if id(parameter) not in of_model]
         """Parameters of the loss, whose gradients DDP and FSDP do not reduce."""
+        self.schedule_states = {name: ScheduleState(each.schedule) for name, each in self.optimizers.items()}
 
     def __bool__(self) -> bool:
         raise TypeError("self.training is the data and the optimizers of the run; ask self.model.training instead")
@@ -74,7 +76,7 @@ class Training:
         parts = dict[str, Any]()
         for name, each in self.optimizers.items():
             parts[part_name("optimizer", name)] = each.optimizer
-            parts[part_name("schedule", name)] = each.schedule
+            parts[part_name("schedule", name)] = self.schedule_states[name]
         return parts
 
     @property

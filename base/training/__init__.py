@@ -6,7 +6,7 @@ metrics         sums and means of the loss and the metrics; library_metric wraps
 finite          ends the training at a loss that is not finite
 loss            what a loss is averaged over: samples, class weights, tokens, pixels
 parameters      which optimizer and parameter group trains each parameter, and what is frozen
-schedule        an optimizer with its learning rate schedule
+schedule        an optimizer with its learning rate schedule; schedule_state what a checkpoint keeps of it
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
 epoch_start     what changes from epoch to epoch, before the first step of each

@@ -194,8 +194,8 @@ def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, fol
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor
-    every = [each.schedule for each in trainer.training.optimizers.values()]
-    schedules = [each for each in every if each.changed or (judges and monitor and each.follows_monitor)]
+    every = trainer.training.schedule_states.values()
+    schedules = [each for each in every if each.changed or (judges and monitor and each.schedule.follows_monitor)]
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
-from utils.optimizers import start_state
 from utils.tree import stored_values
 from utils.user_code import format_error_with_source
 
@@ -67,7 +66,7 @@ class Schedule:
 
     make: builds the scheduler; None: constant learning rate, with per_step False.
     per_step: whether it steps after each optimizer step. length: of the run, in these steps or else in epochs.
-    settings: the scheduler's config, as a checkpoint keeps it.
+    settings: the scheduler's config, for ``ScheduleState``.
     """
 
     def __init__(
@@ -94,8 +93,6 @@ class Schedule:
         optimizer._opt_called = True  # type: ignore[attr-defined]
         self.scheduler = make(optimizer) if make else None
         self.last_used: list[float] | None = None
-        self.saved: dict[str, Any] = {}
-        """The state that was loaded."""
 
     def after_step(self, *, stepped: bool) -> None:
         """stepped: whether the optimizer stepped, rather than fp16 skipping the step."""
@@ -145,61 +142,3 @@ class Schedule:
             f"lr_scheduler: {type(self.scheduler).__name__} {what} after {unit} {self.scheduler_steps:,} of "
             f"{self.length:,}. Does it count on fewer {unit}s than the run has?{why}"
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "moves": self.scheduler_steps,
-            "used": self.used(),
-            "made_from": self.made_from(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
-        if type(state["moves"]) is not int or not 0 <= state["moves"] < 2**63:
-            raise ValueError(f"moves: {state['moves']!r} is not a number of steps")
-        self.saved = state
-        self.last_used = [float(rate) for rate in state["used"]]
-        self.scheduler_steps = state["moves"]
-        if not self.changed and self.scheduler:
-            self.scheduler.load_state_dict(state["scheduler"])
-
-    @property
-    def changed(self) -> bool:
-        """Whether the loaded state is from a different schedule, or from other optimizer arguments."""
-        return bool(self.saved) and self.saved["made_from"] != self.made_from()
-
-    def made_from(self) -> dict[str, Any]:
-        """Everything the learning rates depend on."""
-        kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
-        return {
-            "settings": self.settings,
-            "per_step": self.per_step,
-            "steps_per_epoch": self.steps_per_epoch if self.per_step else None,
-            "length": self.length if self.scheduler and not self.follows_monitor else None,
-            "initial": [{key: value for key, value in group.items() if key not in kernels} for group in self.initial],
-        }
-
-    def lay_out(self, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
-        """Recompute the learning rates and other optimizer settings as if they had applied from the first step.
-
-        epochs, epoch_steps: progress of the run. monitored: values that ReduceLROnPlateau would have seen.
-        """
-        before, now = self.saved["made_from"], self.made_from()
-        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
-            group.pop("initial_lr", None)
-            group.update(initial)
-        start_state(self.optimizer)  # for arguments such as amsgrad
-        if self.make is None:
-            return
-        self.scheduler = self.make(self.optimizer)
-        self.scheduler_steps = 0
-        if not self.per_step:
-            moves = epochs
-        elif before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
-            moves = self.saved["moves"]  # fewer than steps if fp16 skipped some
-        else:
-            moves = epochs * self.steps_per_epoch + epoch_steps
-        for value in monitored if self.follows_monitor else [None] * min(moves, self.length):
-            self.step_scheduler(value)
-        self.last_used = self.saved["used"]

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import train
 from base.base_data_loader import BaseDataLoader
 from base.training.schedule import Schedule
+from base.training.schedule_state import ScheduleState
 from tests.conftest import small_config
 from tests.helpers import Fit, copy_run, lines, needs_extra, same, state, temporarily
 from utils import arguments
@@ -382,7 +383,7 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
     if key == "momentum_decay":
         value = 0.4
     before, old_parameter = made(name, args)
-    schedule = Schedule(before, None, per_step=False, steps_per_epoch=1, length=1)
+    schedule = ScheduleState(Schedule(before, None, per_step=False, steps_per_epoch=1, length=1))
     steps(before, old_parameter, 3)
     saved = copy.deepcopy((before.state_dict(), schedule.state_dict()))
     weights = old_parameter.detach().clone()
@@ -390,7 +391,7 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
     def resumed(args: dict[str, Any]) -> tuple[torch.Tensor, Any, Any]:
         after, parameter = made(name, args)
         parameter.data.copy_(weights)
-        schedule = Schedule(after, None, per_step=False, steps_per_epoch=1, length=1)
+        schedule = ScheduleState(Schedule(after, None, per_step=False, steps_per_epoch=1, length=1))
         after.load_state_dict(copy.deepcopy(saved[0]))
         schedule.load_state_dict(saved[1])
         if schedule.changed:
@@ -535,13 +536,14 @@ def test_a_changed_schedule_is_laid_out_as_if_it_had_been_so_from_the_start(name
         value = default + 1 if isinstance(default, int) else default * 0.5
     before = schedule_of(name, args)
     move(before, 0, 5)
-    saved, group = before.state_dict(), dict(before.optimizer.state_dict()["param_groups"][0])
+    saved, group = ScheduleState(before).state_dict(), dict(before.optimizer.state_dict()["param_groups"][0])
 
     after = schedule_of(name, args | {key: value})
     after.optimizer.load_state_dict({"state": {}, "param_groups": [group]})
-    after.load_state_dict(saved)
-    assert after.changed
-    after.lay_out(5, 0, MONITORED[:5])
+    state = ScheduleState(after)
+    state.load_state_dict(saved)
+    assert state.changed
+    state.lay_out(5, 0, MONITORED[:5])
 
     whole = schedule_of(name, args | {key: value})
     expected = move(whole, 0, 8)

@@ -1,0 +1,76 @@
+"""What a checkpoint keeps of a learning rate schedule, and how a resumed run follows one that has changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from base.training.schedule import Schedule
+from utils.optimizers import start_state
+
+
+class ScheduleState:
+    """The state of a schedule, with everything its learning rates depend on."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.saved: dict[str, Any] = {}
+        """The state that was loaded."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scheduler": self.schedule.scheduler.state_dict() if self.schedule.scheduler else None,
+            "moves": self.schedule.scheduler_steps,
+            "used": self.schedule.used(),
+            "made_from": self.made_from(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
+        if type(state["moves"]) is not int or not 0 <= state["moves"] < 2**63:
+            raise ValueError(f"moves: {state['moves']!r} is not a number of steps")
+        self.saved = state
+        self.schedule.last_used = [float(rate) for rate in state["used"]]
+        self.schedule.scheduler_steps = state["moves"]
+        if not self.changed and self.schedule.scheduler:
+            self.schedule.scheduler.load_state_dict(state["scheduler"])
+
+    @property
+    def changed(self) -> bool:
+        """Whether the loaded state is from a different schedule, or from other optimizer arguments."""
+        return bool(self.saved) and self.saved["made_from"] != self.made_from()
+
+    def made_from(self) -> dict[str, Any]:
+        """Everything the learning rates depend on."""
+        kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
+        return {
+            "settings": self.schedule.settings,
+            "per_step": self.schedule.per_step,
+            "steps_per_epoch": self.schedule.steps_per_epoch if self.schedule.per_step else None,
+            "length": self.schedule.length if self.schedule.scheduler and not self.schedule.follows_monitor else None,
+            "initial": [
+                {key: value for key, value in group.items() if key not in kernels} for group in self.schedule.initial
+            ],
+        }
+
+    def lay_out(self, epochs: int, epoch_steps: int, monitored: Sequence[float]) -> None:
+        """Recompute the learning rates and other optimizer settings as if they had applied from the first step.
+
+        epochs, epoch_steps: progress of the run. monitored: values that ReduceLROnPlateau would have seen.
+        """
+        before, now = self.saved["made_from"], self.made_from()
+        for group, initial in zip(self.schedule.optimizer.param_groups, self.schedule.initial, strict=True):
+            group.pop("initial_lr", None)
+            group.update(initial)
+        start_state(self.schedule.optimizer)  # for arguments such as amsgrad
+        if self.schedule.make is None:
+            return
+        self.schedule.scheduler = self.schedule.make(self.schedule.optimizer)
+        self.schedule.scheduler_steps = 0
+        if not self.schedule.per_step:
+            moves = epochs
+        elif before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):
+            moves = self.saved["moves"]  # fewer than steps if fp16 skipped some
+        else:
+            moves = epochs * self.schedule.steps_per_epoch + epoch_steps
+        for value in monitored if self.schedule.follows_monitor else [None] * min(moves, self.schedule.length):
+            self.schedule.step_scheduler(value)
+        self.schedule.last_used = self.saved["used"]
