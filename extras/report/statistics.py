@@ -264,6 +264,7 @@ class Regression:
         self.pairs: Doubles = np.empty((2, 0))
         """The subset: predicted and true numbers, (2, at most KEPT)."""
         # coprime to the width, or only some of a sample's numbers would ever be kept
+        self._places: Counts = np.empty(0, np.int64)  # positions of the kept pairs among the numbers of all samples
         self._every = max(1, math.ceil(samples * width / self.KEPT))
         while math.gcd(self._every, width) > 1:
             self._every += 1
@@ -288,7 +289,8 @@ class Regression:
         if not finite.any():
             return
         places = np.arange(start * self.width, start * self.width + finite.size)
-        self._keep(pair.reshape(2, -1)[:, finite.reshape(-1) & (places % self._every == 0)])
+        kept = finite.reshape(-1) & (places % self._every == 0)
+        self._keep(pair.reshape(2, -1)[:, kept], places[kept])
         predicted, true = np.where(finite, pair, 0.0)
         residual = predicted - true
         self._absolute += float(np.abs(residual).sum())
@@ -300,7 +302,7 @@ class Regression:
         """Collect the sums of all processes in the main process."""
         for number, other in enumerate(processes.gather(self)):
             if number:
-                self._keep(other.pairs)
+                self._keep(other.pairs, other._places)
                 self._absolute += other._absolute
                 self._largest = max(self._largest, other._largest)
                 self.not_finite += other.not_finite
@@ -308,8 +310,10 @@ class Regression:
                 self._residuals.merge(other._residuals)
                 self._targets.merge(other._targets)
 
-    def _keep(self, pairs: Doubles) -> None:
-        self.pairs = np.concatenate([self.pairs, pairs], 1)[:, : self.KEPT]
+    def _keep(self, pairs: Doubles, places: Counts) -> None:
+        places = np.concatenate([self._places, places])
+        order = np.argsort(places, kind="stable")[: self.KEPT]
+        self._places, self.pairs = places[order], np.concatenate([self.pairs, pairs], 1)[:, order]
 
     def extent(self) -> str:
         """How many numbers there are, and how many of them are kept: "5,000 of 12,000 values drawn"."""
