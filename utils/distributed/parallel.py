@@ -21,6 +21,7 @@ from utils.tree import Keys, has_strides, map_tensors
 GradientSync = Callable[[bool], None]
 """Called before a backward pass with whether gradients are summed over the processes in it."""
 
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 UNIT_PARAMETERS = 1_000_000
 """Number of parameters above which a module is gathered separately, so that not all weights are in memory at once."""
 
@@ -117,7 +118,8 @@ def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
 
 def _refuse_sparse(model: nn.Module) -> None:
     """Raise UserError for sparse gradients, and for buffers without strides, which processes cannot sum or send."""
-    found = [name for name, module in model.named_modules() if getattr(module, "sparse", False)]
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, EMBEDDINGS))
+    found = [name for name, module in layers if module.sparse and module.weight.requires_grad]
     found += [name for name, buffer in model.named_buffers() if not has_strides(buffer)]
     if found:
         raise UserError(
