@@ -84,8 +84,7 @@ def call(
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
-        article = "an" if names[0] in "AEIOU" else "a"
-        raise loaded.error(path, f"{name} should return {article} {names}, but returns {type(built).__name__}")
+        raise loaded.error(path, f"{name} returns {type(built).__name__}; expected {names}")
     return built
 
 
@@ -115,14 +114,12 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
         expected = [each for each in inspect.signature(method).parameters.values() if each.default is each.empty]
         shown = ", ".join(("*, " if each.kind is each.KEYWORD_ONLY else "") + each.name for each in expected)
         should = f"{kind}.{name} should be ({shown}), as in {base.__name__}"
-        if not callable(own):
-            raise loaded.error(path, f"{should}, but is of type {type(own).__name__}; give the attribute another name")
         given = [None for each in expected[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
         named = {each.name: None for each in expected if each.kind is each.KEYWORD_ONLY}
         try:
             inspect.signature(getattr(component, name)).bind(*given, **named)
         except TypeError as error:
-            raise loaded.error(path, f"{should}: {error}; a method for something else needs another name") from error
+            raise loaded.error(path, f"{should}: {error}; anything else needs another name") from error
 
 
 def check_hooks(loaded: LoadedConfig, path: KeyPath, trainer: type) -> None:
@@ -141,11 +138,9 @@ def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: C
     if trainer.model is not trainer.experiment.model:
         message = "sets self.model to another one than the config's, which alone is trained and saved"
         raise loaded.error(path, f"{kind} {message}; wrap it in a model of your own, in model/")
+    changed = [name for name in later if name in vars(trainer)]
     for name, expected in trainer.base_attributes.items():
-        own = vars(trainer).get(name)
-        if name != "criterion" and expected is not type(None) and not isinstance(own, expected):
-            found = f"of type {type(own).__name__}, but the base class uses it for its {expected.__name__}"
-            raise loaded.error(path, f"{kind} sets self.{name}, {found}; give it another name")
-    for name in later:
-        if name in vars(trainer):
-            raise loaded.error(path, f"{kind} sets self.{name}, which the base class sets; give it another name")
+        if name != "criterion" and expected is not type(None) and not isinstance(vars(trainer).get(name), expected):
+            changed.append(name)
+    if changed:
+        raise loaded.error(path, f"{kind} sets self.{changed[0]}, which the base class sets; give it another name")

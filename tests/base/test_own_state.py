@@ -210,7 +210,7 @@ def test_a_data_set_of_another_length_is_refused(fit: Fit, monkeypatch: pytest.M
             "WithoutAugment",
             r"WithoutAugment.training_data should be \(self, \*, augment\), as in BaseDataLoader",
         ),
-        ("OwnTest", "OwnTest.test should return a Batches, but returns list"),
+        ("OwnTest", "OwnTest.test returns list; expected Batches"),
     ],
 )
 def test_a_method_of_a_data_loader_for_something_else(fit: Fit, loader: str, says: str) -> None:

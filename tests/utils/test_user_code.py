@@ -143,14 +143,14 @@ def test_an_argument_of_a_users_class_is_checked_like_any_other(run_with: RunWit
     ("name", "text", "override", "expected"),
     [
         ("model/mine.py", "from utils.registry import MODELS\n\n@MODELS.register\nclass Mine: ...\n",
-         "model=Mine", "Mine should return a Module, but returns Mine"),
+         "model=Mine", "Mine returns Mine; expected Module"),
         ("trainer/mine.py", "from utils.registry import TRAINERS\n\n@TRAINERS.register\ndef mine(*_): return 1\n",
-         "trainer.type=mine", "mine should return a BaseTrainer, but returns int"),
+         "trainer.type=mine", "mine returns int; expected BaseTrainer"),
         ("trainer/mine.py", "from base.base_trainer import BaseTrainer\nfrom utils.registry import TRAINERS\n\n"
          "@TRAINERS.register\nclass Mine(BaseTrainer): ...\n",
          "trainer.type=Mine", "Can't instantiate abstract class Mine"),
         ("data_loader/mine.py", "from utils.registry import DATA_LOADERS\n\n@DATA_LOADERS.register\n"
-         "def mine(): return [1]\n", "data_loader=mine", "mine should return a BaseDataLoader, but returns list"),
+         "def mine(): return [1]\n", "data_loader=mine", "mine returns list; expected BaseDataLoader"),
     ],
 )  # fmt: skip
 def test_a_component_of_the_wrong_kind(run_with: RunWith, name: str, text: str, override: str, expected: str) -> None:

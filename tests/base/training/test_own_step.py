@@ -348,17 +348,11 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         (
             "Starts",
             r"json:\d+:\d+: trainer: Starts.start should be \(self\), as in BaseTrainer: missing a required argument: "
-            "'batch'; a method for something else needs another name",
+            "'batch'; anything else needs another name",
         ),
-        (
-            "Counts",
-            "Counts.__init__ sets self.progress, of type int, but the base class uses it for its Progress; give it",
-        ),
+        ("Counts", "Counts.__init__ sets self.progress, which the base class sets; give it another name"),
         ("Collects", "Collects.__init__ sets self.outputs, which the base class sets; give it another name"),
-        (
-            "Finishes",
-            r"Finishes.finished should be \(self\), as in BaseTrainer, but is of type bool; give the attribute",
-        ),
+        ("Finishes", r"Finishes.finished should be \(self\), as in BaseTrainer: True is not a callable object"),
         (
             "Wraps",
             "Wraps.__init__ sets self.model to another one than the config's, .*; wrap it in a model of your own",
