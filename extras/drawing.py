@@ -1,9 +1,10 @@
 """The style of every figure, and its conversion to a file. matplotlib's global state is left unchanged."""
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import font_manager
@@ -14,9 +15,6 @@ from matplotlib.ticker import MaxNLocator
 
 from extras.letters import readable, shortened
 from extras.records import needs_log_scale
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 DPI = 110
 GREY = "#7f7f7f"
@@ -43,17 +41,16 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def drawn(make: Callable[P, R]) -> Callable[P, R]:
-    """Run a function with our matplotlib style, whatever the user's settings."""
+@contextlib.contextmanager
+def _styled() -> Iterator[None]:
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**STYLE, "font.family": list(_fonts())})
+        yield
 
-    @functools.wraps(make)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update({**STYLE, "font.family": list(_fonts())})
-            return make(*args, **kwargs)
 
-    return wrapper
+drawn = _styled()
+"""Decorates a function that draws: it runs with our matplotlib style, whatever the user's settings."""
 
 
 @drawn
