@@ -3,12 +3,13 @@
 import contextlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.hparams.summary_v2 import Discrete, RealInterval, hparams_pb
 from torch.utils import tensorboard
 
 from base.experiment import Training
@@ -55,11 +56,8 @@ def started(config: Mapping[str, Any], *, start: float) -> Summary:
 
 def finished() -> Summary:
     """Marks the run as finished."""
-    *_, end = summary.hparams({}, {})
-    made: Summary = end
-    # torch's has no value, and is not read without one
-    made.value[0].tensor.CopyFrom(hparams_pb({}, trial_id="").value[0].tensor)
-    return made
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    return _summary(metadata.SESSION_END_INFO_TAG, session_end_info=end)
 
 
 def write_columns(events: EventWriter, config: Config, training: Training) -> None:
@@ -86,11 +84,13 @@ def columns(runs: list[dict[str, Value]], tags: list[str]) -> Summary:
         api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, dataset_type=api_pb2.DATASET_UNKNOWN)
         for tag in tags
     ]
-    data = plugin_data_pb2.HParamsPluginData(
-        experiment=api_pb2.Experiment(hparam_infos=parameters, metric_infos=measured)
-    )
-    described = metadata.create_summary_metadata(data)
-    return Summary(value=[Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=described, tensor=metadata.NULL_TENSOR)])
+    experiment = api_pb2.Experiment(hparam_infos=parameters, metric_infos=measured)
+    return _summary(metadata.EXPERIMENT_TAG, experiment=experiment)
+
+
+def _summary(tag: str, **data: Any) -> Summary:
+    described = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**data))
+    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)])
 
 
 def metrics(config: Config, training: Training) -> list[str]:
@@ -110,16 +110,12 @@ def _column(name: str, values: list[Value], *, count: int) -> Any:
     """A hyperparameter as TensorBoard would describe it. count: number of runs, some of which may lack it."""
     info = api_pb2.HParamInfo(name=name)
     info.differs = len({*map(str, values)}) > 1 or len(values) < count or name.split(".")[-1] in ("lr", "max_lr")
-    if all(isinstance(value, bool) for value in values):
-        info.type = api_pb2.DATA_TYPE_BOOL
-        info.domain_discrete.extend(sorted({*values}))
-    elif any(isinstance(value, (bool, str)) for value in values):
-        info.type = api_pb2.DATA_TYPE_STRING
-        info.domain_discrete.extend(sorted({*map(str, values)}))
+    kinds = {type(value) for value in values}
+    if kinds <= {int, float}:
+        domain = RealInterval(*(float(end(values)) for end in (min, max)))
     else:
-        numbers = [float(value) for value in values]
-        info.type = api_pb2.DATA_TYPE_FLOAT64
-        info.domain_interval.min_value, info.domain_interval.max_value = min(numbers), max(numbers)
+        domain = Discrete({*values} if kinds == {bool} else {*map(str, values)})
+    domain.update_hparam_info(info)
     return info
 
 
