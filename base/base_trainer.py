@@ -133,6 +133,7 @@ class BaseTrainer(Checkpointed):
     def begin_next_epoch(self) -> None:
         """Prepare the next epoch, if any; not one within which the run resumed, for which ``load_checkpoint`` has."""
         if not self.finished() and not self.progress.epoch_steps:
+            self.experiment.signals.check()
             with self.shown.to(self.outputs.writers):
                 prepare_epoch(self, self.progress.epochs)
 
@@ -145,7 +146,8 @@ class BaseTrainer(Checkpointed):
             if self.progress.validating:  # when the run was stopped
                 self.validate_within_epoch()
             for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
-                self.experiment.signals.check()
+                if self.progress.epoch_steps:  # before the first step, begin_epoch has changed what would be saved
+                    self.experiment.signals.check()
                 loss = self.optimizer_step(step)
                 if not self.has_started:
                     check_step_was_taken(self, loss, step)

@@ -1,6 +1,8 @@
 """What a trainer or data loader may define for the start of an epoch, and show in TensorBoard."""
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +20,9 @@ from base.metric import StepResult
 from tests.helpers import Fit, equal, identical, lines, registering, resumed, same, state, temporarily
 from tests.small_data import SmallSamples
 from trainer.trainer import Trainer
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, Stopped, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
+from utils.run_folder import RunFolder
 from utils.schema import TrainerConfig
 
 
@@ -304,3 +307,36 @@ def test_parameters_that_begin_epoch_creates_are_refused(fit: Fit, tmp_path: Pat
     ):
         fit(f'trainer={{"type": "NewLayer", "args": {{"name": "{name}", "epoch": {epoch}}}, "save_dir": "{tmp_path}"}}')
     assert len([*tmp_path.glob("*/*/checkpoints/last.pth")]) == epoch - 1
+
+
+class Counting(Trainer):
+    """Counts its epochs in a part of the checkpoint, and may be stopped while it does."""
+
+    stops = False
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.count = nn.BatchNorm1d(1)
+        self.count.weight.requires_grad_(False)
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "count": self.count}
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.count.num_batches_tracked.add_(1)
+        if self.stops and epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_at_the_start_of_an_epoch_does_not_begin_it_twice(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("trainer.type=Counting", "trainer.epochs=3", "trainer.save_period=3", "trainer.tensorboard=true")
+    with temporarily(TRAINERS, Counting):
+        whole = fit(*options).run_dir
+        with monkeypatch.context() as patch:
+            patch.setattr(Counting, "stops", True)
+            with pytest.raises(Stopped):
+                fit(*options, name="stopped")
+        stopped = RunFolder.newest(str(whole.parent.parent), "stopped").path
+        train.main(["-r", str(stopped)])
+    assert state(whole)["count"]["num_batches_tracked"] == 3
+    identical(whole, stopped)
