@@ -1,4 +1,4 @@
-"""Strict JSON that records the line and column of every value."""
+"""Strict JSON that records where each key and list element is."""
 
 import json
 import math
@@ -174,4 +174,4 @@ def _check(source: Source, word: str, offset: int) -> None:
     if word[0] in "-0123456789NI":
         number = json.loads(word)
         if abs(number) >= 2**63 if isinstance(number, int) else not math.isfinite(number):
-            raise source.error(offset, f"{word[:40]} is not a number of 64 bits")
+            raise source.error(offset, f"{word[:40]} is not a finite number of at most 64 bits")
