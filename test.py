@@ -130,8 +130,13 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
     with os_errors_as(UserError, f"{folder} cannot be written", advice="; choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # now, rather than once the test is over
-    with RunFolder(folder).locked("writes a report into it"):
-        yield
+    try:
+        with RunFolder(folder).locked("writes a report into it"):
+            yield
+    except TrainingError as error:
+        if not isinstance(error.__cause__, OSError):  # not a file that cannot be written
+            raise
+        raise UserError(f"{error}; make room, or choose another folder with --out") from error
 
 
 def _metrics(about: Mapping[str, Any], values: Mapping[str, float]) -> str:

@@ -45,8 +45,10 @@ class Registry:
     """The library's base class of these components; None: the library registers them when it is imported."""
     accepts: Callable[[Any], bool] = lambda _: True
     """Which of them to include."""
-    passed: tuple[str, ...] = ()
-    """Arguments that the project passes itself, or that a config must never give."""
+    passed: int = 0
+    """Number of leading arguments that the project passes itself, such as the parameters of an optimizer."""
+    never: tuple[str, ...] = ()
+    """Arguments that a config must not give."""
     called_with: int = 0
     """Number of leading function arguments passed in each call, such as outputs and targets of a loss."""
     default: str | None = None
@@ -117,8 +119,9 @@ class Registry:
         found = parameters(component)
         if name not in self._own:
             found |= {key: found[key].replace(annotation=self.types[key]) for key in found.keys() & self.types.keys()}
-        names = list(found) if inspect.isclass(component) else list(found)[self.called_with :]
-        return {key: found[key] for key in names if key not in self.passed}
+        leading = [key for key, each in found.items() if each.kind is not each.KEYWORD_ONLY]
+        without = leading[: self.passed + (0 if inspect.isclass(component) else self.called_with)]
+        return {key: each for key, each in found.items() if key not in (*without, *self.never)}
 
     def takes_any(self, name: str) -> bool:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
@@ -174,24 +177,25 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 DATA_LOADERS = Registry("data loader")
 MODELS = Registry("model")
 OLD_REDUCTION = ("size_average", "reduce")  # torch's former names for "reduction"
-LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, passed=OLD_REDUCTION, called_with=2)
+LOSSES = Registry("loss", library="torch.nn", base="Module", accepts=_is_loss, never=OLD_REDUCTION, called_with=2)
 METRICS = Registry("metric", library="torchmetrics", base="Metric", accepts=_is_metric, called_with=2)
-OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=("params",))
+OPTIMIZERS = Registry("optimizer", library="torch.optim", base="Optimizer", passed=1)
 SCHEDULERS = Registry(
     "scheduler",
     library="torch.optim.lr_scheduler",
     base="LRScheduler",
     accepts=_is_schedule,
-    passed=("optimizer", "last_epoch"),
+    passed=1,
+    never=("last_epoch",),
     # LinearLR with total_iters=0, say, would stay at start_factor for the whole run
     types=dict.fromkeys(("T_max", "T_0", "step_size", "step_size_up", "total_iters"), PositiveInt)
     | dict.fromkeys(("step_size_down", "total_steps", "epochs", "steps_per_epoch"), PositiveInt | None),
 )
 # files in extras/writers register on import, which happens only if a config names one
-WRITERS = Registry("writer", library="extras.writers", passed=("run",))
+WRITERS = Registry("writer", library="extras.writers", passed=1)
 TRAINERS = Registry(
     "trainer",
-    passed=("experiment", "settings"),
+    passed=2,
     default=TrainerConfig.model_fields["type"].default,
 )
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +234,11 @@ def _runs(*parents: Path) -> list[RunFolder]:
 
 
 def start_order(run: RunFolder) -> tuple[int, str]:
-    """When a run was started, in nanoseconds; for a copy without hidden files, its name."""
+    """When a run was started, in nanoseconds (of a copy without hidden files: whole seconds). The name breaks ties."""
     with contextlib.suppress(OSError, ValueError):
         return int(read_text(run.started)), run.path.name
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return int(datetime.fromisoformat(run.read_environment()["time"]).timestamp()) * 10**9, run.path.name
     return 0, run.path.name
 
 

@@ -13,15 +13,23 @@ from utils.errors import ConfigError, DataError, Stopped, UserError
 from utils.optimizers import start_state
 from utils.random import isolated
 from utils.text import listed
+from utils.tree import copied
 from utils.user_code import format_error, user_line
+
+
+def begins_epochs(trainer: Any) -> bool:
+    """Whether a BaseTrainer or its data loader defines ``begin_epoch``."""
+    data = type(trainer.experiment.data)
+    own = type(trainer).begin_epoch is not TrainerInterface.begin_epoch
+    return own or data.begin_epoch is not BaseDataLoader.begin_epoch
 
 
 def prepare_epoch(trainer: Any, epochs: int) -> None:
     """Apply what changes from epoch to epoch to a BaseTrainer. epochs: number of finished epochs."""
     data = trainer.experiment.data
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-    data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
-    if data_changes or type(trainer).begin_epoch is not TrainerInterface.begin_epoch:
+    if begins_epochs(trainer):
+        data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
         try:
             with isolated(trainer.experiment.seed, "epoch", epochs):
                 if data_changes:
@@ -80,9 +88,10 @@ def load_within_epoch(trainer: Any, state: dict[str, Any], source: Path) -> None
 
     It may use what only training has: then warns that its settings are missing.
     """
-    load_for_evaluation(trainer, state, source)
     if type(trainer).begin_epoch is TrainerInterface.begin_epoch:
+        load_for_evaluation(trainer, state, source)
         return
+    load_for_evaluation(trainer, copied(state), source)  # parts may keep what they load, and begin_epoch change it
     progress = checkpoint.saved_progress(state, source)
     epoch = progress["epochs"] + (not progress["epochs"] or bool(progress.get("epoch_steps")))
     try:

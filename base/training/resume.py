@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from base.base_trainer import BaseTrainer
-from base.training.epoch_start import prepare_epoch
+from base.training.epoch_start import begins_epochs, prepare_epoch
 from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
@@ -24,6 +24,7 @@ from utils.run_folder import RunFolder
 from utils.schema import Config, validation_names
 from utils.streams import say
 from utils.text import count, listed
+from utils.tree import copied
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
 """Overrides that determine which run is the most recent."""
@@ -98,10 +99,12 @@ def load_checkpoint(
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
-        trainer.load_state_dict(state, source)
+        begins = begins_epochs(trainer)
+        trainer.load_state_dict(copied(state) if begins else state, source)  # parts may keep what they load
         if trainer.progress.epoch_steps:
             prepare_epoch(trainer, trainer.progress.epochs)
-            trainer.load_state_dict(state, source)  # as saved, whatever begin_epoch did to it
+            if begins:
+                trainer.load_state_dict(state, source)  # as saved, whatever begin_epoch did to it
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error
     progress, definitions = trainer.progress, state["metrics"]["definitions"]

@@ -31,7 +31,7 @@ class ScheduleState:
         self.schedule.last_used = [float(rate) for rate in state["used"]]
         self.schedule.scheduler_steps = state["moves"]
         if not self.changed and self.schedule.scheduler:
-            self.schedule.scheduler.load_state_dict(state["scheduler"])
+            self.schedule.scheduler.load_state_dict(dict(state["scheduler"]))  # torch removes keys
 
     @property
     def changed(self) -> bool:

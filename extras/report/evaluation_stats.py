@@ -1,5 +1,6 @@
 """Statistics of an evaluation beyond means. The task is recognised from the first result."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class EvaluationStats(Observer):
 
         wanted: whether the evaluation that begins in a training is to be observed; None: each is.
         """
-        self._trainer: BaseTrainer | None = None
+        self._trainer: Callable[[], BaseTrainer | None] = lambda: None
         self.warn, self.wanted, self._observed = warn, wanted, True
         self._has_pictures: bool | None = None  # not known yet
         self.data, self.processes = experiment.data, experiment.runtime.process_group
@@ -66,12 +67,13 @@ class EvaluationStats(Observer):
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
     def begin(self, trainer: BaseTrainer) -> None:
-        self._trainer = trainer
+        self._trainer = weakref.ref(trainer)  # it refers to this: such a cycle would keep the writers' files open
 
     def begin_evaluation(self, samples: int) -> None:
         self.classification = self.regression = None
         self._begun, self._expected = False, samples
-        self._observed = self.wanted is None or (self._trainer is not None and self.wanted(self._trainer))
+        trainer = self._trainer()
+        self._observed = self.wanted is None or (trainer is not None and self.wanted(trainer))
 
     def evaluated(self, batch_range: BatchRange, batch: Any, result: StepResult) -> None:
         if not self._observed:

@@ -39,13 +39,17 @@ def run_script(name: str, path: str, *arguments: str) -> None:
         exec(compile(files(name)[path], f"docs/recipes/{name}.md: {path}", "exec"), {"__name__": "__main__"})
 
 
+def install(name: str) -> None:
+    """Run the recipe's Python files as modules of the project; scripts beside train.py are left out."""
+    for path, text in files(name).items():
+        if path.endswith(".py") and "/" in path:
+            make_module(path, text, f"docs/recipes/{name}.md")
+
+
 @contextlib.contextmanager
 def installed(name: str) -> Iterator[None]:
-    """With the recipe's Python files as modules of the project; scripts beside train.py are left out."""
     with own_components():
-        for path, text in files(name).items():
-            if path.endswith(".py") and "/" in path:
-                make_module(path, text, f"docs/recipes/{name}.md")
+        install(name)
         yield
 
 

@@ -128,12 +128,6 @@ def test_a_constructor_that_forgets_its_base_class(run_with: RunWith) -> None:
     assert "cannot assign module before Module.__init__() call" in stderr
 
 
-def test_constructors_that_raise_are_reported_together(run_with: RunWith) -> None:
-    stderr = run_with("model/mine.py", MODEL, "model=Mine", "data_loader.args.linear=[1]", "loss.args.reduction=mean")
-    assert "model=Mine: model.args: Mine cannot be built" in stderr
-    assert "data_loader.args: RandomTensorLoader cannot be built: exactly one of" in stderr
-
-
 def test_an_argument_of_a_users_class_is_checked_like_any_other(run_with: RunWith) -> None:
     stderr = run_with("model/mine.py", MODEL, 'model={"type": "Mine", "args": {"widht": "a"}}')
     assert 'Mine has no argument "widht"; did you mean "width"?' in stderr

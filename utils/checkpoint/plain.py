@@ -121,7 +121,8 @@ def _converted_tensor(value: Tensor, keys: Keys, problems: list[str]) -> Any:
 
 def _refused(value: Any, keys: Keys, problems: list[str], what: str = "") -> Any:
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    problems.append(f"{dotted(keys)} is {what or f'of type {name}'}")
+    where = dotted(keys if len(keys) < MAX_DEPTH else (*keys[:3], "...", keys[-1]))
+    problems.append(f"{where} is {what or f'of type {name}'}")
     return value
 
 

@@ -74,7 +74,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     found = []
     for key, path in zip(keys, paths, strict=True):
         component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
-        added_default = key not in before and now[key] == _default(path, component)
+        added_default = _at(before, key) is _MISSING and now[key] == _default(path, component)
         if not added_default and not any(_includes(other, path) for other in paths):
             rule = rule_of(path, component)
             assert rule is not None, f"utils/schema.py has no rule for {key}"

@@ -380,7 +380,7 @@ def test_the_graph_of_a_model_that_takes_lists(fit: Fit, detection: dict[str, An
     run = fit("trainer.epochs=1", data_loader=detected(), **detection).run_dir
     events = EventAccumulator(str(run))
     events.Reload()
-    assert {"inputs/1", "linear/linear"} <= {node.name for node in events.Graph().node}
+    assert {"inputs_2", "linear/linear"} <= {node.name for node in events.Graph().node}
 
 
 def test_a_long_batch_is_described_in_short() -> None:

@@ -323,7 +323,7 @@ class Counting(Trainer):
         return {**super().stateful(), "count": self.count}
 
     def begin_epoch(self, epoch: int) -> None:
-        self.count.num_batches_tracked.add_(1)
+        self.count.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         if self.stops and epoch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 

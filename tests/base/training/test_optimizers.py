@@ -816,10 +816,16 @@ def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fi
     assert len({first for first, _ in Twice.losses}) > 5, "each step draws its own"
 
 
-@pytest.mark.parametrize("option", [(), pytest.param(("--check",), marks=needs_extra("check"))])
 @pytest.mark.parametrize("optimizer", ["Unasked", "Asserting"])
-def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(
-    fit: Fit, optimizer: str, option: tuple[str, ...]
-) -> None:
+def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(fit: Fit, optimizer: str) -> None:
     with pytest.raises(ConfigError, match=rf"{optimizer}.step failed: (.|\n)*self, closure"):
-        fit(*option, optimizer={"type": optimizer, "args": {"lr": 0.1}})
+        fit(optimizer={"type": optimizer, "args": {"lr": 0.1}})
+
+
+@needs_extra("check")
+@pytest.mark.parametrize("optimizer", ["Unasked", "Asserting"])
+def test_check_finds_an_optimizer_that_misses_its_closure(
+    fit: Fit, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    fit("--check", optimizer={"type": optimizer, "args": {"lr": 0.1}})
+    assert f"FAIL  optimizer: {optimizer}.step failed" in capsys.readouterr().out

@@ -167,7 +167,7 @@ class Replaying(Trainer):
         ("sound", ""),
         ("short", ""),
         ("left out", "3 steps, repeated from the restored state, end with a different model"),
-        ("used up", "3 steps, repeated from the restored state, fail: IndexError: no more rows"),
+        ("used up", "3 steps, repeated from the restored state, fail: TrainingError: training failed after step 13"),
         ("forgetful", "3 steps, repeated from the restored state, end with a different model, memory"),
         ("broken", "a run cannot resume: the part memory in the state before does not match"),
     ],
