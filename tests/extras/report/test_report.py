@@ -211,8 +211,8 @@ def test_a_full_disk_leaves_the_older_report_as_it_was(
 
     monkeypatch.setattr("utils.run_folder.atomic_write", write)
     last = run / "checkpoints" / "last.pth"
-    assert cli.run(test.main, ["-r", str(last), "data_loader.args.eval_batch_size=3"]) == 1
-    assert f"{name}: No space left on device" in capsys.readouterr().err
+    assert cli.run(test.main, ["-r", str(last), "data_loader.args.eval_batch_size=3"]) == 2
+    assert f"{name}: No space left on device; make room" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (run / "test").iterdir()} == before
 
 
