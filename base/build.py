@@ -66,6 +66,7 @@ def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | Non
     process_group = get_process_group()
     process_group.connect(loaded.config.runtime.timeout)
     data = build_data_loader(loaded)
+    seed_generators(loaded.config.seed, "training data")  # as in build_training: the data loader may keep what it draws
     with process_group.main_process_first():
         facts = call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
     return loaded.with_facts(facts), data
@@ -76,6 +77,7 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 
 
 def _data_loader(loaded: LoadedConfig, component: Component, path: KeyPath) -> BaseDataLoader:
+    seed_generators(loaded.config.seed, "data loader")
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
     check_super(loaded, path, loader, "device_cache", "batch_size=batch_size, ...")
     check_overrides(loaded, path, loader, BaseDataLoader)
@@ -178,6 +180,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
     at, name = ("data_loader", "args"), config.data_loader.type
     process_group = experiment.runtime.process_group
+    seed_generators(config.seed, "training data")
     with process_group.main_process_first():
         batches = call(loaded, at, name, lambda: data.training(config.seed), Batches)
         validation = _validation(loaded, data)

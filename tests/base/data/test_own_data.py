@@ -313,6 +313,39 @@ def test_facts_that_draw_random_numbers_leave_a_resume_exact(fit: Fit, tmp_path:
     equal(whole, half)
 
 
+class Drawn(BaseDataLoader):
+    """Inputs drawn in the constructor, and noise that is drawn once, when the data is first needed."""
+
+    def __init__(self, **batches: Any) -> None:
+        super().__init__(**batches)
+        self.inputs = torch.from_numpy(np.random.randn(40, 6)).float()
+        self.noise: Tensor | None = None
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        if self.noise is None:
+            self.noise = torch.randn(40, 6)
+        return TensorSource(self.inputs + self.noise, TARGETS)
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+def test_data_that_is_drawn_is_the_same_in_a_resumed_run(fit: Fit) -> None:
+    often = ("trainer.save_every_steps=1", "trainer.keep_last=null")
+    # asks for the data before the model is built; a resumed run does not
+    model = {
+        "type": "TwoLayerNet",
+        "args": {"in_features": 6, "hidden_features": 4, "out_features": "${data.num_classes}"},
+    }
+    with temporarily(DATA_LOADERS, Drawn):
+        loader = {"type": "Drawn", "args": {"batch_size": 8, "validation_split": 8}}
+        whole = fit(*often, data_loader=loader, model=model).run_dir
+        half = fork(whole, 3)
+        np.random.seed(1)
+        train.main(["-r", half])
+    equal(whole, half)
+
+
 def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
     with pytest.raises(DataError, match=r"split=300: data_loader\.args\.validation_split: 300 of \d+ training samples"):
         fit("data_loader.args.validation_split=300")
