@@ -15,8 +15,9 @@ from utils.tree import has_strides
 class AveragedWeights:
     """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
-    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied. Sparse
-    and nested ones stay the model's, as do buffers that it creates later or replaces by others of another shape.
+    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied, as
+    are those that the model replaces by others of another shape. Sparse and nested ones stay the model's, as do those
+    that it creates later.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -60,14 +61,15 @@ class AveragedWeights:
         return dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Each average with the model's tensor, unless the model has replaced it."""
-        current = self._current()
-        return [
-            (average, tensor)
-            for name, average in self.averages.items()
-            if (tensor := current.get(name)) is not None
-            if (tensor.shape, tensor.dtype) == (average.shape, average.dtype)
-        ]
+        """Each average with the model's tensor. If that is of another shape than before, the average is its copy."""
+        pairs = []
+        for name, tensor in self._current().items():
+            average = self.averages.get(name)
+            if average is not None and (tensor.shape, tensor.dtype) != (average.shape, average.dtype):
+                average = self.averages[name] = tensor.detach().clone()
+            if average is not None:
+                pairs.append((average, tensor))
+        return pairs
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages, under all names in the model's state, and the model's own tensors that have none."""
@@ -84,5 +86,7 @@ class AveragedWeights:
             if name not in state or state[name].shape != tensor.shape:
                 raise ValueError(f"no average of {name} with shape {tuple(tensor.shape)}")
         for name, average in self.averages.items():
-            if name in state and state[name].shape == average.shape:
-                average.copy_(state[name])
+            if name in state:
+                saved = state[name]
+                alike = (saved.shape, saved.dtype) == (average.shape, average.dtype)
+                self.averages[name] = average.copy_(saved) if alike else saved.to(average.device, copy=True)

@@ -37,7 +37,7 @@ class Net(nn.Module):
         shared = torch.zeros(6)
         self.register_buffer("mean", torch.tensor(0) if kind == "dtype" else None if kind == "none" else shared)
         self.register_buffer("square", shared)
-        self.register_buffer("queue", torch.zeros(1, 6))
+        self.register_buffer("queue", torch.zeros(12 if kind == "batch" else 1, 6))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.kind:
@@ -48,6 +48,8 @@ class Net(nn.Module):
                 self.square = 0.9 * self.square + 0.1 * mean.square()
             if self.kind == "grown":
                 self.queue = torch.cat([self.queue, x.detach()])[-20:]
+            if self.kind == "batch":
+                self.queue = x.detach()
         shift = 0 if self.mean is None else self.mean
         outputs: Tensor = self.linear(x - shift + self.square + self.queue.mean(0))
         return outputs
@@ -142,10 +144,11 @@ _registered = registering((MODELS, Net), (LOSSES, LateLoss), (TRAINERS, Anchored
 
 
 @pytest.mark.parametrize("more", [[], ['trainer.ema={"decay": 0.8}']], ids=["plain", "ema"])
-@pytest.mark.parametrize("kind", ["dtype", "shared", "none", "grown"])
+@pytest.mark.parametrize("kind", ["dtype", "shared", "none", "grown", "batch"])
 def test_a_buffer_that_a_model_replaces(fit: Fit, kind: str, more: list[str]) -> None:
+    more = [*more, "data_loader.args.batch_size=12", "trainer.steps_per_epoch=3"]  # the fourth batch has 4 samples
     whole = fit(*OFTEN, *more, model={"type": "Net", "args": {"kind": kind}}).run_dir
-    half = fork(whole, 7)
+    half = fork(whole, 4)
     train.main(["-r", half])
     equal(whole, half)
     loaded = load_run(whole).model
