@@ -65,7 +65,8 @@ class EvaluationLoop(TrainerInterface):
         observer.begin_evaluation(batches.num_samples)
         with self.evaluating():
             for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
-                self.experiment.signals.check()
+                if self.progress.epoch_steps:  # not in begin_epoch, whose effects would be saved
+                    self.experiment.signals.check()
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
                 try:
                     result = completed(self.eval_step(self.runtime.to_device(data)), self.criterion)
