@@ -89,7 +89,7 @@ def check_resume(fresh: Fresh, batches: Batches, take_step: Callable[[], None]) 
         return
     fresh.restore()
     try:
-        trainer.load_state_dict(state, Path("the state before"))
+        trainer.load_state_dict(copied(state), Path("the state before"))  # parts may keep what they load
         prepare_epoch(trainer, 1)
         trainer.load_state_dict(state, Path("the state before"))  # as a resume does
     except Exception as error:  # of the user's parts

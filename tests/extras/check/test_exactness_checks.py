@@ -274,6 +274,39 @@ def test_what_begin_epoch_computes_from_the_weights_is_noted(
     assert ("exactness" in shown) is not saved
 
 
+class Tally:
+    """A number of epochs. Keeps the tensor that it loads."""
+
+    def __init__(self) -> None:
+        self.epochs = torch.zeros(())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs = state["epochs"]
+
+
+class Tallying(Trainer):
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.tally = Tally()
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "tally": self.tally}
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.tally.epochs += 1
+
+
+def test_what_begin_epoch_changes_in_a_part_is_not_noted(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporarily(TRAINERS, Tallying):
+        preflight(load_config(write_config(trainer={"type": "Tallying"})))
+    assert "exactness" not in capsys.readouterr().out
+
+
 class Cooling(TwoLayerNet):
     """Scales its outputs by a number that soon stays the same."""
 
