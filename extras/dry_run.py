@@ -18,14 +18,16 @@ from utils.tree import copied, same
 def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
     """Inside the block, a BaseTrainer's steps may be tried, without gradients and without compiling the model.
 
-    Afterwards the random generators, the modes and buffers of model and loss, and the parts that a subclass adds to
-    ``stateful`` are as they were. key: what the random numbers inside the block depend on.
+    Afterwards the random generators, the modes, buffers and extra states of model and loss, and the parts that a
+    subclass adds to ``stateful`` are as they were. key: what the random numbers inside the block depend on.
     """
     parts = own_parts(trainer)
     roots = [trainer.experiment.model, loss_module(trainer.experiment.criterion), *parts.values()]
     modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
     modes = [(module, module.training) for module in modules]
     buffers = [(module, {name: (each, each.clone()) for name, each in _buffers(module)}) for module in modules]
+    own = [each for each in modules if type(each).get_extra_state is not nn.Module.get_extra_state]
+    states = [copied(each.get_extra_state()) for each in own]
     eager: Any = nullcontext()
     if trainer.runtime.settings.compile:
         eager = torch.compiler.set_stance("force_eager")  # compiling would take longer than the step
@@ -40,6 +42,8 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
                     setattr(module, name, None)
                 for name, (buffer, values) in before.items():
                     setattr(module, name, buffer.copy_(values))  # the module may have replaced it
+            for module, state in zip(own, states, strict=True):
+                module.set_extra_state(state)
 
 
 @contextmanager
