@@ -76,7 +76,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
         component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
         added_default = _at(before, key) is _MISSING and now[key] == _default(path, component)
         if not added_default and not any(_includes(other, path) for other in paths):
-            rule = rule_of(path, component)
+            group_of = dotted(path[: path.index("groups")]) if "groups" in path else ""
+            rule = rule_of(path, component or now.get(f"{group_of}.type"))
             assert rule is not None, f"utils/schema.py has no rule for {key}"
             found.append(Change(path, _at(before, key), _at(now, key), rule))
     return found

@@ -432,10 +432,12 @@ def test_an_argument_that_needs_a_state_of_its_own_takes_effect(fit: Fit, name: 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, args in INITIAL_ONLY.items() for key in args])
 def test_an_argument_that_counts_only_at_the_start_is_refused(fit: Fit, name: str, key: str) -> None:
-    run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}}).run_dir
-    error = resume(run, "optimizer.args", {key: 3 if key == "history_size" else 0.5})
-    assert error
-    assert f"optimizer.args.{key}: cannot change when a run is resumed" in error
+    groups = [] if name == "LBFGS" else [{"params": ["fc1.*"], "args": {key: 0.2}}]
+    run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}, "groups": groups}).run_dir
+    for path in ("optimizer.args", *["optimizer.groups.0.args"][: len(groups)]):
+        error = resume(run, path, {key: 3 if key == "history_size" else 0.5})
+        assert error
+        assert f"{path}.{key}: cannot change when a run is resumed" in error
 
 
 # ------------------------------------------------------------------ every argument of torch's schedulers
