@@ -31,7 +31,7 @@ def map_with_keys(function: Callable[[Keys, Tensor], Any], nest: Any, keys: Keys
 
 
 def copied(nest: Any) -> Any:
-    """A copy of a nest and of its tensors, of any layout; its other leaves are shared."""
+    """A copy of a nest, and of its tensors, of any layout, sets and bytearrays; other leaves are shared."""
     return map_tensors(lambda tensor: tensor.detach().clone(), nest)
 
 
@@ -64,7 +64,7 @@ def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
         for name, value in values.items():
             object.__setattr__(mapped, name, function(name, value))  # a frozen one refuses setattr
         return mapped
-    return nest
+    return copy.copy(nest) if isinstance(nest, (set, bytearray)) else nest  # a part may change them after a save
 
 
 def fields(nest: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.tree import describe_batch, map_tensors, map_with_keys, same, tensors, to_device
+from utils.tree import copied, describe_batch, map_tensors, map_with_keys, same, tensors, to_device
 
 
 @dataclass
@@ -63,3 +63,11 @@ def test_anything_else_is_a_leaf() -> None:
     for leaf in (None, "text", 1.5, object(), Graph):
         assert map_tensors(lambda tensor: tensor * 2, leaf) is leaf
         assert list(tensors(leaf)) == []
+
+
+def test_a_copy_shares_nothing_that_can_change() -> None:
+    nest = {"seen": {1}, "bytes": bytearray(b"1")}
+    copy = copied(nest)
+    nest["seen"].add(2)  # type: ignore[attr-defined]
+    nest["bytes"] += b"2"  # type: ignore[operator]
+    assert copy == {"seen": {1}, "bytes": b"1"}
