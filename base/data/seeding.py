@@ -12,8 +12,8 @@ from base.data.sample_random import RandomKey
 from utils.random import SEEDERS, mix, numpy_random
 
 T = TypeVar("T")
-NUMPY: Any = np.random.MT19937()
-"""NumPy's functions draw from it while samples are loaded."""
+NUMPY: Any = np.random.MT19937(0)
+"""NumPy's functions draw from it while samples are loaded. In between it is as at first."""
 
 
 class DrawnGenerators:
@@ -58,6 +58,7 @@ class DrawnGenerators:
                         return batch
         finally:
             numpy_random.set_bit_generator(numpy_generator)
+            _numpy_memory.raw = before["numpy"]
             if "python" in self.names:
                 _restore_python(before["python"])
             if "torch" in self.names:

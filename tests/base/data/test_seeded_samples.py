@@ -188,6 +188,16 @@ def test_a_collate_function_that_draws_is_exact_too(workers: int) -> None:
     assert len({float(share) for _, share in whole}) == 9
 
 
+def seeded_with_a_constant(samples: list[Any]) -> Any:
+    np.random.seed(0)
+    return default_collate(samples)
+
+
+def test_what_one_data_set_does_to_a_generator_hides_no_draw_of_the_next() -> None:
+    one, other = (passes(made(SampleSource(Drawing("numpy"), seeded_with_a_constant)), 6) for _ in range(2))
+    assert equal(one, other)
+
+
 class AtOnce(Drawing):
     """Gives a batch of samples in one call, as a data set of Hugging Face does."""
 
