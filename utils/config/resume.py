@@ -69,7 +69,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
     A key or argument that did not exist when a checkpoint was written counts only if it differs from its default.
     """
-    keys = [key for key in {**before, **now} if before.get(key, _MISSING) != now.get(key, _MISSING)]
+    keys = [key for key in {**before, **now} if before.get(key, {}) != now.get(key, {})]  # {}: no arguments
     paths = [tuple(int(part) if part.isdecimal() else part for part in key.split(".")) for key in keys]
     found = []
     for key, path in zip(keys, paths, strict=True):

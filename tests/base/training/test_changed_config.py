@@ -432,9 +432,9 @@ def test_an_argument_that_needs_a_state_of_its_own_takes_effect(fit: Fit, name: 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, args in INITIAL_ONLY.items() for key in args])
 def test_an_argument_that_counts_only_at_the_start_is_refused(fit: Fit, name: str, key: str) -> None:
-    groups = [] if name == "LBFGS" else [{"params": ["fc1.*"], "args": {key: 0.2}}]
+    groups = [] if name == "LBFGS" else [{"params": ["fc1.*"], "args": {key: 0.2}}, {"params": ["fc2.weight"]}]
     run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}, "groups": groups}).run_dir
-    for path in ("optimizer.args", *["optimizer.groups.0.args"][: len(groups)]):
+    for path in ("optimizer.args", *(f"optimizer.groups.{number}.args" for number in range(len(groups)))):
         error = resume(run, path, {key: 3 if key == "history_size" else 0.5})
         assert error
         assert f"{path}.{key}: cannot change when a run is resumed" in error
