@@ -119,7 +119,8 @@ class Registry:
         found = parameters(component)
         if name not in self._own:
             found |= {key: found[key].replace(annotation=self.types[key]) for key in found.keys() & self.types.keys()}
-        leading = [key for key, each in found.items() if each.kind is not each.KEYWORD_ONLY]
+        # ChainedScheduler has its optimizer after its schedulers
+        leading = [key for key, each in found.items() if each.kind is not each.KEYWORD_ONLY and key != "schedulers"]
         without = leading[: self.passed + (0 if inspect.isclass(component) else self.called_with)]
         return {key: each for key, each in found.items() if key not in (*without, *self.never)}
 
