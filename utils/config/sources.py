@@ -1,8 +1,7 @@
 """The values of a config before any check: the file, merged over the one it extends, with overrides on top."""
 
-import contextlib
 import json
-import math
+import re
 from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
@@ -18,6 +17,8 @@ from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
 
 MAX_BYTES = 1_000_000
+# .001, 1. and +1 are numbers everywhere except in JSON; 007, 2024_01_01 and an integer of 20 digits may be names
+_LOOSE_NUMBER = re.compile(r"(?=.*[.+])[+-]?([0-9]+\.?|\.[0-9])[0-9]*([eE][+-]?[0-9]{1,2})?")
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -225,7 +226,4 @@ def _value(text: str, name: str) -> Any:
         if text[:1] in ("{", "[", '"'):
             quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
             raise ConfigError(f"{error}{quotes}") from error
-        with contextlib.suppress(ValueError):  # .001 and 1. are numbers everywhere except in JSON
-            if math.isfinite(number := float(text)):
-                return number
-        return text
+        return float(text) if _LOOSE_NUMBER.fullmatch(text) else text

@@ -12,6 +12,7 @@ import pytest
 from tests.configs import BUNDLED, SOUND, message, sound
 from tests.helpers import needs_extra
 from utils.config import load_config, to_json
+from utils.config.sources import value_at
 from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
@@ -308,6 +309,11 @@ def test_an_override_is_a_number_or_a_text_as_its_key_wants(
     for key in path:
         found = found[key]
     assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize("text", ["007", "2024_01_01", "9" * 20, "1.e999", "1_0.5"])
+def test_what_may_be_a_name_is_not_read_as_a_number(text: str) -> None:
+    assert value_at({}, ("variables", "X"), text, "") == text
 
 
 @needs_extra("hints")
