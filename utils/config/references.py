@@ -21,6 +21,7 @@ _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
+MOST_USED = 10_000  # variables in one config: those that contain others could need any amount of memory
 
 
 class _Pending(Exception):  # noqa: N818  (not an error: the data loader is not built yet)
@@ -53,7 +54,7 @@ class References:
         self.document, self.facts, self.partial = document, facts, partial
         self.pending: list[KeyPath] = []
         self.problems: list[Problem] = []
-        self._used: set[str] = set()
+        self._used: list[str] = []
         found = document.value.get("variables")
         self.variables: dict[str, Any] = found if isinstance(found, dict) else {}
 
@@ -63,7 +64,7 @@ class References:
         if not isinstance(value.get("variables", {}), (dict, type(None))):
             self.problems.append(Problem(("variables",), 'should be an object: {"NAME": VALUE, ...}'))
         values = _map_strings(self._resolve, {key: item for key, item in value.items() if key != "variables"})
-        for name in self.variables.keys() - self._used:
+        for name in self.variables.keys() - {*self._used}:
             message = f'"${{{name}}}" is not used' if _NAME.fullmatch(name) else "a name has letters, digits and _"
             self.problems.append(Problem(("variables", name), message))
         return Document(values, self.document.sources)
@@ -109,7 +110,9 @@ class References:
             return self._fact(fact)
         if not found[2] or not _NAME.fullmatch(name):
             raise ConfigError(f'"{found[0][:40]}" is not a reference; possible forms: {FORMS}')
-        self._used.add(name)
+        self._used.append(name)
+        if len(self._used) > MOST_USED:
+            raise ConfigError(f"variables contain one another more than {MOST_USED:,} times")
         if name not in self.variables:
             known = hint(name, self.variables) if self.variables else 'the config has no "variables"'
             raise ConfigError(f'unknown variable "{name}"; {known}')

@@ -125,6 +125,9 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
     assert load_config(tmp_path / "child.json").config.seed == 9
 
 
+MANY_TIMES = {"X0": 1, **{f"X{number}": [f"${{X{number - 1}}}"] * 10 for number in range(1, 10)}}
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -142,6 +145,7 @@ def test_an_inherited_variable_is_overridden(tmp_path: Path) -> None:
         ({"seed": "${data.num_classes}"}, "seed: .*only arguments of other components"),
         ({"data_loader__args__batch_size": "${data.num_classes}"}, "batch_size: .*only arguments of other"),
         ({"trainer__epochs": "${env:NOT_THERE:[1}"}, r"epochs: .*:1:3: the text ends here"),
+        ({"seed": "${X9}", "variables": MANY_TIMES}, r"seed: variables contain one another more than 10,000 times"),
     ],
 )
 def test_a_mistake_is_shown_at_the_line_of_the_reference(load: Load, values: dict[str, Any], says: str) -> None:
