@@ -71,7 +71,8 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: Scheduler
             yield Problem((*place, "lr"), f"has no effect: {part.name} sets the learning rate itself, from {source}")
         for key in ("momentum", "betas") if given["cycle_momentum"] else ():
             value = args[key][0] if isinstance(args.get(key), list) else args.get(key)
-            if value not in (None, given["max_momentum"]):
+            maximum = given["max_momentum"]  # a list has one per parameter group
+            if value not in (None, *(maximum if isinstance(maximum, list) else [maximum])):
                 message = f"{value} has no effect: {part.name} sets the momentum itself, from max_momentum"
                 yield Problem((*place, key), f"{message}; set {dotted((*part.at, 'cycle_momentum'))} to false")
 

@@ -56,6 +56,13 @@ def with_args(**args: Any) -> dict[str, Any]:
         ),
         ({"optimizer": {"type": "SGD", "args": {"momentum": 0.9}}, "lr_scheduler": one_cycle(max_momentum=0.9)}, []),
         (
+            {
+                "optimizer": {**SGD, "groups": [{"params": ["*.bias"], "args": {"momentum": 0.8}}]},
+                "lr_scheduler": one_cycle(cycle_momentum=True, max_momentum=[0.9, 0.9]),
+            },
+            ["optimizer.args.lr", "optimizer.groups.0.args.momentum: 0.8 has no effect"],
+        ),
+        (
             {"optimizer": {"type": "Adam", "args": {"betas": [0.8, 0.9]}}, "lr_scheduler": one_cycle()},
             ["optimizer.args.betas: 0.8 has no effect"],
         ),
