@@ -8,6 +8,7 @@ A config's ``"type"`` is looked up only here, so a config can never import or ru
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -56,16 +57,22 @@ class Registry:
     types: Mapping[str, Any] = field(default_factory=dict)
     """Of arguments of the library's components, in place of its annotations."""
     _own: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False)
+    _executions: dict[str, Any] = field(default_factory=dict, init=False)
+    """Of the file of each of them: the module's __spec__, another object each time the file is executed."""
 
     def register(self, component: T) -> T:
         """Add a class or function under its own name. Raises UserError if the name is taken."""
         name = component.__name__
         taken = self._own.get(name, component)
-        if taken.__module__ != component.__module__:
+        # a file that is reloaded, or a cell of a notebook that is run again, may replace its components
+        execution = getattr(sys.modules.get(component.__module__), "__spec__", None)
+        twice = execution and execution is self._executions.get(name) and "." not in component.__qualname__
+        if taken.__module__ != component.__module__ or (twice and taken is not component):
             raise UserError(
                 f"two {self.plural()} are called {name}:\n  {where(taken)}\n  {where(component)}\nRename one of them."
             )
-        self._own[name] = component  # again, if a file is reloaded or a cell of a notebook run again
+        self._own[name] = component
+        self._executions[name] = execution
         return component
 
     def unregister(self, name: str) -> None:

@@ -1,5 +1,6 @@
 """What a registry offers of a library, whatever its version."""
 
+import importlib
 import types
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.paths import code_version, project_path
-from utils.registry import LOSSES, OPTIMIZERS, SCHEDULERS, Registry, import_components
+from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS, Registry, import_components
 
 
 class NewOptimizer(torch.optim.SGD):
@@ -61,6 +62,19 @@ def test_a_cell_of_a_notebook_can_be_run_again() -> None:
         for number in (1, 2):
             exec(f"@registry.register\ndef accuracy(): return {number}\n", cell.__dict__)
             assert registry["accuracy"]() == number
+
+
+def test_a_file_cannot_have_two_components_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a_file_of_things.py"
+    once = "from utils.registry import METRICS\n\n\n@METRICS.register\ndef twice() -> int: ...\n"
+    file.write_text(once)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(file.stem)
+    importlib.reload(module)
+    file.write_text(once + once)
+    with pytest.raises(UserError, match=r"two metrics are called twice:\n  .*:4\n  .*:9\nRename one of them"):
+        importlib.reload(module)
+    METRICS.unregister("twice")
 
 
 def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
