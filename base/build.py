@@ -69,7 +69,7 @@ def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | Non
     seed_generators(loaded.config.seed, "training data")  # as in build_training: the data loader may keep what it draws
     with process_group.main_process_first():
         facts = call(loaded, ("data_loader", "args"), loaded.config.data_loader.type, data.facts, dict)
-    return loaded.with_facts(facts), data
+    return loaded.with_facts({str(name): fact for name, fact in facts.items()}), data
 
 
 def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:

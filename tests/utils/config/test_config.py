@@ -56,7 +56,6 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
     ("key", "value", "expected"),
     [
         ("optimizer", {"type": "SGD", "args": {"nesterov": True}}, "optimizer.args.nesterov: SGD rejects this"),
-        ("optimizer", {"type": "Adam", "args": {"betas": [0.9, 1.5]}}, "optimizer.args.betas: Adam rejects this"),
         (
             "lr_scheduler",
             "ChainedScheduler",
@@ -67,6 +66,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
             {"type": "ChainedScheduler", "args": {"schedulers": ["ConstantLR"], "optimizer": None}},
             'lr_scheduler.args.optimizer: ChainedScheduler has no argument "optimizer"',
         ),
+        ("optimizer", {"type": "Adam", "args": {"betas": [0.9, 1.5]}}, "optimizer.args.betas: Adam rejects this"),
         ("optimizer", {"type": "Adam", "args": {"capturable": True}}, "optimizer.args.capturable: Adam rejects this"),
         ("optimizer", {"type": "AdamW", "args": {"fused": True, "foreach": True}}, "AdamW rejects this"),
         ("optimizer", {"type": "LBFGS", "args": {"history_size": 0}}, "args.history_size: LBFGS rejects this"),
@@ -150,8 +150,8 @@ def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expe
         (["CosineAnnealingLR", {"type": "LinearLr"}], 'unknown scheduler "LinearLr"; did you mean "LinearLR"?'),
         (["CosineAnnealingLR", {"type": "LinearLR", "args": {"start_factor": -1}}], "1.args.start_factor: LinearLR"),
         (["CosineAnnealingLR", 5], "schedulers.1: should be a component"),
-        (["CosineAnnealingLR"], "SequentialLR rejects this"),
         ([], "SequentialLR needs a list of schedulers"),
+        (["CosineAnnealingLR"], "SequentialLR rejects this"),
         (["CosineAnnealingLR", "ConstantLR"], ""),
     ],
 )

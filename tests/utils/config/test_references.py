@@ -26,8 +26,8 @@ class Telling(RandomTensorLoader):
 
     drawn = 0
 
-    def facts(self) -> dict[str, Any]:
-        return {"num_classes": self.num_classes, "counts": [20.0, 20.0, 10.0], "name": "few", "rate": 0.5}
+    def facts(self) -> dict[Any, Any]:
+        return {"num_classes": self.num_classes, "counts": [20.0, 20.0, 10.0], "name": "few", "rate": 0.5, 7: "seven"}
 
     def training_data(self, *, augment: bool) -> TensorSource:
         type(self).drawn += 1
@@ -230,6 +230,7 @@ def test_a_resume_takes_a_variable_where_it_refers_to_one(fit: Fit) -> None:
             "${data.num_clases}",
             r'out_features: the data loader does not provide "num_clases"; did you mean "num_classes"',
         ),
+        ("${data.7}", 'out_features: should be an integer, got "seven"'),
         ("${data.name}", r'out_features: should be an integer, got "few"'),
         ("${data.rate}", "out_features: should be an integer, got 0.5"),
         ("${data.num_classes}0", r'out_features: should be an integer, got "30"'),
