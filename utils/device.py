@@ -17,8 +17,7 @@ def pick_device(name: str) -> torch.device:
         numbered = [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
         known += [accelerator.type, *numbered]
     if name not in known:
-        expected = '"auto", "cpu", "cuda", "cuda:1", "mps" ...'
-        raise ConfigError(f'runtime.device: "{name}" is not a device of this machine; expected {expected}')
+        raise ConfigError(f'runtime.device: "{name}" is not a device of this machine, which has {", ".join(known)}')
     return torch.device(name)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import pytest
+
 from tests.configs import SOUND, message
 from tests.helpers import ROOT, needs_extra
 
@@ -99,6 +101,7 @@ def _entry(mistake: Mistake, folder: Path) -> Iterator[str]:
 
 
 @needs_extra("hints")
+@pytest.mark.usefixtures("without_accelerator")
 def test_typical_mistakes_are_explained_word_for_word(tmp_path: Path) -> None:
     assert golden(tmp_path) == GOLDEN.read_text(), "read the diff, then: python -m tests.utils.config.test_messages"
 
