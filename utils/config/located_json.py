@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.errors import ConfigError
 from utils.schema import KeyPath, is_below
-from utils.text import at_most, dotted
+from utils.text import dotted
 
 MAX_DEPTH = 32
 MOST_SHOWN = 20  # mistakes
@@ -93,10 +93,12 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
     shown = [
         source.show(source.offset(each.path), f"{dotted(each.path)}: {each.message}" if each.path else each.message)
         + (_overrides_below(document, each.path) if source.text is not None else "")
-        for source, each in located
+        for source, each in located[:MOST_SHOWN]
     ]
+    if len(located) > MOST_SHOWN:
+        shown.append(f"... and {len(located) - MOST_SHOWN:,} more")
     count = f"{len(located):,} mistakes in the config:\n\n" if len(located) > 1 else ""
-    return ConfigError(count + "\n\n".join(at_most(MOST_SHOWN, shown)))
+    return ConfigError(count + "\n\n".join(shown))
 
 
 def _overrides_below(document: Document, path: KeyPath) -> str:
