@@ -148,11 +148,6 @@ def parameters_in(optimizer: Optimizer) -> list[Any]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def is_own(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is the user's, not torch's."""
-    return not type(optimizer).__module__.startswith("torch.")
-
-
 def adapt_state(
     optimizer: Optimizer, state: dict[str, Any], *, adapt: Callable[[Any, Tensor], Any] = laid_out_like
 ) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, get_args
 
@@ -253,13 +252,10 @@ def import_components() -> None:
         early.import_compiler_late()
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
-            _import_component(f"{folder}.{path.stem}", path)
-
-
-def _import_component(name: str, path: Path) -> None:
-    try:
-        importlib.import_module(name)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{in_project(path)} cannot be imported: {format_error_with_source(error)}") from error
+            try:
+                importlib.import_module(f"{folder}.{path.stem}")
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:
+                message = f"{in_project(path)} cannot be imported: {format_error_with_source(error)}"
+                raise UserError(message) from error

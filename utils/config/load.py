@@ -37,13 +37,8 @@ class LoadedConfig:
     dry_run: bool = True
     from_data: Sequence[KeyPath] = ()
     """The arguments that refer to a fact of the data."""
-    has_facts: bool = False
-    """Whether these have their values, as ``with_facts`` gives them."""
-
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether a fact of the data is still missing; ``with_facts`` gives the config to run."""
-        return bool(self.from_data) and not self.has_facts
+    waits_for_data: bool = False
+    """Whether a fact of the data is still missing; ``with_facts`` gives the config to run."""
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error found only when the part at this path is built."""
@@ -52,7 +47,7 @@ class LoadedConfig:
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
         filled = _checked(self.unresolved, facts, dry_run=self.dry_run)
-        return replace(filled, from_data=self.from_data, has_facts=True)
+        return replace(filled, from_data=self.from_data)
 
     def warnings(self) -> list[str]:
         """Keys without effect, which are too common in config files to be errors."""
@@ -103,7 +98,7 @@ def _checked(
     problems = [*references.problems, *(one for one in problems if not is_below(one.path, *unknown))]
     if problems or config is None:
         raise config_error(document, problems)
-    return LoadedConfig(config, document, unresolved, dry_run, references.pending)
+    return LoadedConfig(config, document, unresolved, dry_run, references.pending, bool(references.pending))
 
 
 def _ineffective(config: Config) -> Iterable[Problem]:
