@@ -72,7 +72,7 @@ def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
     items = {key: _built(inner, item, build, (*path, key)) for key, inner, item in _elements(annotation, value)}
     if not items:
         return value
-    return list(items.values()) if isinstance(value, list) else {**value, **items}
+    return list(items.values()) if isinstance(value, list) else items
 
 
 def _object_of(annotation: Any, value: Any) -> type | None:
@@ -89,7 +89,7 @@ def _object_of(annotation: Any, value: Any) -> type | None:
     return next((kind for kind in kinds if is_module(kind) or (is_settings(kind) and isinstance(value, dict))), None)
 
 
-def _elements(annotation: Any, value: Any) -> Iterator[tuple[str | int, Any, Any]]:
+def _elements(annotation: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Key, annotation and value of each element of a list or dict."""
     for one in alternatives(annotation):
         origin, inner = typing.get_origin(one), typing.get_args(one)
@@ -99,5 +99,6 @@ def _elements(annotation: Any, value: Any) -> Iterator[tuple[str | int, Any, Any
                 yield index, inner[min(index, len(inner) - 1)] if fixed else inner[0], item
             return
         if isinstance(value, dict) and origin in DICTS and inner:
-            yield from ((key, inner[1], item) for key, item in value.items())
+            key_type = inner[0] if inner[0] in (int, float) else str  # in JSON, every key is a string
+            yield from ((key_type(key), inner[1], item) for key, item in value.items())
             return

@@ -16,8 +16,10 @@ from base.build import build_experiment, build_trainer
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
+from utils.arguments import parameters
 from utils.config import load_config
 from utils.errors import ConfigError
+from utils.nested_arguments import built
 from utils.paths import PROJECT
 from utils.registry import LOSSES, MODELS, TRAINERS
 
@@ -290,3 +292,10 @@ class Lazy(nn.Sequential):
 def test_a_lazy_layer_is_refused_with_its_name(fit: Fit) -> None:
     with temporarily(MODELS, Lazy), pytest.raises(ConfigError, match=r"Lazy has tensors without values: 0\.weight"):
         fit(model="Lazy")
+
+
+def test_the_keys_of_an_object_are_numbers_where_the_argument_says_so() -> None:
+    def component(*, costs: dict[int, list[float]] | None = None) -> None: ...
+
+    found = built(parameters(component), {"costs": {"3": [0.5]}}, lambda kind, value, path: value, ())
+    assert found == {"costs": {3: [0.5]}}
