@@ -134,6 +134,10 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
             yield from _reduction_problems(loss, path)
         if not name and loss.weight != 1:
             yield Problem((*path, "weight"), "a single loss cannot have a weight; only several losses by name can")
+    writers = [writer.type for writer in config.trainer.writers]
+    for index, name in enumerate(writers):
+        if name in writers[:index]:
+            yield Problem(("trainer", "writers", index), f'"{name}" is listed twice; only one would write')
     if config.trainer.ema and config.runtime.strategy == "fsdp":
         yield Problem(("trainer", "ema"), 'weights sharded by "fsdp" cannot be averaged yet; use runtime.strategy=ddp')
     several = isinstance(config.optimizer, dict)

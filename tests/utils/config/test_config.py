@@ -56,6 +56,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
     ("key", "value", "expected"),
     [
         ("optimizer", {"type": "SGD", "args": {"nesterov": True}}, "optimizer.args.nesterov: SGD rejects this"),
+        ("trainer", {"writers": ["csv", {"type": "csv", "args": {}}]}, 'trainer.writers.1: "csv" is listed twice'),
         (
             "lr_scheduler",
             "ChainedScheduler",
