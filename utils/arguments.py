@@ -22,6 +22,8 @@ from utils.schema import KeyPath
 from utils.text import closest, hint
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+DICTS = (dict, collections.abc.Mapping)
 PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
 NOT_JSON = ", which JSON cannot express; register your own component that creates it"
 # pydantic's terms, and those of JSON
@@ -212,12 +214,13 @@ def json_type(annotation: Any) -> Any:
         kinds = [kind for kind in (json_type(item) for item in inner if not is_tensor(item)) if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
-    if origin not in (list, tuple, dict, collections.abc.Sequence, collections.abc.Iterable):
+    if origin not in (*LISTS, *DICTS):
         return NotJson
     kinds = [item if item is Ellipsis else json_type(item) for item in inner]
     if NotJson in kinds:
         return NotJson
-    return origin[tuple(kinds)] if origin in (list, tuple, dict) else list[kinds[0]]  # type: ignore[valid-type]
+    plain = dict if origin in DICTS else tuple if origin is tuple else list
+    return plain[tuple(kinds)]
 
 
 def is_tensor(annotation: Any) -> bool:
@@ -253,7 +256,7 @@ def describe(annotation: Any) -> str:
         return "list of float"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
+    if typing.get_origin(annotation) in LISTS:
         kinds = typing.get_args(annotation)
         if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
             return f"[{', '.join(map(describe, kinds))}]"

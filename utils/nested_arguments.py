@@ -3,7 +3,6 @@
 They may also be inside lists and dicts.
 """
 
-import collections.abc
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
@@ -12,12 +11,9 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from utils.arguments import is_module, is_settings, is_tensor, parameters
+from utils.arguments import DICTS, LISTS, is_module, is_settings, is_tensor, parameters
 from utils.schema import KeyPath
 from utils.schema_fields import alternatives
-
-LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
-DICTS = (dict, collections.abc.Mapping)
 
 Build = Callable[[type, Any, KeyPath], Any]
 """Creates an object (settings, a module, a tensor) from its class and the config value at a path."""

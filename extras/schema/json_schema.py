@@ -14,9 +14,8 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 
 from extras.schema import docstrings
 from extras.schema.snippets import monitored, snippets
-from utils.arguments import STRICT, NotJson, is_module, is_settings, json_type, parameters
+from utils.arguments import DICTS, STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.nested_arguments import DICTS
 from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
 from utils.schema_fields import alternatives, keys_of, section_at

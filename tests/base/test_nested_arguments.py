@@ -1,6 +1,6 @@
 """Settings and components as arguments of a component: checked, completed in an editor, located, and built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from base.build import build_experiment, build_trainer
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
-from utils.arguments import parameters
+from utils.arguments import parameters, problems
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.nested_arguments import built
@@ -295,7 +295,8 @@ def test_a_lazy_layer_is_refused_with_its_name(fit: Fit) -> None:
 
 
 def test_the_keys_of_an_object_are_numbers_where_the_argument_says_so() -> None:
-    def component(*, costs: dict[int, list[float]] | None = None) -> None: ...
+    def component(*, costs: Mapping[int, list[float]] | None = None) -> None: ...
 
-    found = built(parameters(component), {"costs": {"3": [0.5]}}, lambda kind, value, path: value, ())
-    assert found == {"costs": {3: [0.5]}}
+    args = {"costs": {"3": [0.5]}}
+    assert not list(problems("component", parameters(component), args, takes_any=False))
+    assert built(parameters(component), args, lambda kind, value, path: value, ()) == {"costs": {3: [0.5]}}

@@ -1,7 +1,5 @@
 """Overrides of keys that a command does not read, and would ignore: utils/schema.py says which it reads."""
 
-import functools
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ def refuse_unread(config: Path, overrides: Sequence[str], command: Command) -> N
     for given, source in document.sources.items():
         for path in () if source.text is not None else _keys(given, inside(document.value, given)[1]):
             component = _component(document.value, path)
-            if not functools.reduce(operator.and_, markers(path, component, Command), command):
+            if not all(command in marker for marker in markers(path, component, Command)):
                 argument = setting_at(path, component) if component else None
                 if path != given and argument and argument.default is argument.empty:
                     continue  # the arguments, given as one object, have to have it
