@@ -200,11 +200,7 @@ SCHEDULERS = Registry(
 )
 # files in extras/writers register on import, which happens only if a config names one
 WRITERS = Registry("writer", library="extras.writers", passed=1)
-TRAINERS = Registry(
-    "trainer",
-    passed=2,
-    default=TrainerConfig.model_fields["type"].default,
-)
+TRAINERS = Registry("trainer", passed=2, default=TrainerConfig.model_fields["type"].default)
 
 # the config key of each kind
 REGISTRIES: dict[str, Registry] = {
