@@ -59,7 +59,7 @@ def unregistered_weights(model: nn.Module) -> str | None:
                     where = ".".join(filter(None, (name, attribute)))
                     return (
                         f"{where} is a plain {type(value).__name__} with weights that would be neither trained nor "
-                        "saved; use nn.Parameter, or a container of torch.nn such as nn.ModuleList"
+                        "saved; use nn.Parameter or nn.ModuleList, or requires_grad_(False) if that is intended"
                     )
     return None
 

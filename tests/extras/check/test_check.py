@@ -199,7 +199,7 @@ def made(kind: str) -> dict[str, Any]:
             "test data     note",
             "the folder test/ is missing",
         ),
-        (planted("large"), "first loss    FAIL", "ln 3 = 1.099\n                    usually: initial weights"),
+        (planted("large"), "first loss    note", "ln 3 = 1.099\n                    usually: initial weights"),
         ({**planted(""), "loss": "NLLLoss"}, "classes       note", "model end in log_softmax"),
         (planted("in place"), "batch         note  the model, the loss or eval_step changes", "x = x.clone()"),
         (planted("mixed"), "independence  FAIL", "the output of sample 4 depends on other samples"),
@@ -345,7 +345,7 @@ def test_a_backward_pass_by_hand_fails_where_a_run_refuses_it(
 
 
 @pytest.mark.parametrize(
-    ("loss", "verdict", "pretrained"), [(0.2, "note", "ok"), (-0.1, "FAIL", "FAIL"), (3.0, "FAIL", "note")]
+    ("loss", "verdict", "pretrained"), [(0.2, "note", "ok"), (-0.1, "FAIL", "FAIL"), (3.0, "note", "note")]
 )
 def test_a_first_loss_far_from_chance_may_come_from_pretrained_weights(
     loss: float, verdict: str, pretrained: str
@@ -359,12 +359,6 @@ def test_a_first_loss_far_from_chance_may_come_from_pretrained_weights(
             model=SimpleNamespace(weights=weights),
         )
         assert first_loss(result, config, experiment).verdict == expected
-
-
-def test_a_large_first_loss_above_frozen_layers_is_a_note(check: Check, tmp_path: Path) -> None:
-    trainer = {"freeze": [{"params": ["first.*"]}], "save_dir": str(tmp_path)}
-    _, printed = check(**planted("large"), trainer=trainer)
-    assert "first loss    note" in printed, printed
 
 
 def test_several_losses_by_name_pass(check: Check) -> None:

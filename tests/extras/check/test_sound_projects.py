@@ -271,9 +271,20 @@ class EvaluatesAverage(AveragedTrainer):
         return StepResult(self.criterion(outputs, targets), outputs, targets)
 
 
-def test_a_trainer_that_evaluates_another_model_is_judged_by_its_training(check: Check) -> None:
-    with temporarily(TRAINERS, EvaluatesAverage):
-        status, report = check(**plain(), trainer={"type": "EvaluatesAverage"})
+class ComparesAverage(EvaluatesAverage):
+    """Runs the model itself in evaluation, too; only the optimizer's own steps update the average."""
+
+    train_step = Trainer.train_step
+
+    def eval_step(self, batch: Any) -> StepResult:
+        self.model(batch[0])
+        return super().eval_step(batch)
+
+
+@pytest.mark.parametrize("kind", [EvaluatesAverage, ComparesAverage])
+def test_a_trainer_that_evaluates_another_model_is_judged_by_its_training(check: Check, kind: type[Any]) -> None:
+    with temporarily(TRAINERS, kind):
+        status, report = check(**plain(), trainer={"type": kind.__name__})
     assert status == 0, report
     assert "learning      ok" in report
 
