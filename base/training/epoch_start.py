@@ -68,18 +68,18 @@ def check_weights_have_effect(trainer: Any, epoch: int) -> None:
 
 
 def check_parameters(trainer: Any) -> None:
-    """Raise ConfigError if ``begin_epoch`` of a BaseTrainer gave the model parameters that no optimizer trains.
+    """Raise ConfigError if ``begin_epoch`` of a BaseTrainer gave the model parameters that no resumed run would have.
 
     Not with FSDP, which replaces parameters itself.
     """
-    known = set(map(id, trainer.training.frozen.parameters.values()))
+    known = trainer.training.frozen.parameters
     named = () if trainer.runtime.sharded else trainer.experiment.model.named_parameters()
-    new = [name for name, parameter in named if id(parameter) not in known and parameter.requires_grad]
+    new = [n for n, each in named if known.get(n) is not each and (each.requires_grad or n not in known)]
     if new:
         raise ConfigError(
-            f"begin_epoch gave the model new parameters, which no optimizer trains and no resumed run would have: "
-            f"{listed(new)}. Create them in the model's constructor and use them from this epoch on (docs/training.md: "
-            "What depends on the epoch), or start a new run from these weights with --init-from"
+            f"begin_epoch gave the model new parameters, or old ones new names, which no resumed run would have: "
+            f"{listed(new)}. Create them in the model's constructor (prune.identity does for torch's pruning) and use "
+            "them from this epoch on (docs/training.md: What depends on the epoch), or start a new run with --init-from"
         )
 
 
