@@ -123,8 +123,10 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
     size = micro_batch.range.size
     if phase not in trainer.first_batches.unchecked:
         smaller = size < batches.batch_size
-        if not smaller and not isinstance(error, IndexError):
-            return error  # it depends on the code, not on the samples
+        if not smaller and not isinstance(error, IndexError):  # it depends on the code, not on the samples
+            if (advice := find_extra("advice")) and (cause := advice.usual_cause(error)):
+                error.add_note(f"The usual cause is {cause}.")
+            return error
         after = f" after step {trainer.progress.steps:,}" if trainer.progress.steps else ""  # none in test.py
         last = f", the last {size} of the data where other batches have {batches.batch_size}" if smaller else ""
         message = (

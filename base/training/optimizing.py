@@ -199,12 +199,18 @@ class SeveralOptimizers:
                 step.skipped.add(optimizer.name)
 
     def check_use(self) -> None:
-        """Raise ConfigError if ``train_step`` did not step any optimizer for the current micro-batch."""
-        if self.step is not None and not self.step.used:
+        """Raise ConfigError if ``train_step`` stepped no optimizer for the current micro-batch, or without a loss."""
+        if self.step is None:
+            return
+        if not self.step.used:
             raise ConfigError(
                 f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
                 f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
             )
+        for names in self.step.used:
+            own = [each for name in names for each in self.trainer.training.optimizers[name].parameters]
+            if all(each.grad is None for each in own) and not self.trainer.runtime.sharded:
+                raise ConfigError(f"{_block(names)} steps without gradients; call self.backward(loss) in the block")
 
 
 def _block(names: Iterable[str]) -> str:

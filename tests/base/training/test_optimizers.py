@@ -103,6 +103,13 @@ class Idle(Careless):
         pass
 
 
+class Forgetful(Careless):
+    def train_step(self, batch: Any) -> StepResult:
+        with self.optimizing("generator"):
+            pass
+        return self.eval_step(batch)
+
+
 class OwnGradients(Adversarial):
     def compute_gradients(self, *args: Any, **more: Any) -> Any:
         raise NotImplementedError
@@ -244,7 +251,7 @@ _registered = registering(
     (MODELS, Parts, Pair, PlainPair, Dropped),
     (OPTIMIZERS, Twice, Unasked, Asserting),
     (LOSSES, LearntScale),
-    (TRAINERS, Adversarial, Careful, Careless, Idle, OwnGradients),
+    (TRAINERS, Adversarial, Careful, Careless, Idle, Forgetful, OwnGradients),
     (TRAINERS, Steady, Layers, LayersAtOnce, Sometimes, SometimesOdd),
 )
 
@@ -629,6 +636,7 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
         ("Careless", {}, "self.backward was called outside self.optimizing"),
         ("OwnGradients", {}, "OwnGradients.compute_gradients is not called, since the config has several optimizers"),
         ("Idle", {}, "Idle.train_step steps none of them: with self.optimizing"),
+        ("Forgetful", {}, r"self.optimizing\('generator'\) steps without gradients; call self.backward\(loss\)"),
         (
             "Adversarial",
             {"optimizer": {"type": "SGD", "args": {"lr": 0.1}}, "lr_scheduler": None},

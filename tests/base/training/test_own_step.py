@@ -737,6 +737,19 @@ def test_an_index_that_is_too_large_in_a_later_batch_names_its_samples(fit: Fit)
 
 
 @needs_extra("advice")
+def test_a_graph_that_is_kept_fails_in_the_second_step_with_its_usual_cause(fit: Fit) -> None:
+    kept: list[Tensor] = []
+
+    def carry(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+        kept.append(trainer.criterion(trainer.model(inputs), targets))
+        return sum(kept[1:], kept[0])
+
+    with temporarily(TRAINERS, step_of(carry)), pytest.raises(RuntimeError, match="a second time") as error:
+        fit("trainer.type=Own")
+    assert "keep tensor.detach()" in error.value.__notes__[0]
+
+
+@needs_extra("advice")
 def test_a_batch_of_other_parts_than_the_step_unpacks(fit: Fit) -> None:
     with pytest.raises(UserError, match="The usual cause is a batch whose parts are not those that the step unpacks"):
         fit("trainer.type=Unpacks")
