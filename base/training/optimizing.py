@@ -200,14 +200,13 @@ class SeveralOptimizers:
 
     def check_use(self) -> None:
         """Raise ConfigError if ``train_step`` stepped no optimizer for the current micro-batch, or without a loss."""
-        if self.step is None:
-            return
-        if not self.step.used:
+        used = self.step.used if self.step else []
+        if not used:
             raise ConfigError(
                 f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
                 f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
             )
-        for names in self.step.used:
+        for names in used:
             own = [each for name in names for each in self.trainer.training.optimizers[name].parameters]
             if all(each.grad is None for each in own) and not self.trainer.runtime.sharded:
                 raise ConfigError(f"{_block(names)} steps without gradients; call self.backward(loss) in the block")

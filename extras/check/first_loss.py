@@ -37,9 +37,7 @@ def first_loss(result: StepResult, config: Config, experiment: Experiment) -> Ch
     if loss > 2 * expected:  # a sum over the nodes of a graph, say, trains well nevertheless
         cause = "initial weights or inputs that are too large, or a new layer on large features"
         return CheckResult("first loss", "note", text, cause)
-    # weights from a file, or frozen ones, which would make no sense if they were random
-    frozen = config.trainer.freeze or not all(each.requires_grad for each in experiment.model.parameters())
-    if loss < expected / 2 and certain and not (config.model.weights or frozen):
+    if loss < expected / 2 and certain and not config.model.weights:
         return CheckResult("first loss", "note", text, "pretrained weights, or targets leaking into the inputs")
     return CheckResult("first loss", "ok", text)
 

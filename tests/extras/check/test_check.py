@@ -351,11 +351,10 @@ def test_a_first_loss_far_from_chance_may_come_from_pretrained_weights(
     loss: float, verdict: str, pretrained: str
 ) -> None:
     result = StepResult(torch.tensor(loss), torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
-    experiment: Any = SimpleNamespace(sum_loss=False, data=SimpleNamespace(class_names=None), model=nn.Linear(1, 1))
+    experiment: Any = SimpleNamespace(sum_loss=False, data=SimpleNamespace(class_names=None))
     for weights, expected in ((None, verdict), ("weights.pth", pretrained)):
         config: Any = SimpleNamespace(
             losses={"": SimpleNamespace(type="cross_entropy")},
-            trainer=SimpleNamespace(freeze=[]),
             model=SimpleNamespace(weights=weights),
         )
         assert first_loss(result, config, experiment).verdict == expected
