@@ -19,7 +19,7 @@ from utils.cli import loading
 
 
 def sweep(options: argparse.Namespace) -> Any:
-    """Run or continue a sweep; see ``command.sweep``. Imported late, since the trial server imports this package."""
+    """Run or continue a sweep; see ``command.sweep``. Imported late: a trial's process imports this package first."""
     with loading():
         from extras.sweep import command
 

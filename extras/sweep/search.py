@@ -87,14 +87,14 @@ class Search:
         seen = self._seen.get(trial.number)
         if seen is None:
             return None
-        values = trial.measured(self.spec.value_name)
+        values = trial.measured(self.spec.value_name)[: seen.pruned_at]  # a resumed sweep knows no later ones
         if trial.outcome is not None:
             values = values[: trial.outcome.epochs]
         for epoch in range(seen.epochs + 1, len(values) + 1):
             seen.trial.report(values[epoch - 1], epoch)
             seen.epochs = epoch
             # the last epoch is not worth pruning: there is nothing left to save
-            if seen.trial.should_prune() and epoch < self.spec.epochs and seen.pruned_at is None:
+            if seen.trial.should_prune() and epoch < self.spec.epochs:
                 seen.pruned_at = epoch
                 break
         return seen.pruned_at

@@ -117,8 +117,9 @@ def followed(spec: Spec, folder: Path, count: int, known: list[Trial]) -> list[T
         write_epochs(run, losses(values))
         trial = Trial(len(trials), values, run)
         trials.append(trial)
-        pruned = search.pruned_at(trial)
+        pruned, _ = search.pruned_at(trial), search.pruned_at(trial)  # asked again when its process ends
         measured = losses(values)[:pruned]
+        assert search.study is None or len(search.study.trials[-1].intermediate_values) == len(measured)
         trial.outcome = Outcome("pruned" if pruned else "complete", min(measured), 1, len(measured), 0.0)
         search.follow(trials)
     return trials
