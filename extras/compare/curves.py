@@ -15,12 +15,14 @@ from extras.records import RATES, TRAIN, VALID, charts
 MARKERS = ("o", "^")
 """Each is used with all colours."""
 MOST_RUNS = len(COLOURS) * len(MARKERS)
+MOST_PANELS = 40
+"""matplotlib takes minutes for 200 below each other."""
 
 
 @drawn
 def curves(groups: Sequence[RunGroup]) -> Figure:
     """A chart per metric, starting with the one used for ranking: validation, and training dashed."""
-    panels = [(group, name, keys) for group in groups for name, keys in _charts(group).items()]
+    panels = [(group, name, keys) for group in groups for name, keys in _charts(group).items()][:MOST_PANELS]
     figure = Figure(figsize=(11, 0.5 + 3.2 * len(panels)))
     before = None
     for row, (group, name, keys) in enumerate(panels, start=1):

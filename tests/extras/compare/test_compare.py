@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from extras.compare.curves import curves
+from extras.compare.curves import MOST_PANELS, curves
 from extras.compare.runs import Run, direction
 from tests.conftest import load_script
 from tests.helpers import ROOT
@@ -512,6 +512,14 @@ def test_training_and_validation_of_every_metric_are_drawn(make: Make, monkeypat
     legend = loss.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["20260101-000001  wider $x$", "20260101-000002"]
+
+
+def test_many_metrics_have_as_many_panels_as_can_be_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extras.compare.comparison.png", lambda figure: str(len(figure.axes)).encode())
+    run = make("20260101-000001", [])
+    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 1, **{f"metric{number}": 1.0 for number in range(90)}}))
+    test.main(["--compare", str(run)])
+    assert (run.parent / "comparison.png").read_text() == str(MOST_PANELS)
 
 
 def test_every_run_of_a_chart_looks_different(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
