@@ -3,7 +3,6 @@
 catalogue    train.py --list
 json_schema  config.schema.json, with which editors complete and check configs
 __main__     docs/config.md, and the table of keys in the README
-snippets     completions that editors offer for the value of a key
 docstrings   the texts shown by all of these
 ``make schema`` runs this package, which writes the files.
 """

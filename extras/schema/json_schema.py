@@ -13,10 +13,9 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from extras.schema import docstrings
-from extras.schema.snippets import monitored, snippets
 from utils.arguments import DICTS, STRICT, NotJson, is_module, is_settings, json_type, parameters
 from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
-from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
+from utils.registry import METRICS, REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
 from utils.schema_fields import alternatives, keys_of, section_at
 
@@ -42,7 +41,7 @@ def config_schema() -> Schema:
         if kind != "metrics":  # a list, which is replaced rather than merged
             definitions |= _definitions(kind, registry, partial=True)
     definitions |= _definitions("writers", WRITERS, partial=False)
-    whole, partial_root = _root(definitions, partial=False), _root(definitions, partial=True)
+    whole, partial_root = _root(partial=False), _root(partial=True)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "An experiment",
@@ -66,13 +65,12 @@ def dumps(schema: Schema) -> str:
     return rest.replace('"definitions": {}', '"definitions": {\n  ' + ",\n  ".join(definitions) + "\n }") + "\n"
 
 
-def _root(definitions: Schema, *, partial: bool) -> Schema:
+def _root(*, partial: bool) -> Schema:
     """The keys of a config. partial: it extends another one, so nothing is required."""
     properties: Schema = {}
     for key, field in keys_of(Config).items():
         if key in REGISTRIES and key != "trainer":
             properties[key] = _about(field.description, _component(key, partial=partial))
-            _add_snippets(key, properties[key], definitions)
         else:
             section = section_at((key,))
             keys = _section(key, section, partial=partial) if section else _plain(Config, key)
@@ -108,22 +106,6 @@ def _component(kind: str, *, partial: bool) -> Schema:
         reference = _one_or_several(kind, reference)
     nullable = kind in ("lr_scheduler", "validation", "loss")
     return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
-
-
-def _add_snippets(kind: str, schema: Schema, definitions: Schema) -> None:
-    """Add whole components as completions for the value of a key, or for list elements."""
-    defined = "data_loader" if kind == "validation" else kind
-    prefix = f"{defined}."
-    arguments = {
-        key.removeprefix(prefix): args
-        for key, args in definitions.items()
-        if key.startswith(prefix) and "properties" in args and not key.endswith(PARTIAL)
-    }
-    found = snippets(kind, REGISTRIES[kind], arguments)
-    if kind == "metrics":
-        schema["anyOf"][0]["items"]["defaultSnippets"] = found
-        found = [{**each, "body": [each["body"]]} for each in found]
-    schema["defaultSnippets"] = found
 
 
 def _one_or_several(kind: str, reference: Schema) -> Schema:
@@ -307,11 +289,20 @@ def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
         items = {"anyOf": [{"$ref": "#/definitions/writers"}, REFERENCE]}
         keys["writers"] = {**keys["writers"], "anyOf": [{"type": "array", "items": items}, REFERENCE]}
         schema["allOf"] = [{"$ref": f"#/definitions/trainer.types{PARTIAL if partial else ''}"}]
-        keys["monitor"] = {**keys["monitor"], "examples": monitored()}
+        keys["monitor"] = {**keys["monitor"], "examples": _monitored()}
     if not partial:
         return schema
     # null removes an inherited value
     return schema | {"properties": {name: _or_null(value) for name, value in keys.items()}}
+
+
+def _monitored() -> list[str]:
+    """Values for ``trainer.monitor``: the loss, and each of the project's metrics by name."""
+    found = ["min val_loss", "min loss"]
+    for name in METRICS.own():
+        mode = "min" if "error" in name or "loss" in name else "max"
+        found += [f"{mode} val_{name}", f"{mode} {name}"]
+    return found
 
 
 def _or_null(schema: Schema) -> Schema:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -15,13 +14,12 @@ import torch
 from pydantic import PositiveInt, ValidationError
 
 from extras.schema.__main__ import MOST_USED, config_table, texts
-from extras.schema.snippets import WITH_LIBRARY
 from tests.configs import BUNDLED, OURS, SOUND, TEMPLATES, message, sound
 from tests.utils.config.mutations import VALUES, renamed_keys
 from utils.arguments import NotJson, describe, json_type
 from utils.config.problems import component_problems
 from utils.paths import PROJECT
-from utils.registry import DATA_LOADERS, METRICS, REGISTRIES
+from utils.registry import METRICS, REGISTRIES
 from utils.schema import Config, TrainerConfig
 
 Schema = dict[str, Any]
@@ -60,11 +58,7 @@ def own_part(schema: Schema) -> Schema:
     """What does not depend on the versions of the libraries."""
     own = {f"{kind}.{name}" for kind, registry in REGISTRIES.items() for name in registry.own()}
     names = [name for name in schema["definitions"] if name.removesuffix(".partial") in own]
-    keys = {
-        key: {name: one for name, one in value.items() if name != "defaultSnippets" or key not in WITH_LIBRARY}
-        for key, value in schema["then"]["properties"].items()
-    }
-    return {"definitions": {name: schema["definitions"][name] for name in names}, "then": keys}
+    return {"definitions": {name: schema["definitions"][name] for name in names}, "then": schema["then"]["properties"]}
 
 
 @pytest.mark.slow
@@ -318,7 +312,7 @@ def test_the_config_of_the_messages_is_valid(validator: Any) -> None:
     assert validator.is_valid(json.loads(SOUND))
 
 
-# ------------------------------------------------------------------ what an editor shows and inserts
+# ------------------------------------------------------------------ what an editor shows
 
 
 def test_every_argument_of_ours_is_described(schema: Schema) -> None:
@@ -329,56 +323,6 @@ def test_every_argument_of_ours_is_described(schema: Schema) -> None:
                 continue
             for argument, about in schema["definitions"][f"{kind}.{name}"]["properties"].items():
                 assert about.get("description"), f"{kind} {name}: {argument}"
-
-
-def with_defaults(body: Any) -> Any:
-    """What an editor inserts: each stop filled with its default, without quotes where it begins with ^."""
-    if isinstance(body, dict):
-        return {key: with_defaults(value) for key, value in body.items()}
-    if isinstance(body, list):
-        return [with_defaults(value) for value in body]
-    if not isinstance(body, str) or not (stop := re.fullmatch(r"(\^?)\$\{\d+:(.*)\}", body)):
-        return body
-    text = re.sub(r"\\(.)", r"\1", stop[2])
-    return json.loads(text) if stop[1] else text
-
-
-def all_snippets(schema: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Schema]]:
-    """Each snippet, and the path of the schema that has it."""
-    if isinstance(schema, dict):
-        yield from ((path, one) for one in schema.get("defaultSnippets", ()))
-        for key, value in schema.items():
-            if key != "defaultSnippets":
-                yield from all_snippets(value, (*path, key))
-    for index, value in enumerate(schema if isinstance(schema, list) else ()):
-        yield from all_snippets(value, (*path, index))
-
-
-@pytest.mark.slow
-def test_every_snippet_is_valid_as_it_is_inserted(schema: Schema, validator: Any, tmp_path: Path) -> None:
-    found = list(all_snippets(schema))
-    if not same_libraries(schema):
-        own = {name for registry in REGISTRIES.values() for name in registry.own()}
-        found = [(path, one) for path, one in found if one["label"] in own]
-    for path, one in found:
-        assert path[0] in ("then", "else"), "only keys of the config have snippets"
-        key, body = path[2], with_defaults(one["body"])
-        if any(value in ("...", {}) for value in (body if isinstance(body, dict) else body[0])["args"].values()):
-            continue  # a project's component: only its author knows a value
-        config = {**sound(), "metrics": [], "lr_scheduler": None, "loss": "cross_entropy"}
-        config[key] = [body] if "items" in path else body
-        assert validator.is_valid(config), one
-        file = tmp_path / "config.json"
-        file.write_text(json.dumps(config))
-        assert message(file) == "", one
-        if key in ("data_loader", "validation") and "data_dir" not in body["args"]:
-            DATA_LOADERS[body["type"]](**body["args"])
-    labels = {key: {one["label"] for path, one in found if path[2] == key} for key in schema["else"]["properties"]}
-    for key in ("data_loader", "validation", "model", "loss", "metrics"):
-        assert labels[key] == set(REGISTRIES[key].own())
-    if same_libraries(schema):
-        assert {"SGD", "AdamW"} <= labels["optimizer"]
-        assert {"StepLR", "OneCycleLR"} <= labels["lr_scheduler"]
 
 
 def test_the_monitor_offers_the_loss_and_each_metric(schema: Schema, validator: Any, tmp_path: Path) -> None:
