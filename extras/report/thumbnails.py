@@ -32,14 +32,14 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, totals: bool = Fal
     totals = totals and classes <= 30
     names = _legible(names, longest=10)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cell = max(44 if totals else 1, MATRIX // classes)
+    cell = min(max(44, MATRIX // classes), 120) if totals else max(1, MATRIX // classes)
     side, size, every = cell * classes, 17 if classes <= 12 else 14, math.ceil(classes / 20)
-    whole = side + cell * totals
+    whole, small = side + cell * totals, 17 if cell >= 80 else 13
     left, top = 8 * size, 34  # names are shortened to ten letters
     picture = Image.new("RGB", (left + whole + MARGIN, top + whole + left), "white")
     pen = ImageDraw.Draw(picture)
     title = "% of a true class (row) predicted as (column)"
-    write(pen, (left + side, 8), f"samples and {title}" if totals else title, size=17, anchor="ra")
+    write(pen, (left + whole, 8), f"samples and {title}" if totals else title, size=17, anchor="ra")
     picture.paste(Image.fromarray(_coloured(share)).resize((side, side), Image.Resampling.NEAREST), (left, top))
     beside = Image.new("RGB", (left, whole), "white")
     labels = ImageDraw.Draw(beside)
@@ -52,15 +52,15 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, totals: bool = Fal
         colour = BLACK if share[row, column] > 0.3 else "white"
         percent = str(round(100 * share[row, column]))
         if totals:
-            write(pen, (x, y - 8), _short(counts[row, column]), size=13, colour=colour, anchor="mm")
-            write(pen, (x, y + 8), f"{percent}%", size=12, colour=colour, anchor="mm")
+            write(pen, (x, y - 8), _short(counts[row, column]), size=small, colour=colour, anchor="mm")
+            write(pen, (x, y + 8), f"{percent}%", size=small - 1, colour=colour, anchor="mm")
         else:
             write(pen, (x, y), percent, size=size, colour=colour, anchor="mm")
     sums = zip([*counts.sum(0), counts.sum()], [*counts.sum(1), counts.sum()], strict=True)
     for place, (predicted, true) in enumerate(sums if totals else ()):
         near, far = (place + 0.5) * cell, side + cell / 2
-        write(pen, (left + near, top + far), _short(predicted), size=13, colour=GREY, anchor="mm")
-        write(pen, (left + far, top + near), _short(true), size=13, colour=GREY, anchor="mm")
+        write(pen, (left + near, top + far), _short(predicted), size=small, colour=GREY, anchor="mm")
+        write(pen, (left + far, top + near), _short(true), size=small, colour=GREY, anchor="mm")
     return png(picture)
 
 

@@ -47,7 +47,8 @@ def test_a_confusion_matrix_may_have_counts_and_totals(monkeypatch: pytest.Monke
     assert texts[1:4] == ["a", "b", "total"]
     assert texts[4:] == ["9990", "100%", "10", "0%", "3", "100%", "9990", "10k", "13", "3", "10k", "10k"]
     texts.clear()
-    thumbnails.confusion_matrix(np.array([[1_234_567, 0], [9_999, 1]]), ["a", "b"], totals=True)
+    few = thumbnails.confusion_matrix(np.array([[1_234_567, 0], [9_999, 1]]), ["a", "b"], totals=True)
+    assert opened(few).width < 520, "cells not much larger than their numbers"
     assert {"1.23M", "9999", "1.24M"} <= set(texts)
     texts.clear()
     thumbnails.confusion_matrix(np.ones((31, 31), np.int64), list(map(str, range(31))), totals=True)
