@@ -45,7 +45,7 @@ def sweep(options: argparse.Namespace) -> Result:
     folder = _continued(options) if options.resume else SweepFolder.create(*_asked(options), job=job)
     spec = folder.read_spec()
     processes = TrialProcesses(threads=spec.threads, devices=torch.cuda.device_count(), note=spec.note)
-    display = Display(spec, jobs=jobs, quiet=not first)
+    display = Display(spec, quiet=not first)
     coordinator = Coordinator(folder, processes, display, jobs=jobs)
     if first:
         _introduce(folder, coordinator, spec, jobs)

@@ -121,7 +121,6 @@ class Coordinator:
         return None
 
     def _start(self, one: Running) -> None:
-        one.started = time.monotonic()
         one.mark = _mark(one.trial)
         one.process = None if is_running(one.trial.run) else self.processes.start(one.trial.run, one.slot)
 
@@ -215,10 +214,11 @@ class Coordinator:
         try:
             yield
         except BaseException:
-            self.display.clear()
+            self.display.close()
             stop([one.process for one in self.running if one.process])
             raise
         finally:
+            self.display.close()
             for one in self.running:
                 self.folder.release(one.trial)
 

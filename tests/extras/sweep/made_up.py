@@ -99,7 +99,7 @@ def sweep_folder(folder: Path, config: Path, spec: Spec) -> SweepFolder:
 
 
 def coordinator(folder: SweepFolder, processes: Any, *, jobs: int = 1) -> Coordinator:
-    return Coordinator(folder, processes, Display(folder.read_spec(), jobs=jobs, quiet=True), jobs=jobs)
+    return Coordinator(folder, processes, Display(folder.read_spec(), quiet=True), jobs=jobs)
 
 
 def results(folder: SweepFolder) -> list[tuple[Values, Outcome | None]]:

@@ -1,6 +1,7 @@
 """How trials are claimed, restarted and recorded, with trials that only write what a training would."""
 
 import csv
+import io
 import itertools
 import json
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from extras.sweep import coordinator as module
+from extras.sweep.display import Display, Row
 from extras.sweep.ranking import repeated, t_quantile
 from extras.sweep.results import Result, conclude
 from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial
@@ -43,6 +45,23 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(tmp_path: Path, write_config: Callable[..., Path]) -> Callable[[str, Spec], SweepFolder]:
     """A new sweep in a folder of its own."""
     return lambda name, searched: sweep_folder(tmp_path / name, write_config(), searched)
+
+
+def test_a_terminal_shows_the_running_trials(
+    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    folder = make("shown", spec(*SPACES))
+    trial = folder.create_trial(0, {"optimizer.args.lr": "0.1", "seed": "0"})
+    display = Display(folder.read_spec())
+    display.update([trial], [Row(trial=trial, epochs=2, value=0.25)], 6)
+    assert "| 0/6 [" in terminal.getvalue()
+    assert f"trial-000 2/{folder.read_spec().epochs} 0.2500]" in terminal.getvalue()
+    display.close()
 
 
 def by_lr(**found: tuple[int, str]) -> Callable[[Mapping[str, str]], tuple[int, str]]:
