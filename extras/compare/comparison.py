@@ -67,6 +67,9 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
             (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
         replace_files(folder, files)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
+    for run in runs:
+        state, _, reason = run.state.partition(": ")
+        notes += [f"{state}: {display_path(run.path)}: {reason}"] if reason else []
     notes += [f"test values left out: {display_path(run.path)}: {run.outdated}" for run in runs if run.outdated]
     notes += [f"not a run: {display_path(path)}" for path in others]
     say("\n\n".join("\n".join(lines) for lines in [*map(_printed, groups), notes] if lines))
@@ -101,7 +104,7 @@ def _columns(group: RunGroup) -> list[Column]:
         Column("run", [run.name for run in runs], [shortened(group.short_name(run), 34) for run in runs]),
         _numbers("best", [value for value, _ in best]),
         _numbers("last", [run.records[-1].get(name) if run.records else None for run in runs]),
-        _texts("state", [run.state for run in runs], 36),
+        Column("state", [run.state for run in runs], [run.state.partition(": ")[0] for run in runs]),
         Column("epochs", [run.epochs for run in runs], epochs),
         *keys[:1],
         *tests[:1],

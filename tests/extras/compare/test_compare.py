@@ -23,7 +23,7 @@ test = load_script("test")
 Make = Callable[..., Path]
 
 pytestmark = pytest.mark.slow
-NOTES = ("written", "damaged", "not a run", "test values left out")
+NOTES = ("diverged: ", "failed: ", "written", "damaged", "not a run", "test values left out")
 
 
 @pytest.fixture
@@ -320,8 +320,9 @@ def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str])
         "5": "unfinished",
     }
     shown = {line.split()[0][-1]: line for line in printed if line.startswith("  2026")}
-    assert "  diverged: the loss is inf at step 3 " in shown["1"]
-    assert "…" in shown["4"]
+    assert "  diverged  " in shown["1"]
+    assert "  failed  " in shown["4"]
+    assert f"diverged: {run}: the loss is inf at step 3" in printed
 
 
 def test_notes_test_values_and_the_best_of_each_metric_are_columns(
