@@ -359,7 +359,7 @@ class Config(Section):
     metrics: TrainingAndTest[Changeable[list[MetricConfig]]] = Field(default_factory=list)
     """Functions in model/metric.py, or classes of torchmetrics."""
     optimizer: TrainingOnly[Fixed[OneOrSeveral[OptimizerConfig]]]
-    """An optimizer of torch.optim, or your own; or several by name, which the trainer steps itself."""
+    """An optimizer of torch.optim, or your own; or several by name, each for parameters of its own."""
     lr_scheduler: TrainingOnly[Changeable[OneOrSeveral[SchedulerConfig] | None]] = None
     """Learning rate schedule; null: constant. With several optimizers: one for all, or one for each name given."""
     trainer: TrainingOnly[TrainerConfig] = Field(default_factory=TrainerConfig)

@@ -62,7 +62,10 @@ def _rows(section: type[BaseModel], path: KeyPath = ()) -> Iterator[str]:
         rule = rule_of(here)
         inside = list(_rows(below, below_at)) if below and key not in ("data_loader", "validation", "loss") else []
         rules = {rule_of((*below_at, name)) for name in keys_of(below)} if below and inside else {rule}
-        cells = [_type(field, below), _default(field), rule.value if rule and rules == {rule} else "", meaning]
+        default = _default(field)
+        # where a section may be missing, its presence has a rule besides those of its keys
+        shown = rule and (rules == {rule} or default in ("`null`", "`[]`"))
+        cells = [_type(field, below), default, rule.value if rule and shown else "", meaning]
         name = dotted(part for part in here if part != 0)
         yield f"| `{name}` | {' | '.join(cells)} |"
         yield from inside

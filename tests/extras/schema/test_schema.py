@@ -77,6 +77,7 @@ def test_the_table_of_keys_is_up_to_date(written: dict[str, str]) -> None:
         assert f"| `trainer.{key}` |" in written["docs/config.md"]
     assert len(config_table(*MOST_USED).splitlines()) == 2 + len(MOST_USED), "a key of the README is none"
     assert "| `trainer.profile_steps` | list of int > 0 or null |" in written["docs/config.md"]
+    assert "| `trainer.ema` | object | `null` | refused |" in written["docs/config.md"]
 
 
 @pytest.mark.parametrize(
