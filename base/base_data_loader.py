@@ -244,7 +244,7 @@ class BaseDataLoader(ABC):
         return self._evaluation(self._as_source(self.test_data()), None, "test")
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
-        """Called before the training steps of an epoch, also if a run resumes within it, perhaps twice. The first is 1.
+        """Called before the training steps of an epoch, also if a run resumes within it. The first is 1.
 
         Use it to change what depends on the epoch, such as the image size, in the data set that ``training_data`` has
         returned once; its length must stay the same. Worker processes are then restarted, after the trainer's
