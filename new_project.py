@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("name", type=Path, metavar="NAME", help="the new folder")
     parser.add_argument(
-        "--minimal", action="store_true", help="without extras/: --check, --list, --compare, test reports, pictures"
+        "--minimal", action="store_true", help="without extras/ and what needs it, such as predict.py and --check"
     )
     parser.add_argument(
         "--update", action="store_true", help="merge later changes of the template into the project NAME"
@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m 'Start from the template'"
     )
-    print("  make train\nWrite your own README.md. To merge later changes of the template, run in its folder:")
+    print(
+        "  make train\nWrite your own README.md. To merge later changes of the template, run in the template's folder:"
+    )
     print(f"  python new_project.py --update {target}")
     return 0
 

@@ -59,7 +59,7 @@ def parser(about: str, *, inputs: str = "", values: str = "", device: bool = Tru
         parser.add_argument(
             "-d", "--device", metavar="DEVICE", help="short for runtime.device=DEVICE: auto, cpu, cuda, cuda:1, mps ..."
         )
-    override = f"override any key of the config, e.g. trainer.epochs=5{values}"
+    override = f"override a key of the config{values}"
     words, about_words = ("INPUT", f"{inputs}; KEY=VALUE: {override}") if inputs else ("KEY=VALUE", override)
     parser.add_argument("overrides", nargs="*", metavar=words, help=about_words)
     return parser

@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        (["--help"], 0, "override any key of the config"),
+        (["--help"], 0, "override a key of the config"),
         (["--foo"], 2, "unrecognized arguments: --foo"),
         (["trainer.epoch=3"], 2, 'unknown key "epoch"; did you mean "epochs"?'),
         (
