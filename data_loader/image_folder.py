@@ -25,7 +25,8 @@ class ImageFolderLoader(ImageLoader):
 
     data_dir: folder of the data set, relative to the project's folder.
     size: height and width of the images in pixels, as the model sees them.
-    white: in grey images of more than 8 bits, the value of white (0 is black); None: 65535.
+    white: in grey images of more than 8 bits, the value of white (0 is black); None: as the TIFF tag
+        SMaxSampleValue says, or else 65535.
     cache_dir: folder for the arrays, which can be deleted at any time; None: data_dir/cache.
     validation_split: as for every data set; None: uses data_dir/val if it exists, else holds out a tenth of
         data_dir/train or, with "folds", the fold.
