@@ -11,6 +11,7 @@ from utils.checkpoint.file import DATA, file_name, read_file, staged, step_files
 from utils.checkpoint.loading import saved_progress
 from utils.errors import CheckpointError
 from utils.files import link
+from utils.paths import display_path
 
 ASIDE = "set-aside"
 
@@ -75,7 +76,7 @@ class Checkpointer:
         for path in later:
             self._set_aside(path)
         if later:
-            self.warn(f"checkpoints after step {step} moved to {self.folder / ASIDE}: {len(later)}")
+            self.warn(f"checkpoints after step {step} are now in {display_path(self.folder / ASIDE)}")
 
         link(self.folder / "last.pth", step_file)
         self._restore_best(best_step)
@@ -149,7 +150,7 @@ class Checkpointer:
         if step_file:
             why = f"the best checkpoint so far, of step {step}, was not kept (trainer.keep_last) or is missing"
         if best.exists():
-            self.warn(f"{why}; the former best.pth is now {self._set_aside(best)}")
+            self.warn(f"{why}; the former best.pth is now {display_path(self._set_aside(best))}")
         elif step_file:
             self.warn(f"{why}; best.pth is written again after the next better epoch")
 
