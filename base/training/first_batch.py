@@ -109,6 +109,8 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
 
     batches: those with the micro-batch. phase: "training" or "evaluation".
     """
+    if lost := current().peer_failure(error):
+        return lost
     if ONE_SAMPLE in str(error):
         return one_sample_error(error)
     line = user_line(error)
@@ -143,7 +145,7 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
         further = advice.step_advice(trainer, error, micro_batch.data)
     else:
         further = DO_THEY_MATCH if may_not_match(error) else ""
-    return current().peer_failure(error) or UserError(f"{what}: {_reason(error)}\n{line}\n{further}".rstrip())
+    return UserError(f"{what}: {_reason(error)}\n{line}\n{further}".rstrip())
 
 
 def may_not_match(error: Exception) -> bool:
