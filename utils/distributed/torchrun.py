@@ -21,7 +21,7 @@ SETS_ALL = "torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; unset t
 JOIN_SECONDS = 600.0
 """Timeout for connecting the processes, before the config with runtime.timeout is read."""
 DOWNLOAD_TIMEOUT = timedelta(days=1)
-"""Lets processes that wait for a download notice at once if the downloading process dies."""
+"""For processes that wait while another downloads data. They notice at once if it dies, but not that it hangs."""
 
 
 class TorchProcessGroup(ProcessGroup):
@@ -68,6 +68,7 @@ class TorchProcessGroup(ProcessGroup):
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
             # apart from gradients, processes exchange only plain numbers on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
+            self.download_group: Any = dist.new_group(backend="gloo", timeout=DOWNLOAD_TIMEOUT)
 
     def device(self, device: torch.device) -> torch.device:
         if device.type == "cpu":
@@ -141,7 +142,7 @@ class TorchProcessGroup(ProcessGroup):
             if number == turn:
                 yield
             with self._communication():
-                dist.monitored_barrier(self.control, timeout=DOWNLOAD_TIMEOUT)
+                dist.barrier(self.download_group)
 
     def claim_failure(self, status: int) -> tuple[bool, int]:
         try:
