@@ -86,8 +86,8 @@ class BaseTrainer(Checkpointed):
 
     def wrap_model(self) -> None:
         """Wrap the model in DDP or FSDP, unless there are several optimizers, which reduce gradients as each steps."""
-        model = self.experiment.model
-        self.model = model if self.several_optimizers else wrap_model(self.runtime, model)
+        several = self.several_optimizers is not None
+        self.model = wrap_model(self.runtime, self.experiment.model, several_optimizers=several)
 
     @naming_dead_worker()
     def train(self) -> None:

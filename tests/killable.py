@@ -4,7 +4,8 @@ SIGNAL_AT=MODULE:NUMBER: this signal when a module begins to be imported.
 KILL_AT=N: SIGKILL just before the N-th time that a file in the run folder is opened, renamed, linked, cut or removed.
 PAUSE_AT=STEP: at this optimizer step make the file RUNS/paused, and wait as long as it is there.
 DO_AT=STEP:RANK:WHAT: at this optimizer step, in this process of several, unless a launcher has started it again: "kill"
-or "stop" itself (SIGKILL, SIGTERM), "fail", "hang" or "spoil" a weight so that the loss is not a number.
+or "stop" itself (SIGKILL, SIGTERM), "fail", "hang", "spoil" a weight so that the loss is not a number, or "detach" one
+from the loss.
 LEAVE_OUT=PART: forget this part of each checkpoint that is loaded, as a careless project would.
 """
 
@@ -35,7 +36,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import StepBatches
@@ -88,6 +90,11 @@ class Troubled(BaseTrainer):
             if what == "hang":
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that the launcher need not wait for it
                 time.sleep(1000)
+            if what == "detach":
+                layer = next(each for each in self.experiment.model.modules() if isinstance(each, nn.Linear))
+                layer.register_forward_hook(
+                    lambda layer, inputs, _: functional.linear(*inputs, layer.weight.detach(), layer.bias)
+                )
             if what == "spoil":
                 step.micro_batches = list(step.micro_batches)
                 step.micro_batches[0].data[0].fill_(float("nan"))

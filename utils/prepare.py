@@ -42,14 +42,20 @@ def _with_forward(model: nn.Module) -> Iterator[nn.Module]:
         yield from _with_forward(part)
 
 
-def wrap_model(runtime: Runtime, model: nn.Module) -> nn.Module:
-    """The model as called in training: with several processes, wrapped to average gradients."""
+def wrap_model(runtime: Runtime, model: nn.Module, *, several_optimizers: bool = False) -> nn.Module:
+    """The model as called in training: with several processes, wrapped to average gradients.
+
+    several_optimizers: they average the gradients themselves, as each steps.
+    """
     if runtime.process_group.world_size == 1 or runtime.sharded:
         return model
-    from utils.distributed.parallel import replicate
+    from utils.distributed.parallel import refuse_sparse, replicate
 
-    unused = runtime.settings.unused_parameters
-    replicated, runtime.set_gradient_sync = replicate(model, runtime.device, unused_parameters=unused)
+    refuse_sparse(model)
+    if several_optimizers or not any(parameter.requires_grad for parameter in model.parameters()):
+        return model
+    replicated = replicate(model, runtime.device, unused_parameters=runtime.settings.unused_parameters)
+    runtime.set_gradient_sync, runtime.check_reduced = replicated.set_requires_gradient_sync, replicated.check_reduced
     return replicated
 
 

@@ -42,6 +42,8 @@ class Runtime:
             )
         self.set_gradient_sync: Callable[[bool], None] | None = None
         """With DDP or FSDP: set whether to reduce gradients in the next backward pass."""
+        self.check_reduced: Callable[[], None] | None = None
+        """With DDP: raise UserError if the last backward pass that reduces gradients did not reduce all."""
         self._gradient_sync: bool | None = None  # the last value that was set
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
@@ -73,6 +75,8 @@ class Runtime:
             backward_unchecked(loss, weight.to(loss.dtype))
         else:
             backward_unchecked(loss, None if weight == 1.0 else torch.full_like(loss, weight))
+        if self.check_reduced is not None and self._gradient_sync:
+            self.check_reduced()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """With several processes: average the gradients that neither DDP nor FSDP reduces."""

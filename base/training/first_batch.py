@@ -194,12 +194,8 @@ def check_gradients_agree(trainer: Any) -> None:
     if runtime.process_group.world_size == 1 or runtime.sharded:
         return
     gradients = {n: each.grad for n, each in trainer.experiment.model.named_parameters() if each.requires_grad}
-    unused = any(each is None for each in gradients.values()) and not runtime.settings.unused_parameters
     norms = {name: 0.0 if each is None else float(each.norm()) for name, each in gradients.items()}
-    everyone = runtime.process_group.all_gather((unused, norms))
-    if any(unused for unused, _ in everyone):
-        return  # DDP waits for their gradients, and reports them in the next step
-    for _, other in everyone:
+    for other in runtime.process_group.all_gather(norms):
         for name, norm in norms.items():
             if abs(other[name] - norm) > 1e-3 * max(other[name], norm):
                 raise ConfigError(

@@ -13,7 +13,7 @@ from base.base_data_loader import BaseDataLoader
 from base.training.state import fit_buffers
 from tests.conftest import load_script
 from tests.helpers import Fit, fork, lines, needs_extra, state, temporarily
-from utils.distributed.parallel import replicate
+from utils.distributed.parallel import refuse_sparse
 from utils.errors import ConfigError, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.tree import same
@@ -251,7 +251,7 @@ def test_a_buffer_that_no_checkpoint_can_hold_is_named(fit: Fit) -> None:
 
 def test_a_sparse_buffer_and_several_processes_are_refused() -> None:
     with pytest.raises(UserError, match=r"cannot .* send sparse or nested buffers: edges; leave"):
-        replicate(OnGraph(kind="coo"), torch.device("cpu"), unused_parameters=False)
+        refuse_sparse(OnGraph(kind="coo"))
 
 
 def test_sparse_tensors_are_compared_by_their_values() -> None:

@@ -18,9 +18,6 @@ from utils.optimizers import load_exactly, parameters_in
 from utils.text import listed
 from utils.tree import Keys, has_strides, map_tensors
 
-GradientSync = Callable[[bool], None]
-"""Called before a backward pass with whether gradients are summed over the processes in it."""
-
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 UNIT_PARAMETERS = 1_000_000
 """Number of parameters above which a module is gathered separately, so that not all weights are in memory at once."""
@@ -70,22 +67,29 @@ class _Replicated(DistributedDataParallel):
 
     def call(self, called: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
         """Run the forward pass of the model, or of a part of it."""
+        return super().forward(called, *inputs, **named)  # type: ignore[no-untyped-call]
+
+    def set_requires_gradient_sync(self, requires: bool) -> None:
+        """Set whether the next backward pass sums gradients over the processes. As in FSDP2."""
+        self.require_backward_grad_sync = requires  # like no_sync(), without a context manager
+
+    def check_reduced(self) -> None:
+        """Raise UserError if a backward pass left out parameters, for whose gradients the other processes wait."""
         try:
-            return super().forward(called, *inputs, **named)  # type: ignore[no-untyped-call]
+            self.reducer._rebuild_buckets()  # they are never rebuilt again, but checked
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
+            named = self.module.model.named_parameters()
+            unused = [name for name, each in named if each.requires_grad and each.grad is None]
             raise UserError(
-                "some parameters of the model did not contribute to the loss in the previous step, and the other "
-                "processes wait for their gradients. Remove them from the model, or set runtime.unused_parameters=true"
+                f"the loss of a batch does not depend on {listed(unused) or 'some parameters'}, and other processes "
+                "wait for the gradients. Remove what is unused from the model, or set runtime.unused_parameters=true"
             ) from error
 
 
-def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool) -> tuple[nn.Module, GradientSync]:
+def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool) -> _Replicated:
     """Keep the whole model in each process and sum gradients during the backward pass."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        return model, lambda last: None
-    _refuse_sparse(model)
     devices = None if device.type == "cpu" else [device]
     # buffers (such as BatchNorm's running means) are broadcast from the main process before each forward pass
     replicated = _Replicated(
@@ -93,11 +97,7 @@ def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool
     )
     if not unused_parameters:
         _rebuild_gradient_buckets(replicated)
-
-    def sync_gradients(last: bool) -> None:
-        replicated.require_backward_grad_sync = last  # like no_sync(), without a context manager
-
-    return replicated, sync_gradients
+    return replicated
 
 
 def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
@@ -116,7 +116,7 @@ def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
     replicated.reducer._rebuild_buckets()
 
 
-def _refuse_sparse(model: nn.Module) -> None:
+def refuse_sparse(model: nn.Module) -> None:
     """Raise UserError for sparse gradients, and for buffers without strides, which processes cannot sum or send."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, EMBEDDINGS))
     found = [name for name, module in layers if module.sparse and module.weight.requires_grad]
@@ -131,12 +131,12 @@ def _refuse_sparse(model: nn.Module) -> None:
 # ------------------------------------------------------------------ FSDP2
 
 
-def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> GradientSync:
-    """Keep only this process's shard of each parameter, in place.
+def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Callable[[bool], None]:
+    """Keep only this process's shard of each parameter, in place. Returns what sets whether gradients are summed.
 
     whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
     """
-    _refuse_sparse(model)
+    refuse_sparse(model)
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

@@ -90,7 +90,7 @@ class Wrapped(nn.Module):
 
 def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit("trainer.epochs=1")
-    monkeypatch.setattr("base.base_trainer.wrap_model", lambda runtime, model: Wrapped(model))
+    monkeypatch.setattr("base.base_trainer.wrap_model", lambda runtime, model, **_: Wrapped(model))
     whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
     half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])

@@ -155,6 +155,7 @@ def run_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
 @pytest.fixture(scope="module")
 def runs(run_jobs: Jobs) -> dict[str, Any]:
     """Run folders by what was run with how many processes."""
+    dense = {**SPARSE["optimizer"], "params": ["first.*", "out.*"]}
     fsdp, sharded, fp16 = ["runtime.strategy=fsdp"], ["trainer.checkpoint=sharded"], ["runtime.precision=fp16"]
     pictures = ["trainer.tensorboard=true"]
 
@@ -197,6 +198,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "idle 2 refused": new(IDLE),
             "sparse 2": new(SPARSE),
             "sparse 2 fsdp": new(SPARSE, *fsdp),
+            "sparse 2 several": new({**SPARSE, "optimizer": {"dense": dense, "rows": SPARSE["optimizer"]}}),
             "direct 2 refused": new(DIRECT),
             "gathering 2": new(GATHERING),
             "replay 2": new(REPLAY),
@@ -381,12 +383,12 @@ def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, An
 
 
 def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
-    assert "UserError: some parameters of the model did not contribute to the loss" in runs["idle 2 refused"]
+    assert "UserError: the loss of a batch does not depend on idle.weight, idle.bias, and" in runs["idle 2 refused"]
     assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
 
 
 def test_sparse_gradients_are_refused(runs: dict[str, Any]) -> None:
-    for name in ("sparse 2", "sparse 2 fsdp"):
+    for name in ("sparse 2", "sparse 2 fsdp", "sparse 2 several"):
         assert (
             "several processes cannot sum sparse gradients or send sparse or nested buffers: rows; leave" in runs[name]
         )

@@ -72,6 +72,13 @@ def test_a_loss_that_is_not_a_number_in_one_process_ends_all(write_config: Write
     assert [int(path.stem[5:]) for path in step_files(only_run(tmp_path) / "checkpoints")] == [6, 5, 4, 2]
 
 
+def test_a_parameter_without_a_gradient_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
+    done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:detach")
+    assert done.stderr.count("error:") == 1
+    assert "error: the loss of a batch does not depend on fc1.weight, and other processes wait" in done.stderr
+    assert set(statuses) == {"2"}
+
+
 def test_a_signal_to_one_process_stops_all_at_one_step(write_config: Write, tmp_path: Path) -> None:
     # long enough: the processes ask each other at least every 16 steps
     config = write_config(trainer={"epochs": 40, "save_period": 40, "tensorboard": False})
