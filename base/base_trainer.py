@@ -78,6 +78,7 @@ class BaseTrainer(Checkpointed):
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.wrap_model()
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)
+        self.saved_data.check_processes(self.runtime.process_group)
         for part in own_parts(self).values():
             if isinstance(part, Optimizer):  # torch would cast its state to the dtype of the weights
                 load_exactly(part)

@@ -46,7 +46,7 @@ from utils.config.resume import saved_values
 from utils.config.schedulers import length_conflict, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError
 from utils.optimizers import needs_closure
 from utils.paths import code_version
 from utils.prepare import prepare_model, prepare_optimizer, supports_fused
@@ -147,17 +147,9 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
             "batch_size is the total over all processes"
         )
         raise loaded.error(("data_loader", "args", "batch_size"), message)
-    if process_group.world_size == 1:
-        return
-    own = {"config": to_json(loaded.config), "code": code_version(), "version of torch": torch.__version__}
-    everyone = process_group.all_gather(own)
-    for what in own:
-        others = [str(rank) for rank, one in enumerate(everyone) if one[what] != everyone[0][what]]
-        if others:
-            raise UserError(
-                f"process 0 and process {', '.join(others)} differ in their {what}; "
-                "start all with the same command, on copies of the same files"
-            )
+    if process_group.world_size > 1:
+        own = {"config": to_json(loaded.config), "code": code_version(), "version of torch": torch.__version__}
+        process_group.check_same(own)
 
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:

@@ -11,6 +11,7 @@ from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
+from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, DataError
 from utils.random import isolated
 from utils.text import count
@@ -56,6 +57,10 @@ class SavedData:
         self.saved_input_facts: Mapping[str, Any] = {}
         """Those of the checkpoint that was loaded."""
         self._first_batch: dict[str, Any] | None = None
+
+    def check_processes(self, process_group: ProcessGroup) -> None:
+        """Raise UserError if another process has another data set, which would be divided wrongly."""
+        process_group.check_same({FACTS[name]: fact for name, fact in self._facts.items()})
 
     def check_lengths(self) -> None:
         """Raise DataError if a data set has another length than at the start."""

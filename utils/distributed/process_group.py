@@ -1,10 +1,10 @@
 """Communication between the processes of a run. With a single process, nothing here does anything."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from utils.errors import TrainingError
+from utils.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,17 @@ class ProcessGroup:
     def all_gather(self, value: T) -> list[T]:
         """The values of all processes by rank, in every process. UserError if a gradient should flow through them."""
         return [value]
+
+    def check_same(self, own: Mapping[str, object]) -> None:
+        """Raise UserError if a value differs between the processes. The names are for the message."""
+        everyone = self.all_gather(own)
+        for what in own:
+            others = [str(rank) for rank, one in enumerate(everyone) if one[what] != everyone[0][what]]
+            if others:
+                raise UserError(
+                    f"process 0 and process {', '.join(others)} differ in their {what}; "
+                    "start all with the same command, on copies of the same files"
+                )
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         """Each number summed over all processes, in float64 and in order of rank."""

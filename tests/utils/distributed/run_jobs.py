@@ -31,6 +31,7 @@ from torch.distributed.nn.functional import all_gather
 import train
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
+from base.data.sources import TensorSource
 from base.experiment import Experiment
 from base.metric import StepResult
 from tests.base.data.test_orders import UnevenLengths
@@ -38,7 +39,7 @@ from tests.base.data.test_stream import ResumableStream, Stream
 from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
 from tests.conftest import leave_out_waste, load_script
 from tests.helpers import PATIENCE, ROOT, blocks
-from tests.small_data import SmallSamples, SmallTensors
+from tests.small_data import SmallSamples, SmallTensors, images
 from trainer.trainer import Trainer
 from utils.checkpoint.file import file_name
 from utils.distributed import get_process_group
@@ -92,6 +93,13 @@ class TiedLayers(BaseModel):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return super().state_dict(*args, **kwargs)
+
+
+class DifferentTensors(SmallTensors):
+    """One sample more in each further process."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(*images(120 + get_process_group().rank))
 
 
 class Idle(BaseModel):
@@ -234,7 +242,7 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 
 
 def register() -> None:
-    for loader in (SmallTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
+    for loader in (SmallTensors, DifferentTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
     for model in (Restless, TiedLayers, Idle, SparseRows, PlainPair, Coder):
         MODELS.register(model)

@@ -64,6 +64,7 @@ RESTLESS: Json = {
 }
 TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
+DIFFERENT: Json = {**IMAGES, "data_loader": {**IMAGES["data_loader"], "type": "DifferentTensors"}}
 SPARSE: Json = {**SUMS, "name": "sparse", "model": "SparseRows", "optimizer": {"type": "SGD", "args": {"lr": 0.001}}}
 DIRECT: Json = {**SUMS, "name": "direct", "trainer": {**SUMS["trainer"], "type": "DirectTrainer"}}
 GATHERING: Json = {
@@ -204,6 +205,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "replay 2": new(REPLAY),
             "replay 2 to 2": on("replay 2"),
             "gathering 2 refused": new(GATHERING, "trainer.args.how=objects"),
+            "different 2": new(DIFFERENT),
             "lbfgs 2": new(LBFGS),
             "restless 2 to 2": on("restless 2"),
             "restless 2 to 2 fsdp": on("restless 2 fsdp"),
@@ -380,6 +382,11 @@ def test_all_processes_write_about_as_much(runs: dict[str, Any], run: str) -> No
 
 def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, Any]) -> None:
     assert "2 samples cannot be shared by 3 processes" in runs["too many"]
+
+
+def test_different_data_are_refused(runs: dict[str, Any]) -> None:
+    assert "UserError: process 0 and process 1 differ in their number of samples for training; " in runs["different 2"]
+    assert "No step completed" in runs["different 2"]
 
 
 def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
