@@ -93,7 +93,7 @@ class Troubled(BaseTrainer):
             if what == "detach":
                 layer = next(each for each in self.experiment.model.modules() if isinstance(each, nn.Linear))
                 layer.register_forward_hook(
-                    lambda layer, inputs, _: functional.linear(*inputs, layer.weight.detach(), layer.bias)
+                    lambda layer, inputs, _: functional.linear(inputs[0], layer.weight.detach(), layer.bias)
                 )
             if what == "spoil":
                 step.micro_batches = list(step.micro_batches)
