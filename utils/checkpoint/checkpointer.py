@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.file import DATA, file_name, read_file, staged, step_files, step_of, verify, write
+from utils.checkpoint.file import DATA, file_name, is_copy, read_file, staged, step_files, step_of, verify, write
 from utils.checkpoint.loading import saved_progress
 from utils.errors import CheckpointError
 from utils.files import link
@@ -126,16 +126,12 @@ class Checkpointer:
     # ------------------------------------------------------------------ on resume
 
     def _repair_from(self, name: Path) -> None:
-        """If last.pth or best.pth is intact but its step file is damaged or missing, recreate the step file from it.
-
-        They are the same file, unless the folder was copied or the file system has no hard links.
-        """
-        if not name.is_file() or any(name.samefile(path) for path in step_files(self.folder)):
-            return
+        """If last.pth or best.pth is intact but its step file is damaged or missing, recreate the step file from it."""
         with contextlib.suppress(CheckpointError):
-            step_file = self.folder / file_name(saved_progress(read_file(name), name)["steps"])
-            if not _is_intact(step_file):
-                link(step_file, name)
+            if is_copy(name):
+                step_file = self.folder / file_name(saved_progress(read_file(name), name)["steps"])
+                if not _is_intact(step_file):
+                    link(step_file, name)
 
     def _restore_best(self, step: int | None) -> None:
         """Link best.pth to the best checkpoint again. If that is gone or there is none, warn and set best.pth aside."""

@@ -54,6 +54,11 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+def is_copy(path: Path) -> bool:
+    """Whether last.pth or best.pth exists and is not the same file as a step file, as in a copied folder."""
+    return path.is_file() and not any(path.samefile(file) for file in step_files(path.parent))
+
+
 def snapshot(state: Any) -> Any:
     """A copy of a state on the CPU, unaffected by later training steps."""
     return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), state)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.checkpoint.file import STEP_FILE, TensorAllocator, file_name, read_file, step_files, step_of, verify
+from utils.checkpoint.file import STEP_FILE, TensorAllocator, file_name, is_copy, read_file, step_files, step_of, verify
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError
 
@@ -75,7 +75,7 @@ def newest_intact(
             continue
 
         step_file = folder / file_name(step)
-        if not (step_file.exists() and step_file.samefile(path)):
+        if path != step_file:
             try:
                 verify(step_file)
             except CheckpointError as error:
@@ -88,13 +88,8 @@ def newest_intact(
 
 def _candidates(folder: Path) -> Iterator[Path]:
     """The checkpoints in a folder, newest first; last.pth and best.pth only if no step file is the same file."""
-    files = step_files(folder)
-
-    def is_separate(path: Path) -> bool:
-        return path.is_file() and not any(path.samefile(file) for file in files)
-
-    if is_separate(folder / "last.pth"):
+    if is_copy(folder / "last.pth"):
         yield folder / "last.pth"
-    yield from files
-    if is_separate(folder / "best.pth"):
+    yield from step_files(folder)
+    if is_copy(folder / "best.pth"):
         yield folder / "best.pth"
