@@ -108,6 +108,6 @@ def allocator(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> Tenso
     """Allocates tensors for loading the state of a model and its optimizer; None: whole tensors on the CPU."""
     if not runtime.sharded:
         return None
-    from utils.distributed.parallel import placed
+    from utils.distributed.parallel import shard_allocator
 
-    return placed(model, optimizer)
+    return shard_allocator(model, optimizer)

@@ -202,7 +202,7 @@ def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
     load_exactly(optimizer, adapt=_shard_like)
 
 
-def placed(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
+def shard_allocator(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
     """Allocates this process's shard of anything that belongs to a sharded parameter, and all else whole."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     parameters = parameters_in(optimizer)
