@@ -195,9 +195,9 @@ def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None
     component = f"""
 import gzip, io
 FILES = [
+    io.TextIOWrapper(io.BufferedWriter(io.BytesIO())),
     open({str(tmp_path / "plain.txt")!r}, "w"),
     gzip.open({str(tmp_path / "packed.gz")!r}, "wt"),
-    io.TextIOWrapper(io.BytesIO()),
 ]
 
 def write():

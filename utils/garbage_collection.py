@@ -30,5 +30,6 @@ def leave_to_the_system() -> None:
 def _leave() -> None:
     gc.unfreeze()  # what is frozen is not among the objects
     files = [each for each in gc.get_objects() if issubclass(type(each), (io.BufferedWriter, io.BufferedRandom))]
-    if all(file.closed or file.fileno() <= 2 for file in files):  # up to 2: the standard streams
-        gc.freeze()
+    with contextlib.suppress(OSError, ValueError):  # one without a number, as a file in memory
+        if all(file.closed or file.fileno() <= 2 for file in files):  # up to 2: the standard streams
+            gc.freeze()
