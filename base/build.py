@@ -4,7 +4,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -242,9 +242,11 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training
         make = functools.partial(component, **args)
         definitions[name] = metric.model_dump(exclude={"training"} if metric.entry else {"training", "entry"})
         if inspect.isclass(component):
-            made: nn.Module = call(loaded, ("metrics", index), metric.type, make, nn.Module)
+            from torchmetrics import Metric  # slow to import
+
+            made = call(loaded, ("metrics", index), metric.type, make, Metric).to(runtime.device)
             loss = losses[key].type if (key := metric.entry or "") in losses else ""
-            library[name] = LibraryMetric(name, cast("Any", made.to(runtime.device)), loss, entry=metric.entry)
+            library[name] = LibraryMetric(name, made, loss, entry=metric.entry)
         else:
             functions[name] = functools.partial(of_entry, make, name, metric.entry) if metric.entry else make
     logs = getattr(TRAINERS[loaded.config.trainer.type], "logs", ())

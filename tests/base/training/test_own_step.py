@@ -255,8 +255,8 @@ def nothing(outputs: Tensor, targets: Tensor) -> None:
     pass
 
 
-class NoMetric:
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+class NoMetric(nn.Module):
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs.argmax(1) == targets).float()
 
 
@@ -459,7 +459,7 @@ def test_other_tensors_and_modules_may_be_kept_in_any_way(fit: Fit, kept: str) -
         ("a_float", r'"a_float" returned type float for 8 samples; .* one number per sample, a tensor of shape \(8,\)'),
         ("an_array", '"an_array" returned type ndarray for 8 samples'),
         ("nothing", '"nothing" returned type NoneType for 8 samples'),
-        ("NoMetric", "NoMetric returns NoMetric; expected Module"),
+        ("NoMetric", "NoMetric returns NoMetric; expected Metric"),
     ],
 )
 def test_a_metric_that_returns_no_tensor_is_refused(fit: Fit, metric: str, message: str) -> None:
