@@ -59,7 +59,7 @@ def _draw(axes: Axes, run: Run, key: str, place: int, legend: str, *, dashed: bo
     """Draw a line, and return its values. place: determines colour and marker."""
     values = [math.nan if value is None else value for value in run.values(key)]
     axes.plot(
-        [record["epoch"] or 0 for record in run.records],
+        [record.get("epoch") or 0 for record in run.records],
         values,
         "--" if dashed else "-",
         color=COLOURS[place % len(COLOURS)],

@@ -233,7 +233,7 @@ def test_runs_that_monitor_nothing_are_ranked_by_their_loss(make: Make, capsys: 
     strange = make("20260101-000002", [0.3], trainer={"monitor": ["x"], "epochs": "many", "early_stop": "no"})
     assert "by min val_loss" in compared(capsys, strange)[0]
     bare = make("20260101-000003", [], monitor=None)
-    (bare / "metrics.jsonl").write_text('{"epoch": 1, "loss": 3}\n')
+    (bare / "metrics.jsonl").write_text('{"epoch": 1, "loss": 3}\n{"loss": 2}\n')
     assert "by min loss" in compared(capsys, bare)[0]
 
 
