@@ -86,7 +86,7 @@ PRIVATE = [
             lambda: isinstance(torch.zeros(1)._version, int),
             "reading a batch, a validation or a copy on the device fails: changes in place can no longer be noticed",
         )
-        for file in ("base/data/views.py", "base/training/evaluation.py", "base/data/device_cache.py")
+        for file in ("base/data/sources.py", "base/training/evaluation.py", "base/data/device_cache.py")
     ),
     Private(
         "_orig_mod",

@@ -16,7 +16,6 @@ collate         samples into batches, and how worker processes send them
 workers         processes that load batches in the background
 errors          errors in a data set's code, with the sample that causes them
 pictures        pictures of model inputs, checked
-views           batches that are views of the data, without a copy
 device_cache    data in memory kept on the training device
 images/         small colour images: folders, decoding, cache, augmentation
 

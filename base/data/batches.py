@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base.data.orders import Order, number_repeats, weighted
 from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
-from base.data.sources import Source
+from base.data.sources import Source, TensorSource
 from base.data.workers import Request, Workers
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import UserError
@@ -260,5 +260,7 @@ class Batches:
         return as_tensor(self._draws(*loaded_range)).numpy().tobytes(), self._random_key(batch_range.passes)
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes. The next batches are of the data as it is then."""
         self._workers = None
+        if isinstance(self.source, TensorSource):
+            self.source.forget_views()

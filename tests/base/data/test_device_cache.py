@@ -211,6 +211,12 @@ class Once(RelabelledSource):
             super().begin_epoch(epoch)
 
 
+class Replaced(RelabelledSource):
+    def begin_epoch(self, epoch: int) -> None:
+        assert self.made is not None
+        self.made.targets = torch.full((16, 2), 100.0 * (epoch - 1))
+
+
 class ByNumPy(Relabelled):
     def begin_epoch(self, epoch: int) -> None:
         assert self.made is not None
@@ -233,9 +239,10 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("copies")
-@pytest.mark.parametrize("loader", [Relabelled, RelabelledSource, Once, ByNumPy])
-def test_what_begin_epoch_changes_counts(fit: Fit, loader: type[Relabelled]) -> None:
-    keys = {**KEYS, "data_loader": {"type": loader.__name__, "args": ARGUMENTS}}
+@pytest.mark.parametrize("order", [{}, {"shuffle": False, "batch_size": 16}])
+@pytest.mark.parametrize("loader", [Relabelled, RelabelledSource, Once, Replaced, ByNumPy])
+def test_what_begin_epoch_changes_counts(fit: Fit, loader: type[Relabelled], order: dict[str, Any]) -> None:
+    keys = {**KEYS, "data_loader": {"type": loader.__name__, "args": {**ARGUMENTS, **order}}}
     with temporarily(DATA_LOADERS, loader):
         plain, kept = (
             fit("trainer.monitor=null", "trainer.epochs=3", f"data_loader.args.device_cache={cached}", **keys).run_dir
