@@ -24,8 +24,8 @@ from base.training.first_batch import (
     check_first_batch,
     check_gradients_agree,
     check_step_was_taken,
+    checked_step,
     forward_error,
-    watch_first_batch,
 )
 from base.training.loss import completed
 from base.training.metrics import StepLoss
@@ -58,6 +58,8 @@ class BaseTrainer(Checkpointed):
         self.waits_for_count = False
         """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
         self.waiting_losses: list[Tensor] = []
+        self.called_backward = False
+        """Whether ``backward`` has been called."""
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
@@ -82,7 +84,6 @@ class BaseTrainer(Checkpointed):
         for part in own_parts(self).values():
             if isinstance(part, Optimizer):  # torch would cast its state to the dtype of the weights
                 load_exactly(part)
-        watch_first_batch(self, training.batches, self.train_metrics, "training")
         self.log = TrainingLog(self.console, outputs.writers, self.settings, self.runtime.process_group)
 
     def wrap_model(self) -> None:
@@ -237,17 +238,20 @@ class BaseTrainer(Checkpointed):
 
     def run_micro_batch(self, micro_batch: MicroBatch, step_loss: StepLoss, *, measure: bool = True) -> None:
         """Run the forward and backward pass of one micro-batch. Its outputs are freed before the next one."""
-        size, several = micro_batch.size, self.several_optimizers
+        size, several, batches = micro_batch.size, self.several_optimizers, self.training.batches
+        step = (
+            self.train_step if batches.checked else checked_step(self, self.train_step, self.train_metrics, "training")
+        )
         try:
-            result = self.train_step(self.runtime.to_device(micro_batch.data))
+            result = step(self.runtime.to_device(micro_batch.data))
             result = completed(result, self.criterion, taken=several.after_train_step() if several else None)
             self.finish_backward(step_loss.add(result.loss, result.count, size))
             if measure:
                 self.train_metrics.update(result, samples=size, share=size / step_loss.samples)
         except FORWARD_ERRORS as error:
-            raise forward_error(self, error, self.training.batches, micro_batch, "training") from error
-        if "training" in self.first_batches.unchecked:
-            check_first_batch(self, result)
+            raise forward_error(self, error, batches, micro_batch, "training") from error
+        if not batches.checked:
+            check_first_batch(self, micro_batch, result)
 
     # ------------------------------------------------------------------ what train_step calls
 
@@ -258,7 +262,7 @@ class BaseTrainer(Checkpointed):
         depends on ``StepResult.count``. Raises ConfigError if the loss is not a tensor with one number.
         """
         check_loss(loss, "self.backward got a loss")
-        if not self.first_batches.calls_backward:
+        if not self.called_backward:
             check_first_backward(self)
         if self.several_optimizers is not None:
             self.several_optimizers.ensure_block()

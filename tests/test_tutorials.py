@@ -48,6 +48,7 @@ def two_layer_net(dtype: torch.dtype) -> tuple[BaseTrainer, TensorSource]:
     experiment.model.to(dtype)
     trainer = build_trainer(loaded, experiment)
     trainer.training = build_training(loaded, experiment)
+    trainer.training.batches.checked = True  # no run that would save what the first batch looks like
     source = trainer.training.batches.source
     assert isinstance(source, TensorSource)
     assert isinstance(source.inputs, torch.Tensor)

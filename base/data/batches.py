@@ -84,6 +84,9 @@ class Batches:
         skips different samples.
     """
 
+    checked = False
+    """Whether a first batch has gone through the trainer's step, which is then no longer checked."""
+
     def __init__(
         self,
         source: Source,

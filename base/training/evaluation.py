@@ -12,7 +12,7 @@ from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Training
 from base.metric import single_number
 from base.training.averaging import AveragedWeights
-from base.training.first_batch import FORWARD_ERRORS, FirstBatches, forward_error, watch_first_batch
+from base.training.first_batch import FORWARD_ERRORS, checked_step, forward_error
 from base.training.loss import completed
 from base.training.metrics import Metrics
 from base.training.observer import Observer
@@ -34,7 +34,6 @@ class EvaluationLoop(TrainerInterface):
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
         self.observer = Observer()  # that of the outputs, once training begins
-        self.first_batches = FirstBatches()
 
     def validate(self) -> dict[str, float]:
         """The loss and metrics on the validation data; empty if there is none.
@@ -61,21 +60,21 @@ class EvaluationLoop(TrainerInterface):
         also: metrics to which the same batches are added, as a part of all validation data.
         """
         metrics = self.experiment.make_metrics()
-        watch_first_batch(self, batches, metrics, "evaluation")
         observer.begin_evaluation(batches.num_samples)
         with self.evaluating():
             for micro_batch in self.console.track("evaluating", batches.one_pass(), len(batches)):
                 if self.progress.epoch_steps:  # not in begin_epoch, whose effects would be saved
                     self.experiment.signals.check()
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
+                step = self.eval_step if batches.checked else checked_step(self, self.eval_step, metrics, "evaluation")
                 try:
-                    result = completed(self.eval_step(self.runtime.to_device(data)), self.criterion)
+                    result = completed(step(self.runtime.to_device(data)), self.criterion)
                     metrics.update(result, samples=size, share=size / batches.num_samples)
                     if also:
                         also.update(result, samples=size, share=size / self.training.validation_samples)
                 except FORWARD_ERRORS as error:
                     raise forward_error(self, error, batches, micro_batch, "evaluation") from error
-                self.first_batches.unchecked.discard("evaluation")
+                batches.checked = True
                 observer.evaluated(batches.part(batch_range), data, result)
                 del result  # its outputs would take memory while the next batch's are computed
         observer.end_evaluation()

@@ -1,6 +1,6 @@
 """Checks of a first batch, and messages for one that fails."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from base.metric import StepResult, check_result
 from base.training.broadcast import name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import losses_in
+from base.training.metrics import Metrics
 from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
@@ -26,45 +27,15 @@ ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's m
 DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
 
 
-class FirstBatches:
-    """What is known of the first batches of a BaseTrainer: which are still to be checked, and what its step called."""
+def checked_step(
+    trainer: Any, step: Callable[[Any], StepResult], metrics: Metrics, phase: str
+) -> Callable[[Any], StepResult]:
+    """``train_step`` or ``eval_step`` of a BaseTrainer for a first batch, with checks of what it does and returns.
 
-    def __init__(self) -> None:
-        self.unchecked: set[str] = set()
-        """The phases whose first batch is next: "training", "evaluation"."""
-        self.watched: list[Batches] = []
-        """Batches whose first batch was checked, or is next."""
-        self.calls_backward = False
-        """Whether ``backward`` was called."""
-
-
-def watch_first_batch(trainer: Any, batches: Batches, metrics: Any, phase: str) -> None:
-    """Check the next batch of a BaseTrainer as the first of these batches, unless that has been done before.
-
-    phase: "training" or "evaluation".
+    phase: "training" or "evaluation". Of a loss that is not the config's, relies on torch's own warning.
     """
-    first: FirstBatches = trainer.first_batches
-    if batches in first.watched:
-        return
-    first.watched.append(batches)
-    first.unchecked.add(phase)
-    metrics.phase_to_check = phase
-    check_next_step(trainer, "train_step" if phase == "training" else "eval_step", phase)
 
-
-def check_next_step(trainer: Any, name: str, phase: str) -> None:
-    """Check the losses in the next call of a BaseTrainer's ``train_step`` or ``eval_step``.
-
-    Later calls go straight to the method, at no cost. For a loss that is not the config's, relies on torch's own
-    warning.
-    """
-    step = getattr(trainer, name)
-    before = vars(trainer).get(name)
-
-    def checked(batch: Any) -> Any:
-        vars(trainer).pop(name)
-        if before is not None:
-            setattr(trainer, name, before)
+    def checked(batch: Any) -> StepResult:
         losses = losses_in(trainer.experiment.criterion)
         for loss in losses:
             loss.called, loss.phase_to_check = False, phase
@@ -75,11 +46,10 @@ def check_next_step(trainer: Any, name: str, phase: str) -> None:
             for loss in losses:
                 loss.phase_to_check = ""
         check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
-        if phase == "training":
-            trainer.saved_data.first_batch(batch, result)
+        metrics.check(result, phase)
         return result
 
-    setattr(trainer, name, checked)
+    return checked
 
 
 @contextmanager
@@ -123,7 +93,7 @@ def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch:
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
     size = micro_batch.range.size
-    if phase not in trainer.first_batches.unchecked:
+    if batches.checked:
         smaller = size < batches.batch_size
         if not smaller and not isinstance(error, IndexError):  # it depends on the code, not on the samples
             if (advice := find_extra("advice")) and (cause := advice.usual_cause(error)):
@@ -168,13 +138,14 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
     )
 
 
-def check_first_batch(trainer: Any, result: StepResult) -> None:
+def check_first_batch(trainer: Any, micro_batch: MicroBatch, result: StepResult) -> None:
     """Check a BaseTrainer's first training batch, which ran without an error. Raises ConfigError."""
-    trainer.first_batches.unchecked.discard("training")
     if trainer.several_optimizers:
         trainer.several_optimizers.check_use()
     check_loss_was_called(trainer)
     check_backward_was_called(trainer)
+    trainer.training.batches.checked = True
+    trainer.saved_data.first_batch(micro_batch.data, result)
     trainer.observer.first_batch(trainer, result)
 
 
@@ -227,7 +198,7 @@ def check_first_backward(trainer: Any) -> None:
     """At the first ``self.backward``, raise ConfigError if a BaseTrainer's step has already computed gradients."""
     if not trainer.several_optimizers:
         _check_gradients(trainer)
-    trainer.first_batches.calls_backward = True
+    trainer.called_backward = True
 
 
 def check_backward_was_called(trainer: Any) -> None:
@@ -235,7 +206,7 @@ def check_backward_was_called(trainer: Any) -> None:
 
     Allowed if nothing has to be weighted or scaled.
     """
-    if not trainer.first_batches.calls_backward and (trainer.waits_for_count or trainer.runtime.scaled):
+    if not trainer.called_backward and (trainer.waits_for_count or trainer.runtime.scaled):
         _check_gradients(trainer)
 
 

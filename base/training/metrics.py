@@ -143,8 +143,13 @@ class Metrics:
         self.process_group = process_group or ProcessGroup()
         self.definitions = dict(definitions or {})
         self.loss_weights = dict(loss_weights or {})
-        self.phase_to_check = ""
-        """The phase whose first batch is next; its shapes and values are then checked."""
+
+    @torch.no_grad()
+    def check(self, result: StepResult, phase: str) -> None:
+        """Try all metrics on a first batch. Raises ConfigError if one does not fit its shapes, or gives no number."""
+        if self.functions or self.library:
+            outputs, targets = _in_float32(result.outputs), _in_float32(result.targets)
+            check_metrics(self.functions, self.library.values(), phase, outputs, targets)
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
@@ -177,9 +182,6 @@ class Metrics:
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
         # squares and sums overflow in half precision, long before the result is out of range
         outputs, targets = _in_float32(outputs), _in_float32(targets)
-        if self.phase_to_check:
-            phase, self.phase_to_check = self.phase_to_check, ""
-            check_metrics(self.functions, self.library.values(), phase, outputs, targets)
         for name, function in self.functions.items():
             values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
             self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)

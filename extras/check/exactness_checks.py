@@ -27,7 +27,6 @@ REPEATED = 3
 LARGE = 2**30
 """Bytes of a state of which no copies are made."""
 _NOT_STEPPED = ("metrics", "writers", "config", "data")
-_WRAPPED = {"base_attributes", "train_step", "eval_step"}
 ADVICE = 'see "What breaks it" in docs/exactness.md'
 
 
@@ -39,7 +38,7 @@ class Fresh:
 
     def __init__(self, trainer: BaseTrainer, of_base: Collection[str]) -> None:
         self.trainer = trainer
-        self._of_base = {*of_base, *_WRAPPED}
+        self._of_base = {*of_base, "base_attributes"}
         self._attributes = self._own()
         roots = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self._plain = {

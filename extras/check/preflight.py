@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,8 +30,8 @@ from base.training.evaluation import check_returned, same_statistics
 from base.training.first_batch import (
     check_backward_was_called,
     check_loss_was_called,
-    check_next_step,
     check_step_was_taken,
+    checked_step,
 )
 from base.training.metrics import Metrics
 from base.training.observer import Observer
@@ -116,7 +116,7 @@ class _Check:
         prepare_epoch(trainer, 0)
         # metrics are checked separately
         trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
-        trainer.first_batches.unchecked.clear()  # its problems are reported here
+        training.batches.checked = True  # its problems are reported here
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
         """Run the checks in order; stops after a step that fails."""
@@ -169,8 +169,7 @@ class _Check:
         has a loss, as that of a detector.
         """
         with suppress(Exception), traced(self.model, trace):
-            check_next_step(self.trainer, "eval_step", "training")
-            result = self._evaluate(batch)
+            result = self._evaluate(batch, first="training")
             if trace.outputs is not None and math.isfinite(float(result.loss)):
                 return result
         self.measures = "train_step"
@@ -179,11 +178,16 @@ class _Check:
         with traced(self.model, trace):
             return self._first_train()
 
-    def _evaluate(self, batch: Any) -> StepResult:
+    def _evaluate(self, batch: Any, *, first: str = "") -> StepResult:
+        """first: the phase whose first batch this is, which is then checked."""
         self.model.eval()
         with torch.no_grad(), same_statistics(self.model):
-            result = self.trainer.eval_step(batch)
+            result = self._step("eval_step", first)(batch)
         return result._replace(loss=result.loss.detach())  # it has a graph inside torch.enable_grad()
+
+    def _step(self, name: str, first: str) -> Callable[[Any], StepResult]:
+        step: Callable[[Any], StepResult] = getattr(self.trainer, name)
+        return checked_step(self.trainer, step, self.trainer.train_metrics, first) if first else step
 
     def _copied(self) -> Any:
         """The batch, which a step may change."""
@@ -192,19 +196,18 @@ class _Check:
     def _measure(self) -> float:
         return float((self._evaluate(self._copied()) if self.measures == "eval_step" else self._train()).loss)
 
-    def _train(self) -> StepResult:
+    def _train(self, *, first: str = "") -> StepResult:
         """Compute the gradients of the batch in training, as in the first step of a run."""
         self.model.train()
         self.model.zero_grad()
-        result = self.trainer.train_step(self._copied())
+        result = self._step("train_step", first)(self._copied())
         return result._replace(loss=result.loss.detach())
 
     def _first_train(self) -> StepResult:
         """The first training step, with checks of the loss in it."""
-        check_next_step(self.trainer, "train_step", "training")
         if type(self.trainer).optimizer_step is not BaseTrainer.optimizer_step:
             self._take_step()  # train_step may use what it sets
-        return self._train()
+        return self._train(first="training")
 
     def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
         """batch, result: of a copy of the first batch that was evaluated."""
@@ -224,9 +227,9 @@ class _Check:
 
     def _metrics(self, result: StepResult, samples: int, phase: str) -> Iterator[CheckResult]:
         metrics = self.experiment.make_metrics(training=phase == "training")
-        metrics.phase_to_check = phase
 
         def compute() -> Iterator[CheckResult]:
+            metrics.check(result, phase)
             metrics.update(result, samples=samples, share=1.0)
             values = metrics.compute()
             if len(values) > 1 and phase == "training":
@@ -305,8 +308,7 @@ class _Check:
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
         before = copied({name: each for name, each in self.model.state_dict().items() if isinstance(each, Tensor)})
         micro_batch = next(batches.one_pass())
-        check_next_step(self.trainer, "eval_step", "validation")
-        result = self._evaluate(self.runtime.to_device(micro_batch.data))
+        result = self._evaluate(self.runtime.to_device(micro_batch.data), first="validation")
         after = self.model.state_dict()
         # a buffer that has grown is a table, such as one of positions
         kept = {name: each for name, each in before.items() if name in after and after[name].shape == each.shape}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import train
 from base.base_data_loader import BaseDataLoader
-from base.data import TensorSource
+from base.data import Batches, TensorSource
 from base.metric import StepResult
 from base.training.broadcast import NoBroadcast
 from base.training.library_metric import LibraryMetric
@@ -185,9 +185,9 @@ def test_metrics_of_torchmetrics_for_regression_all_want_one_shape() -> None:
         needed = {"MinkowskiDistance": {"p": 2.0}, "CriticalSuccessIndex": {"threshold": 0.5}}
         args = needed.get(name, {})
         made = Metrics({}, {name: LibraryMetric(name, component(**args))})
-        made.phase_to_check = "training"
+
         with pytest.raises(ConfigError, match=r"outputs of shape \(6,\) with targets of shape \(6, 1\)"):
-            made.update(StepResult(torch.tensor(1.0), outputs, targets), samples=6, share=1.0)
+            made.check(StepResult(torch.tensor(1.0), outputs, targets), "training")
 
 
 @pytest.mark.parametrize("phase", ["validation", "test"])
@@ -226,7 +226,7 @@ def test_checks_change_no_number_and_are_made_once(fit: Fit, monkeypatch: pytest
     auroc = {"type": "AUROC", "name": "auroc", "args": {"task": "multiclass", "num_classes": 3}}
     checked = fit("trainer.epochs=3", metrics=["accuracy", auroc])
     assert calls == ["training", "training", "evaluation", "evaluation"]  # the loss and accuracy, once in each
-    monkeypatch.setattr("base.base_trainer.watch_first_batch", lambda *_: None)
+    monkeypatch.setattr(Batches, "checked", True)
     plain = fit("trainer.epochs=3", metrics=["accuracy", auroc])
     assert lines(checked.run_dir) == lines(plain.run_dir)
     for part in ("model", "random", "metrics"):
