@@ -32,7 +32,7 @@ from base.training.metrics import StepLoss
 from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
-from base.training.saving import Checkpointed, save_on_failure
+from base.training.saving import Checkpointed
 from base.training.schedule import gradient_norm
 from base.training.state import own_parts
 from base.training.training_log import TrainingLog
@@ -107,8 +107,7 @@ class BaseTrainer(Checkpointed):
             while not self.finished():
                 with self.shown.to(self.outputs.writers):
                     self.train_epoch()
-                    with save_on_failure(self):
-                        validation = check_returned(self, "validate", self.validate())
+                    validation = self.validated()
                 self.end_epoch(validation)
                 check_epoch_was_counted(self)
                 self.begin_next_epoch()
@@ -170,6 +169,11 @@ class BaseTrainer(Checkpointed):
         for batches in (self.training.batches, *self.training.validation.values()):
             if streams or not isinstance(batches, StreamBatches):
                 batches.close()
+
+    def validated(self) -> dict[str, float]:
+        """What ``validate`` returns, checked. If it fails, saves first: a resumed run then repeats only that."""
+        with self.saving_on_failure():
+            return check_returned(self, "validate", self.validate())
 
     def steps_per_epoch(self) -> int:
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
@@ -309,8 +313,8 @@ class BaseTrainer(Checkpointed):
         """Log a point of the validation curves to the writers. After the last step, the epoch's own follows instead."""
         if not self.progress.trained:
             self.progress.validating = True
-            with self.log.paused(), save_on_failure(self):
-                values = check_returned(self, "validate", self.validate())
+            with self.log.paused():
+                values = self.validated()
             self.log.validation(values)
             self.progress.validating = False
 
@@ -318,7 +322,7 @@ class BaseTrainer(Checkpointed):
         """Compare the epoch with the best one, step the schedule, log and save."""
         progress, settings = self.progress, self.settings
         self.finite.check(self)
-        with save_on_failure(self):
+        with self.saving_on_failure():
             values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
             monitored = self.monitored(values)
         progress.epochs += 1

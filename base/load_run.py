@@ -14,17 +14,19 @@ from base.base_trainer import BaseTrainer
 from base.build import build_data_loader, build_experiment, build_model, build_trainer, with_facts
 from base.experiment import Experiment
 from base.initial_weights import load_initial_weights_again, load_weights
-from base.training.epoch_start import load_within_epoch
+from base.training.trainer_interface import TrainerInterface
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
 from utils.config.unread import refuse_unread
+from utils.errors import Stopped
 from utils.paths import project_path
 from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 from utils.schema import Command, Config
-from utils.tree import to_device
+from utils.tree import copied, to_device
+from utils.user_code import format_error
 
 
 @dataclass(frozen=True)
@@ -126,5 +128,31 @@ def load_trainer(
     load_initial_weights_again(folder, experiment)
     trainer = build_trainer(loaded, experiment)
     load_weights(experiment.model, state["model"], file)
-    load_within_epoch(trainer, state, file)
-    return TrainedRun(folder, file, loaded, experiment, trainer, state, checkpoint.saved_progress(state, file))
+    progress = checkpoint.saved_progress(state, file)
+    _load_as_in_validation(trainer, state, file, progress)
+    return TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
+
+
+def _load_as_in_validation(
+    trainer: BaseTrainer, state: dict[str, Any], source: Path, progress: Mapping[str, Any]
+) -> None:
+    """Load a checkpoint, with the ``begin_epoch`` of its epoch.
+
+    It may use what only training has: then warns that its settings are missing.
+    """
+    if type(trainer).begin_epoch is TrainerInterface.begin_epoch:
+        trainer.load_for_evaluation(state, source)
+        return
+    trainer.load_for_evaluation(copied(state), source)  # parts may keep what they load, and begin_epoch change it
+    epoch = progress["epochs"] + (not progress["epochs"] or bool(progress.get("epoch_steps")))
+    try:
+        with isolated(trainer.experiment.seed, "epoch", epoch - 1):
+            trainer.begin_epoch(epoch)
+    except Stopped:
+        raise
+    except Exception as error:  # of the user's code
+        called = f"{type(trainer).__name__}.begin_epoch({epoch})"
+        trainer.console.warn(
+            f"{called} failed without training ({format_error(error)}), so what it sets may not be as in validation"
+        )
+    trainer.load_for_evaluation(state, source)  # as saved, whatever begin_epoch did to it

@@ -10,7 +10,7 @@ schedule        an optimizer with its learning rate schedule; schedule_state wha
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)
 evaluation      the loop of validation and test
 epoch_start     what changes from epoch to epoch, before the first step of each
-saving          what a checkpoint holds, and how one is written
+saving          what a checkpoint holds, and how one is written and loaded
 averaging       averaged weights, evaluated in place of the weights
 first_batch     checks of a first batch, and messages for one that fails
 broadcast       checks that a loss or metric compares each output with its own target
@@ -19,6 +19,6 @@ training_log    logging to the console, metrics.jsonl and TensorBoard, including
 summary         console output at the start and the end
 run             a run in its folder: what it writes and logs, and what remains if it fails
 resume          which run and checkpoint to resume, and which config changes to accept
-state           a trainer's state: restored from a checkpoint, or as it was before begin_epoch
+state           the parts of a checkpoint: their names, and how the state of one is loaded
 saved_data      what a checkpoint records about the data set
 """

@@ -1,19 +1,15 @@
 """What changes from epoch to epoch, before the first step of each."""
 
-from pathlib import Path
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader
 from base.data.errors import call_hook
-from base.training.state import load_for_evaluation
 from base.training.trainer_interface import TrainerInterface
-from utils import checkpoint
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, DataError, Stopped, UserError
 from utils.optimizers import start_state
 from utils.random import isolated
 from utils.text import listed
-from utils.tree import copied
 from utils.user_code import format_error, user_line
 
 
@@ -81,27 +77,3 @@ def check_parameters(trainer: Any) -> None:
             f"{listed(new)}. Create them in the model's constructor (prune.identity does for torch's pruning) and use "
             "them from this epoch on (docs/training.md: What depends on the epoch), or start a new run with --init-from"
         )
-
-
-def load_within_epoch(trainer: Any, state: dict[str, Any], source: Path) -> None:
-    """Load a checkpoint for an evaluation as in training: with the ``begin_epoch`` of its epoch.
-
-    It may use what only training has: then warns that its settings are missing.
-    """
-    if type(trainer).begin_epoch is TrainerInterface.begin_epoch:
-        load_for_evaluation(trainer, state, source)
-        return
-    load_for_evaluation(trainer, copied(state), source)  # parts may keep what they load, and begin_epoch change it
-    progress = checkpoint.saved_progress(state, source)
-    epoch = progress["epochs"] + (not progress["epochs"] or bool(progress.get("epoch_steps")))
-    try:
-        with isolated(trainer.experiment.seed, "epoch", epoch - 1):
-            trainer.begin_epoch(epoch)
-    except Stopped:
-        raise
-    except Exception as error:  # of the user's code
-        called = f"{type(trainer).__name__}.begin_epoch({epoch})"
-        trainer.console.warn(
-            f"{called} failed without training ({format_error(error)}), so what it sets may not be as in validation"
-        )
-    load_for_evaluation(trainer, state, source)  # as saved, whatever begin_epoch did to it

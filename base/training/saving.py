@@ -1,7 +1,8 @@
-"""What a checkpoint holds, and how one is written."""
+"""What a checkpoint holds, how one is written, and how one is loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
 from base.training.saved_data import SavedData
-from base.training.state import load_state
+from base.training.state import STANDARD_PARTS, load_part, part_kind
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
-from utils.errors import Stopped, UserError
-from utils.random import generator_states
+from utils.errors import CheckpointError, Stopped, UserError
+from utils.random import generator_states, restore_generators, seed_generators
 from utils.schema import TrainerConfig
 from utils.user_code import format_error_with_source
+
+BESIDE_PARTS = {"format", "config", "random", "writers"}
+"""What a checkpoint holds besides the parts of ``stateful``."""
 
 
 class Checkpointed(EvaluationLoop):
@@ -32,25 +36,6 @@ class Checkpointed(EvaluationLoop):
         self.has_started = False
         """Whether this process has taken a step, or saved."""
         self._saved_progress: dict[str, Any] = {}
-
-    def start(self) -> None:
-        """Called after the first step of this process, or before it saves: its config is now that of the run."""
-        self.has_started = True
-        self.observer.first_step(self)
-        self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
-        self.outputs.on_first_step()
-
-    def save(self) -> None:
-        """Write a checkpoint, unless the newest one already has this state and was written."""
-        progress = self.progress.state_dict()
-        checkpointer = self.outputs.checkpointer
-        if progress == self._saved_progress and self.runtime.process_group.broadcast_object(checkpointer.wait):
-            return
-        self.finite.check(self)
-        if not self.has_started:
-            self.start()
-        checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
-        self._saved_progress = progress
 
     def stateful(self) -> dict[str, Any]:
         """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
@@ -71,6 +56,41 @@ class Checkpointed(EvaluationLoop):
             "progress": self.progress,
         }
 
+    # ------------------------------------------------------------------ writing one
+
+    def start(self) -> None:
+        """Called after the first step of this process, or before it saves: its config is now that of the run."""
+        self.has_started = True
+        self.observer.first_step(self)
+        self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
+        self.outputs.on_first_step()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the newest one already has this state and was written."""
+        progress = self.progress.state_dict()
+        checkpointer = self.outputs.checkpointer
+        if progress == self._saved_progress and self.runtime.process_group.broadcast_object(checkpointer.wait):
+            return
+        self.finite.check(self)
+        if not self.has_started:
+            self.start()
+        checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)
+        self._saved_progress = progress
+
+    @contextmanager
+    def saving_on_failure(self) -> Iterator[None]:
+        """Save if a validation inside the block fails, so that a resumed run repeats only the validation."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Stopped) and self.runtime.process_group.world_size == 1:
+                with suppress(Exception):  # the device itself may have failed; the first error counts
+                    self.save()
+                    if self.outputs.checkpointer.wait():
+                        steps = self.progress.steps
+                        self.console.warn(f"step {steps:,} is saved; -r starts with the validation after it")
+            raise
+
     def state_dict(self) -> dict[str, Any]:
         """The content of a checkpoint: tensors and plain values. Raises UserError if there is anything else."""
         state = {name: _state_of(part, name) for name, part in self.stateful().items()}
@@ -78,10 +98,37 @@ class Checkpointed(EvaluationLoop):
         state["writers"] = self.outputs.writers.state_dict()
         return checkpoint.plain({**state, "config": self.experiment.saved_config})
 
+    # ------------------------------------------------------------------ loading one
+
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
-        """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match."""
-        load_state(self, state, source)
+        """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match.
+
+        Changes nothing on disk.
+        """
+        parts = {"data": self.saved_data, **self.stateful()}  # first: other parts may depend on the size of the data
+        for name in state:
+            if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
+                raise _mismatch(name, source, f"{name}: stateful() of the trainer no longer returns it")
+        loads = {name: partial(load_part, part) for name, part in parts.items()}
+        _load({**loads, "random": self._restore_random, "writers": self.outputs.writers.check}, state, source)
         self._saved_progress = self.progress.state_dict()
+
+    def _restore_random(self, states: Any) -> None:
+        """Each process restores its own generators; a process that had none seeds new ones."""
+        rank = self.runtime.process_group.rank
+        if not isinstance(states, list) or not states:
+            raise ValueError("no states of random generators")
+        if rank < len(states):
+            restore_generators(states[rank])
+        else:
+            seed_generators(self.experiment.seed, "joined", rank, self.progress.steps)
+
+    def load_for_evaluation(self, state: Mapping[str, Any], source: Path) -> None:
+        """Restore what exists without training: the model and the parts added by a subclass.
+
+        A test then evaluates what the validation did. Raises CheckpointError if one does not match.
+        """
+        _load({name: partial(load_part, part) for name, part in self.stateful().items()}, state, source)
 
 
 def _state_of(part: Any, name: str) -> Any:
@@ -92,16 +139,17 @@ def _state_of(part: Any, name: str) -> Any:
         raise UserError(f"{name} cannot be saved: {format_error_with_source(error)}") from error
 
 
-@contextmanager
-def save_on_failure(trainer: Any) -> Iterator[None]:
-    """Save if a BaseTrainer's validation inside the block fails, so that a resumed run repeats only the validation."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, Stopped) and trainer.runtime.process_group.world_size == 1:
-            with suppress(Exception):  # the device itself may have failed; the first error counts
-                trainer.save()
-                if trainer.outputs.checkpointer.wait():
-                    steps = trainer.progress.steps
-                    trainer.console.warn(f"step {steps:,} is saved; -r starts with the validation after it")
-        raise
+def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:
+    for name, load in loads.items():
+        if name not in state:
+            raise CheckpointError(f"{source} has no part {name}, which stateful() of the trainer returns")
+        try:
+            load(state[name])
+        except UserError:
+            raise
+        except Exception as error:  # any error: torch's and the user's code got untrusted values
+            raise _mismatch(name, source, format_error_with_source(error)) from error
+
+
+def _mismatch(part: str, source: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"the part {part} in {source} does not match this run's config and code: {why}")

@@ -1,11 +1,6 @@
-"""A trainer's state: restored from a checkpoint, or as it was before a block.
+"""The parts of a checkpoint: their names, and how the state of one is loaded."""
 
-``trainer`` is a BaseTrainer, whose module imports this one.
-"""
-
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,16 +8,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.checkpoint.weights_file import AVERAGED
-from utils.errors import CheckpointError, UserError
 from utils.optimizers import parameters_in
-from utils.random import restore_generators, seed_generators
 from utils.tree import same
-from utils.user_code import format_error_with_source
 
 STANDARD_PARTS = {
     "model", "loss", AVERAGED, "optimizer", "schedule", "runtime", "metrics", "progress", "data",
 }  # fmt: skip
-BESIDE_PARTS = {"format", "config", "random", "writers"}
 # state of torch's optimizers that has the shape of the parameter
 LIKE_PARAMETER = {
     "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg",
@@ -34,53 +25,6 @@ def own_parts(trainer: Any) -> dict[str, Any]:
     """The parts that a subclass adds to ``stateful`` of a BaseTrainer."""
     parts = trainer.stateful() or {}  # if nothing is returned, check_parts says so
     return {name: part for name, part in parts.items() if part_kind(name) not in STANDARD_PARTS}
-
-
-def load_state(trainer: Any, state: dict[str, Any], source: Path) -> None:
-    """Restore all parts and random generators from a checkpoint. Raises CheckpointError if one does not match.
-
-    Changes nothing on disk.
-    """
-    parts = {"data": trainer.saved_data, **trainer.stateful()}  # first: other parts may depend on the size of the data
-    if gone := [name for name in state if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS]:
-        raise _mismatch(gone[0], source, f"{gone[0]}: stateful() of the trainer no longer returns it")
-
-    def restore_random(states: list[Any]) -> None:
-        """Each process restores its own generators; a process that had none seeds new ones."""
-        rank = trainer.runtime.process_group.rank
-        if not isinstance(states, list) or not states:
-            raise ValueError("no states of random generators")
-        if rank < len(states):
-            restore_generators(states[rank])
-        else:
-            seed_generators(trainer.experiment.seed, "joined", rank, trainer.progress.steps)
-
-    loads = {name: partial(load_part, part) for name, part in parts.items()}
-    _load({**loads, "random": restore_random, "writers": trainer.outputs.writers.check}, state, source)
-
-
-def load_for_evaluation(trainer: Any, state: dict[str, Any], source: Path) -> None:
-    """Restore what exists without training: the model and the parts added by a subclass.
-
-    A test then evaluates what the validation did. Raises CheckpointError if one does not match.
-    """
-    _load({name: partial(load_part, part) for name, part in trainer.stateful().items()}, state, source)
-
-
-def _load(loads: Mapping[str, Callable[[Any], Any]], state: Mapping[str, Any], source: Path) -> None:
-    for name, load in loads.items():
-        if name not in state:
-            raise CheckpointError(f"{source} has no part {name}, which stateful() of the trainer returns")
-        try:
-            load(state[name])
-        except UserError:
-            raise
-        except Exception as error:  # any error: torch's and the user's code got untrusted values
-            raise _mismatch(name, source, format_error_with_source(error)) from error
-
-
-def _mismatch(part: str, source: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"the part {part} in {source} does not match this run's config and code: {why}")
 
 
 def load_part(part: Any, state: Any) -> None:
