@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from base.data.batches import BatchRange, MicroBatch, StepBatches
-from base.data.stream import StreamBatches
 from base.data.workers import naming_dead_worker
 from base.experiment import Experiment, Outputs, Training
 from base.metric import check_loss
@@ -55,11 +54,7 @@ class BaseTrainer(Checkpointed):
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.several_optimizers: SeveralOptimizers | None = None
-        self.waits_for_count = False
-        """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
         self.waiting_losses: list[Tensor] = []
-        self.called_backward = False
-        """Whether ``backward`` has been called."""
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
@@ -78,18 +73,13 @@ class BaseTrainer(Checkpointed):
                 "with gradients of its own; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
             )
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
-        self.wrap_model()
+        self.model = wrap_model(self.runtime, self.experiment.model, several_optimizers=training.several)
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)
         self.saved_data.check_processes(self.runtime.process_group)
-        for part in own_parts(self).values():
+        for part in own_parts(self.stateful()).values():
             if isinstance(part, Optimizer):  # torch would cast its state to the dtype of the weights
                 load_exactly(part)
         self.log = TrainingLog(self.console, outputs.writers, self.settings, self.runtime.process_group)
-
-    def wrap_model(self) -> None:
-        """Wrap the model in DDP or FSDP, unless there are several optimizers, which reduce gradients as each steps."""
-        several = self.several_optimizers is not None
-        self.model = wrap_model(self.runtime, self.experiment.model, several_optimizers=several)
 
     @naming_dead_worker()
     def train(self) -> None:
@@ -118,7 +108,7 @@ class BaseTrainer(Checkpointed):
                 raise TrainingError(f"{stopped}, but {checkpointer.failure}") from stopped
             raise
         finally:
-            self.close_workers()
+            self.training.close_workers()
             self.outputs.writers.close(finished=self.finished())
             saved = checkpointer.wait()
         if not saved:
@@ -163,12 +153,6 @@ class BaseTrainer(Checkpointed):
             self.log.wait()
         finally:
             self.log.end_training()
-
-    def close_workers(self, *, streams: bool = True) -> None:
-        """End the worker processes; the next batches start new ones. streams: also those that read streams."""
-        for batches in (self.training.batches, *self.training.validation.values()):
-            if streams or not isinstance(batches, StreamBatches):
-                batches.close()
 
     def validated(self) -> dict[str, float]:
         """What ``validate`` returns, checked. If it fails, saves first: a resumed run then repeats only that."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
 from base.data.batches import Batches
+from base.data.stream import StreamBatches
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import Frozen
@@ -82,6 +83,12 @@ class Training:
     @property
     def validation_samples(self) -> int:
         return sum(batches.num_samples for batches in self.validation.values())
+
+    def close_workers(self, *, streams: bool = True) -> None:
+        """End the worker processes; the next batches start new ones. streams: also those that read streams."""
+        for batches in (self.batches, *self.validation.values()):
+            if streams or not isinstance(batches, StreamBatches):
+                batches.close()
 
     def rates(self) -> dict[str, float]:
         """The learning rates in the last step, by parameter group."""

@@ -21,7 +21,7 @@ def untouched(trainer: Any, *key: int | str) -> Iterator[None]:
     Afterwards the random generators, the modes, buffers and extra states of model and loss, and the parts that a
     subclass adds to ``stateful`` are as they were. key: what the random numbers inside the block depend on.
     """
-    parts = own_parts(trainer)
+    parts = own_parts(trainer.stateful())
     roots = [trainer.experiment.model, loss_module(trainer.experiment.criterion), *parts.values()]
     modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
     modes = [(module, module.training) for module in modules]

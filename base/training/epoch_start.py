@@ -1,27 +1,26 @@
 """What changes from epoch to epoch, before the first step of each."""
 
-from typing import Any
-
 from base.base_data_loader import BaseDataLoader
 from base.data.errors import call_hook
 from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, DataError, Stopped, UserError
 from utils.optimizers import start_state
+from utils.prepare import wrap_model
 from utils.random import isolated
 from utils.text import listed
 from utils.user_code import format_error, user_line
 
 
-def begins_epochs(trainer: Any) -> bool:
-    """Whether a BaseTrainer or its data loader defines ``begin_epoch``."""
+def begins_epochs(trainer: TrainerInterface) -> bool:
+    """Whether a trainer or its data loader defines ``begin_epoch``."""
     data = type(trainer.experiment.data)
     own = type(trainer).begin_epoch is not TrainerInterface.begin_epoch
     return own or data.begin_epoch is not BaseDataLoader.begin_epoch
 
 
-def prepare_epoch(trainer: Any, epochs: int) -> None:
-    """Apply what changes from epoch to epoch to a BaseTrainer. epochs: number of finished epochs."""
+def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
+    """Apply what changes from epoch to epoch to a trainer. epochs: number of finished epochs."""
     data = trainer.experiment.data
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
     if begins_epochs(trainer):
@@ -30,9 +29,9 @@ def prepare_epoch(trainer: Any, epochs: int) -> None:
             with isolated(trainer.experiment.seed, "epoch", epochs):
                 if data_changes:
                     data.begin_epoch(epochs + 1)
-                    trainer.close_workers()  # new worker processes get the data set as it is now
+                    trainer.training.close_workers()  # new worker processes get the data set as it is now
                 trainer.begin_epoch(epochs + 1)
-                trainer.close_workers(streams=False)  # which would be read again up to here
+                trainer.training.close_workers(streams=False)  # which would be read again up to here
                 if data.device_cache:
                     data.device_cache.refresh()
         except Exception as error:  # of the user's code, such as one that samples from the model
@@ -49,13 +48,15 @@ def prepare_epoch(trainer: Any, epochs: int) -> None:
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
     if trainer.training.frozen.apply(epochs):
-        trainer.wrap_model()  # DDP waits for the parameters that required a gradient when it was created
+        # DDP waits for the parameters that required a gradient when it was created
+        several = trainer.training.several
+        trainer.model = wrap_model(trainer.runtime, trainer.experiment.model, several_optimizers=several)
     for each in trainer.training.optimizers.values():
         start_state(each.optimizer)
 
 
-def check_weights_have_effect(trainer: Any, epoch: int) -> None:
-    """Raise DataError if a BaseTrainer's data loader has weights only now, and its samples are in a fixed order."""
+def check_weights_have_effect(trainer: TrainerInterface, epoch: int) -> None:
+    """Raise DataError if the data loader has weights only now, and its samples are in a fixed order."""
     data = trainer.experiment.data
     if trainer.training.batches.weighted is None and call_hook(data, "sample_weights") is not None:
         name = f"{type(data).__name__}.sample_weights()"
@@ -63,8 +64,8 @@ def check_weights_have_effect(trainer: Any, epoch: int) -> None:
         raise DataError(f"data_loader: {name} draws the samples from epoch {epoch} on, {order}")
 
 
-def check_parameters(trainer: Any) -> None:
-    """Raise ConfigError if ``begin_epoch`` of a BaseTrainer gave the model parameters that no resumed run would have.
+def check_parameters(trainer: TrainerInterface) -> None:
+    """Raise ConfigError if ``begin_epoch`` gave the model parameters that no resumed run would have.
 
     Not with FSDP, which replaces parameters itself.
     """

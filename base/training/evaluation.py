@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from base.data.batches import Batches
 from base.data.workers import naming_dead_worker
-from base.experiment import Experiment, Training
+from base.experiment import Experiment
 from base.metric import single_number
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, checked_step, forward_error
@@ -27,13 +27,10 @@ from utils.schema import TrainerConfig
 class EvaluationLoop(TrainerInterface):
     """The part of ``BaseTrainer`` that validates and tests."""
 
-    training: Training
-
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.console = experiment.console
         self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
-        self.observer = Observer()  # that of the outputs, once training begins
 
     def validate(self) -> dict[str, float]:
         """The loss and metrics on the validation data; empty if there is none.
@@ -86,7 +83,7 @@ class EvaluationLoop(TrainerInterface):
 
         It, the loss and the modules that a subclass adds to ``stateful`` are in evaluation mode.
         """
-        parts = [loss_module(self.experiment.criterion), *own_parts(self).values()]
+        parts = [loss_module(self.experiment.criterion), *own_parts(self.stateful()).values()]
         others = [part for part in parts if isinstance(part, nn.Module)]
         modes = {module: module.training for root in (self.model, *others) for module in root.modules()}
         self.model.eval()
@@ -126,8 +123,8 @@ def same_statistics(model: nn.Module) -> Iterator[None]:
             )
 
 
-def check_returned(trainer: Any, method: str, values: Any) -> dict[str, float]:
-    """What ``validate`` or ``evaluate`` of a BaseTrainer returned, as floats, without what was not measured this time.
+def check_returned(trainer: TrainerInterface, method: str, values: Any) -> dict[str, float]:
+    """What ``validate`` or ``evaluate`` of a trainer returned, as floats, without what was not measured this time.
 
     Raises ConfigError if it is not a dict of numbers by name.
     """

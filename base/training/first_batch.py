@@ -12,6 +12,7 @@ from base.training.broadcast import name_of, torch_warnings
 from base.training.finite import samples_of
 from base.training.loss import losses_in
 from base.training.metrics import Metrics
+from base.training.trainer_interface import TrainerInterface
 from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
@@ -28,9 +29,9 @@ DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the 
 
 
 def checked_step(
-    trainer: Any, step: Callable[[Any], StepResult], metrics: Metrics, phase: str
+    trainer: TrainerInterface, step: Callable[[Any], StepResult], metrics: Metrics, phase: str
 ) -> Callable[[Any], StepResult]:
-    """``train_step`` or ``eval_step`` of a BaseTrainer for a first batch, with checks of what it does and returns.
+    """``train_step`` or ``eval_step`` for a first batch, with checks of what it does and returns.
 
     phase: "training" or "evaluation". Of a loss that is not the config's, relies on torch's own warning.
     """
@@ -53,9 +54,9 @@ def checked_step(
 
 
 @contextmanager
-def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
-    """In training with one optimizer, raise ConfigError if a BaseTrainer's step also steps its parameters itself."""
-    if phase != "training" or trainer.several_optimizers:
+def _without_optimizer_steps(trainer: TrainerInterface, phase: str) -> Iterator[None]:
+    """In training with one optimizer, raise ConfigError if a step also steps its parameters itself."""
+    if phase != "training" or trainer.training.several:
         yield
         return
     trained = set(map(id, trainer.training.parameters))
@@ -74,8 +75,10 @@ def _without_optimizer_steps(trainer: Any, phase: str) -> Iterator[None]:
         hook.remove()
 
 
-def forward_error(trainer: Any, error: Exception, batches: Batches, micro_batch: MicroBatch, phase: str) -> Exception:
-    """Wrap an error in a BaseTrainer's step: in a first batch, parts of the config probably do not match.
+def forward_error(
+    trainer: TrainerInterface, error: Exception, batches: Batches, micro_batch: MicroBatch, phase: str
+) -> Exception:
+    """Wrap an error in a step: in a first batch, parts of the config probably do not match.
 
     batches: those with the micro-batch. phase: "training" or "evaluation".
     """
@@ -138,10 +141,8 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
     )
 
 
-def check_first_batch(trainer: Any, micro_batch: MicroBatch, result: StepResult) -> None:
-    """Check a BaseTrainer's first training batch, which ran without an error. Raises ConfigError."""
-    if trainer.several_optimizers:
-        trainer.several_optimizers.check_use()
+def check_first_batch(trainer: TrainerInterface, micro_batch: MicroBatch, result: StepResult) -> None:
+    """Check a trainer's first training batch, which ran without an error. Raises ConfigError."""
     check_loss_was_called(trainer)
     check_backward_was_called(trainer)
     trainer.training.batches.checked = True
@@ -149,8 +150,8 @@ def check_first_batch(trainer: Any, micro_batch: MicroBatch, result: StepResult)
     trainer.observer.first_batch(trainer, result)
 
 
-def check_step_was_taken(trainer: Any, loss: Any, step: StepBatches) -> None:
-    """Raise ConfigError if a BaseTrainer's own first optimizer_step neither calls that of the base class nor counts.
+def check_step_was_taken(trainer: TrainerInterface, loss: Any, step: StepBatches) -> None:
+    """Raise ConfigError if a trainer's own first optimizer_step neither calls that of the base class nor counts.
 
     loss: what it returned.
     """
@@ -159,8 +160,8 @@ def check_step_was_taken(trainer: Any, loss: Any, step: StepBatches) -> None:
         raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
 
 
-def check_gradients_agree(trainer: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's first gradients are not averaged by DDP. Compares their norms."""
+def check_gradients_agree(trainer: TrainerInterface) -> None:
+    """Raise ConfigError if the trainer's first gradients are not averaged by DDP. Compares their norms."""
     runtime = trainer.runtime
     if runtime.process_group.world_size == 1 or runtime.sharded:
         return
@@ -177,14 +178,14 @@ def check_gradients_agree(trainer: Any) -> None:
                 )
 
 
-def check_epoch_was_counted(trainer: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's own ``end_epoch`` does not call that of the base class, which counts."""
+def check_epoch_was_counted(trainer: TrainerInterface) -> None:
+    """Raise ConfigError if the trainer's own ``end_epoch`` does not call that of the base class, which counts."""
     if trainer.progress.trained:
         raise ConfigError(f"{type(trainer).__name__}.end_epoch must call super().end_epoch(validation)")
 
 
-def check_loss_was_called(trainer: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's first step did not call the config's loss."""
+def check_loss_was_called(trainer: TrainerInterface) -> None:
+    """Raise ConfigError if the trainer's first step did not call the config's loss."""
     losses = losses_in(trainer.experiment.criterion)
     if not losses or any(loss.called for loss in losses):
         return
@@ -194,15 +195,15 @@ def check_loss_was_called(trainer: Any) -> None:
     )
 
 
-def check_first_backward(trainer: Any) -> None:
-    """At the first ``self.backward``, raise ConfigError if a BaseTrainer's step has already computed gradients."""
-    if not trainer.several_optimizers:
+def check_first_backward(trainer: TrainerInterface) -> None:
+    """At the first ``self.backward``, raise ConfigError if the trainer's step has already computed gradients."""
+    if not trainer.training.several:
         _check_gradients(trainer)
     trainer.called_backward = True
 
 
-def check_backward_was_called(trainer: Any) -> None:
-    """Raise ConfigError if a BaseTrainer's first step computed gradients without ``self.backward``.
+def check_backward_was_called(trainer: TrainerInterface) -> None:
+    """Raise ConfigError if the trainer's first step computed gradients without ``self.backward``.
 
     Allowed if nothing has to be weighted or scaled.
     """
@@ -210,7 +211,7 @@ def check_backward_was_called(trainer: Any) -> None:
         _check_gradients(trainer)
 
 
-def _check_gradients(trainer: Any) -> None:
+def _check_gradients(trainer: TrainerInterface) -> None:
     """Raise ConfigError if there are gradients that ``self.backward`` has not computed."""
     if any(parameter.grad is not None for parameter in trainer.training.parameters):
         raise ConfigError(

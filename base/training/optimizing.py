@@ -92,6 +92,8 @@ class SeveralOptimizers:
                 trainer.run_micro_batch(micro_batch, step_loss)
                 if set(step.used) != step.losses.keys():
                     raise _differs(step)
+            if not trainer.has_started:
+                self._check_use(step)
         finally:
             self.step, self.current = None, ()
             self._without_block.pop_all()  # of a step that failed
@@ -198,16 +200,16 @@ class SeveralOptimizers:
             if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.per_step, last=last):
                 step.skipped.add(optimizer.name)
 
-    def check_use(self) -> None:
-        """Raise ConfigError if ``train_step`` stepped no optimizer for the current micro-batch, or without a loss."""
-        used = self.step.used if self.step else []
-        if not used:
+    def _check_use(self, step: OpenStep) -> None:
+        """Raise ConfigError if ``train_step`` stepped no optimizer, or one without a loss."""
+        optimizers = self.trainer.training.optimizers
+        if not step.losses:
             raise ConfigError(
                 f"the config has several optimizers, but {type(self.trainer).__name__}.train_step steps none of them: "
-                f"with self.optimizing({next(iter(self.trainer.training.optimizers))!r}): self.backward(loss)"
+                f"with self.optimizing({next(iter(optimizers))!r}): self.backward(loss)"
             )
-        for names in used:
-            own = [each for name in names for each in self.trainer.training.optimizers[name].parameters]
+        for names in step.losses:
+            own = [each for name in names for each in optimizers[name].parameters]
             if all(each.grad is None for each in own) and not self.trainer.runtime.sharded:
                 raise ConfigError(f"{_block(names)} steps without gradients; call self.backward(loss) in the block")
 

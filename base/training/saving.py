@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from base.experiment import Experiment, Outputs
+from base.experiment import Experiment
 from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
-from base.training.saved_data import SavedData
 from base.training.state import STANDARD_PARTS, load_part, part_kind
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
@@ -26,22 +25,13 @@ BESIDE_PARTS = {"format", "config", "random", "writers"}
 class Checkpointed(EvaluationLoop):
     """The part of ``BaseTrainer`` that is saved and restored."""
 
-    outputs: Outputs
-    saved_data: SavedData
-
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.train_metrics = experiment.make_metrics(training=True)
         self.finite = FiniteLosses()
-        self.has_started = False
-        """Whether this process has taken a step, or saved."""
         self._saved_progress: dict[str, Any] = {}
 
     def stateful(self) -> dict[str, Any]:
-        """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
-
-        Parts created in the constructor are restored for tests too, as averaged weights must be.
-        """
         loss = stateful_loss(self.experiment.criterion)
         parts: dict[str, Any] = {"model": self.experiment.model}
         parts |= {name: part for name, part in (("loss", loss), (AVERAGED, self.averaged_weights)) if part}

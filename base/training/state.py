@@ -21,10 +21,9 @@ LIKE_PARAMETER = {
 }  # fmt: skip
 
 
-def own_parts(trainer: Any) -> dict[str, Any]:
-    """The parts that a subclass adds to ``stateful`` of a BaseTrainer."""
-    parts = trainer.stateful() or {}  # if nothing is returned, check_parts says so
-    return {name: part for name, part in parts.items() if part_kind(name) not in STANDARD_PARTS}
+def own_parts(stateful: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts among those of a trainer that a subclass has added."""
+    return {name: part for name, part in (stateful or {}).items() if part_kind(name) not in STANDARD_PARTS}
 
 
 def load_part(part: Any, state: Any) -> None:

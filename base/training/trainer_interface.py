@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from base.data.pictures import Shown
-from base.experiment import Experiment
+from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
+from base.training.metrics import Metrics
+from base.training.observer import Observer
 from base.training.progress import Progress
+from base.training.saved_data import SavedData
 from utils.schema import TrainerConfig
 
 
@@ -25,6 +28,11 @@ class TrainerInterface(ABC):
     --check, the report and pictures do not treat the outputs as a classifier's."""
     logs: ClassVar[Sequence[str]] = ()
     """Names of additional values that a step may log, by ``StepResult.log``, and that ``validate`` may return."""
+    train_metrics: Metrics
+    training: Training
+    """The data and optimizers. Set, as the following, when training begins, and not for a test."""
+    outputs: Outputs
+    saved_data: SavedData
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         if not isinstance(experiment, Experiment):
@@ -37,6 +45,13 @@ class TrainerInterface(ABC):
         self.progress = Progress()
         self.shown = Shown(experiment.data)
         """Where pictures and texts go."""
+        self.observer = Observer()  # that of the outputs, once training begins
+        self.has_started = False
+        """Whether this process has taken a step, or saved."""
+        self.waits_for_count = False
+        """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
+        self.called_backward = False
+        """Whether ``backward`` has been called."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> StepResult:
@@ -62,6 +77,13 @@ class TrainerInterface(ABC):
         Use it to change what depends on the epoch, such as the weight of a loss. Random numbers drawn here follow from
         the seed and the epoch, and do not affect those of the training. A module put into evaluation mode here stays in
         it for the epoch, unless it is the whole model.
+        """
+
+    @abstractmethod
+    def stateful(self) -> dict[str, Any]:
+        """Every part that has a state, by its name in a checkpoint. Subclasses may add their own.
+
+        Parts created in the constructor are restored for tests too, as averaged weights must be.
         """
 
     def picture(self, tag: str, images: Tensor) -> None:

@@ -180,7 +180,7 @@ def parts_that_differ(trainer: BaseTrainer) -> list[str]:
     if trainer.runtime.process_group.world_size == 1:
         return []
     loss = stateful_loss(trainer.experiment.criterion)
-    parts = {**own_parts(trainer), **({"loss": loss} if loss else {})}.items()
+    parts = {**own_parts(trainer.stateful()), **({"loss": loss} if loss else {})}.items()
     digests = {name: _digest(checkpoint.plain({name: part.state_dict()})) for name, part in parts}
     everyone = trainer.runtime.process_group.all_gather(digests)
     return [name for name in digests if any(other[name] != digests[name] for other in everyone)]

@@ -43,7 +43,7 @@ class Fresh:
         roots = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self._plain = {
             f"{what}.{name}": (owner, name.rpartition(".")[2], copied(value))
-            for what, root in {**own_parts(trainer), **roots}.items()
+            for what, root in {**own_parts(trainer.stateful()), **roots}.items()
             if isinstance(root, nn.Module)
             for name, owner, value in _unsaved(root)
         }
