@@ -131,7 +131,6 @@ class BaseTrainer(Checkpointed):
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings = self.settings
-        self.finite.begin(self.progress)
         self.log.begin_epoch(self.progress, self.steps_per_epoch())
         try:
             if self.progress.validating:  # when the run was stopped
@@ -192,7 +191,7 @@ class BaseTrainer(Checkpointed):
         if self.averaged_weights:
             self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
-        self.finite.add(loss)
+        self.finite.add(loss, step.ranges)
         return loss
 
     def compute_gradients(self, step: StepBatches, *, measure: bool = True) -> Tensor | float:
@@ -204,7 +203,7 @@ class BaseTrainer(Checkpointed):
         step_loss = self.begin_step(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
-            runtime.sync_gradients(number == step.num_micro_batches)  # processes reduce gradients only in the last
+            runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
@@ -220,7 +219,7 @@ class BaseTrainer(Checkpointed):
 
     def begin_step(self, step: StepBatches) -> StepLoss:
         """The loss accumulator of an optimizer step, before its first micro-batch."""
-        alone = step.num_micro_batches == 1 and self.runtime.process_group.world_size == 1
+        alone = len(step.ranges) == 1 and self.runtime.process_group.world_size == 1
         self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 

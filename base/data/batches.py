@@ -66,7 +66,8 @@ class StepBatches:
 
     micro_batches: Iterable[MicroBatch]
     """Loaded one by one, since a whole step would need the memory that accumulation saves. Can be iterated once."""
-    num_micro_batches: int
+    ranges: Sequence[BatchRange]
+    """Of the whole batch of each."""
     samples: int
     """Samples in all micro-batches and processes together."""
     position: Position
@@ -215,7 +216,7 @@ class Batches:
         for ranges in steps:
             samples = sum([stop - start for _, start, stop in ranges])
             micro_batches = itertools.islice(loaded, len(ranges))
-            yield StepBatches(micro_batches, len(ranges), samples, self.after(ranges[-1]))
+            yield StepBatches(micro_batches, ranges, samples, self.after(ranges[-1]))
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         """Load this process's part of some batches, in order."""

@@ -1,15 +1,13 @@
 """Ends the training at a loss that is not finite, and names its step."""
 
 import math
-from collections.abc import Iterable
-from copy import copy
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from base.data.batches import Batches, BatchRange
 from base.data.sample_random import as_tensor
-from base.training.progress import Progress
+from base.training.trainer_interface import TrainerInterface
 from utils.errors import DivergedError
 from utils.extras import find_extra
 from utils.text import count, listed
@@ -19,31 +17,26 @@ class FiniteLosses:
     """The losses since they were last checked. To check one at every step, the host would wait for the device."""
 
     def __init__(self) -> None:
-        self.begin(Progress())
+        self._losses: list[Tensor | float] = []  # this process's part of each step
+        self._ranges: list[Sequence[BatchRange]] = []
 
-    def begin(self, progress: Progress) -> None:
-        """Start an epoch, or the rest of one, after these steps."""
-        self._losses: list[Tensor | float] = []  # this process's parts
-        self._start = copy(progress)
-
-    def add(self, loss: Tensor | float) -> None:
-        """Add the loss of a step, by ``to_scalar``."""
+    def add(self, loss: Tensor | float, ranges: Sequence[BatchRange]) -> None:
+        """Add the loss of a step, by ``to_scalar``, over these batches."""
         self._losses.append(loss)
+        self._ranges.append(ranges)
 
-    def check(self, trainer: Any) -> None:
-        """Raise DivergedError naming a BaseTrainer's first step whose loss is not finite, and its samples."""
-        losses, start = self._losses, self._start
-        self.begin(trainer.progress)
+    def check(self, trainer: TrainerInterface) -> None:
+        """Raise DivergedError naming the first step whose loss is not finite, and its samples."""
+        losses, every = self._losses, self._ranges
+        self._losses, self._ranges = [], []
         if trainer.train_metrics.is_finite():
             return
         batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
         summed = trainer.runtime.process_group.all_reduce_sum([float(loss) for loss in losses])
-        # the losses end at the step of the check; the epoch may have later steps
-        steps = enumerate(zip(summed, trainer.remaining_steps(start), strict=False), start=start.steps + 1)
-        found = next(((step, loss, ranges) for step, (loss, ranges) in steps if not math.isfinite(loss)), None)
-        if found is None:
+        index = next((index for index, loss in enumerate(summed) if not math.isfinite(loss)), None)
+        if index is None:
             return
-        step, loss, ranges = found
+        step, loss, ranges = trainer.progress.steps - len(losses) + index + 1, summed[index], every[index]
         where = f"epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}"
         advice = (
             "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32. If it is the first "

@@ -61,7 +61,7 @@ class OpenStep:
     @property
     def is_last(self) -> bool:
         """Whether the current micro-batch ends the step."""
-        return self.number == self.batches.num_micro_batches
+        return self.number == len(self.batches.ranges)
 
 
 class SeveralOptimizers:
@@ -144,7 +144,7 @@ class SeveralOptimizers:
             self._step_optimizers(names, current, self.step)
 
     def _begin_block(self, names: tuple[str, ...], step: OpenStep) -> None:
-        several = step.batches.num_micro_batches > 1
+        several = len(step.batches.ranges) > 1
         twice = any(not set(names).isdisjoint(each) for each in step.used)
         step.used.append(names)
         if several and (twice or (step.number > 1 and names not in step.losses)):
@@ -223,7 +223,7 @@ def _differs(step: OpenStep) -> ConfigError:
     """For blocks that some micro-batches use twice or not at all."""
     used, others = (" and ".join(map(_block, blocks)) or "no block" for blocks in (step.used, step.losses))
     return ConfigError(
-        f"micro-batch {step.number} of {step.batches.num_micro_batches} uses {used}, and the first one {others}. "
+        f"micro-batch {step.number} of {len(step.batches.ranges)} uses {used}, and the first one {others}. "
         "With trainer.accumulate_steps, use each block once in all micro-batches of a step or in none, as by "
         "self.progress.steps, which counts whole steps"
     )

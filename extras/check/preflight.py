@@ -273,7 +273,7 @@ class _Check:
         self.model.train()
         count, first = self.config.trainer.accumulate_steps, self.first
         batches = (MicroBatch(first, first.size, self._copied()) for _ in range(count))
-        step = StepBatches(batches, count, count * first.size, self.training.batches.after(first))
+        step = StepBatches(batches, [first] * count, count * first.size, self.training.batches.after(first))
         check_step_was_taken(self.trainer, self.trainer.optimizer_step(step), step)
 
     def _smallest_batch(self) -> Iterator[CheckResult]:
