@@ -29,7 +29,6 @@ from base.training.first_batch import (
 from base.training.loss import completed
 from base.training.metrics import StepLoss
 from base.training.optimizing import SeveralOptimizers, closure_step
-from base.training.progress import Progress
 from base.training.saved_data import SavedData
 from base.training.saving import Checkpointed
 from base.training.schedule import gradient_norm
@@ -135,7 +134,7 @@ class BaseTrainer(Checkpointed):
         try:
             if self.progress.validating:  # when the run was stopped
                 self.validate_within_epoch()
-            for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
+            for step in self.training.batches.load_steps(self.remaining_steps()):
                 if self.progress.epoch_steps:  # before the first step, begin_epoch has changed what would be saved
                     self.experiment.signals.check()
                 loss = self.optimizer_step(step)
@@ -161,14 +160,14 @@ class BaseTrainer(Checkpointed):
     def steps_per_epoch(self) -> int:
         return self.settings.steps_per_epoch or self.training.batches.optimizer_steps(self.settings.accumulate_steps)
 
-    def remaining_steps(self, progress: Progress) -> Iterator[list[BatchRange]]:
-        """The index ranges of the micro-batches, for each remaining optimizer step of an epoch."""
-        settings = self.settings
-        ranges = self.training.batches.ranges(progress.position)
+    def remaining_steps(self) -> Iterator[list[BatchRange]]:
+        """The batches of each optimizer step that remains in this epoch."""
+        settings, progress, batches = self.settings, self.progress, self.training.batches
         if progress.trained:
-            ranges = iter(())
-        elif settings.steps_per_epoch is None:
-            current = self.training.batches.next_start(progress.position).passes
+            return iter(())
+        ranges = batches.ranges(progress.position)
+        if settings.steps_per_epoch is None:
+            current = batches.next_start(progress.position).passes
             ranges = itertools.takewhile(lambda batch_range: batch_range.passes == current, ranges)
         else:
             left = max(0, settings.steps_per_epoch - progress.epoch_steps)
@@ -225,16 +224,15 @@ class BaseTrainer(Checkpointed):
 
     def run_micro_batch(self, micro_batch: MicroBatch, step_loss: StepLoss, *, measure: bool = True) -> None:
         """Run the forward and backward pass of one micro-batch. Its outputs are freed before the next one."""
-        size, several, batches = micro_batch.size, self.several_optimizers, self.training.batches
-        step = (
-            self.train_step if batches.checked else checked_step(self, self.train_step, self.train_metrics, "training")
-        )
+        size, several = micro_batch.size, self.several_optimizers
+        batches, metrics = self.training.batches, self.train_metrics
+        step = self.train_step if batches.checked else checked_step(self, self.train_step, metrics, "training")
         try:
             result = step(self.runtime.to_device(micro_batch.data))
             result = completed(result, self.criterion, taken=several.after_train_step() if several else None)
             self.finish_backward(step_loss.add(result.loss, result.count, size))
             if measure:
-                self.train_metrics.update(result, samples=size, share=size / step_loss.samples)
+                metrics.update(result, samples=size, share=size / step_loss.samples)
         except FORWARD_ERRORS as error:
             raise forward_error(self, error, batches, micro_batch, "training") from error
         if not batches.checked:

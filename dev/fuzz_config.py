@@ -91,7 +91,7 @@ def _time_limit() -> Iterator[None]:
 def _first_step(self: BaseTrainer) -> None:
     """Instead of training to the end."""
     self.model.train()
-    for step in self.training.batches.load_steps(self.remaining_steps(self.progress)):
+    for step in self.training.batches.load_steps(self.remaining_steps()):
         self.optimizer_step(step)
         break
     self.training.batches.close()

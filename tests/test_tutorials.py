@@ -61,7 +61,7 @@ def five_epochs(trainer: BaseTrainer) -> list[float]:
     """The loss of each of 5 x 100 steps."""
     losses = []
     for _ in range(5):
-        steps = trainer.training.batches.load_steps(trainer.remaining_steps(trainer.progress))
+        steps = trainer.training.batches.load_steps(trainer.remaining_steps())
         losses += [float(trainer.optimizer_step(step)) for step in steps]
         trainer.progress.epoch_steps, trainer.progress.trained = 0, False
     return losses
