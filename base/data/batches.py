@@ -217,6 +217,7 @@ class Batches:
             samples = sum([stop - start for _, start, stop in ranges])
             micro_batches = itertools.islice(loaded, len(ranges))
             yield StepBatches(micro_batches, ranges, samples, self.after(ranges[-1]))
+        next(loaded, None)  # ends it
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         """Load this process's part of some batches, in order."""
@@ -232,6 +233,8 @@ class Batches:
             uniform = functools.partial(self._random_blocks.uniform, self._draws, key, loaded_range)
             random = SampleRandom(draws, key, uniform)
             yield MicroBatch(batch_range, size, self.source.batch(self._batch_indices(loaded_range, draws), random))
+        if isinstance(self.source, TensorSource):
+            self.source.check_views()
 
     def one_pass(self) -> Iterator[MicroBatch]:
         """Load every sample once."""

@@ -94,22 +94,25 @@ class TensorSource:
         return inputs, targets
 
     def _views(self, inputs: Tensor, targets: Tensor, indices: slice) -> tuple[Tensor, Tensor]:
-        """Consecutive samples as views: a copy takes a tenth of a small net's step (64 samples of 1,000 floats).
-
-        They must not be written to. Raises DataError if the previous ones were: torch's private count of in-place
-        changes, ``Tensor._version``, shows it; but not in inference mode, where torch does not count.
-        """
-        versions, last = (inputs._version, targets._version), self._last_views
-        if self._versions not in (None, versions):
-            raise DataError(
-                "the previous batch was changed in place, perhaps by the model's first layer or the loss. It was not a "
-                "copy, so the data itself has changed. Begin the model with x = x.clone(), or do not write to x"
-            )
-        self._versions = versions
+        """Consecutive samples as views: a copy takes a tenth of a small net's step (64 samples of 1,000 floats)."""
+        self.check_views()
+        self._versions, last = (inputs._version, targets._version), self._last_views
         # a data set of one batch returns the same tensors every time, unless they require gradients
         if last is None or last[0] != indices or last[1][0].requires_grad:
             self._last_views = last = indices, (_aligned(inputs[indices]), _aligned(targets[indices]))
         return last[1]
+
+    def check_views(self) -> None:
+        """Raise DataError if the last batch was views, and was written to.
+
+        torch's private count of in-place changes, ``Tensor._version``, shows it; but not in inference mode.
+        """
+        inputs, targets = self.inputs, self.targets
+        if self._versions and self._versions != (inputs._version, targets._version):  # type: ignore[union-attr]
+            raise DataError(
+                "the previous batch was changed in place, perhaps by the model's first layer or the loss. It was not a "
+                "copy, so the data itself has changed. Begin the model with x = x.clone(), or do not write to x"
+            )
 
     def forget_views(self) -> None:
         """Call it where the data itself may have changed."""

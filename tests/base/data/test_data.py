@@ -168,11 +168,14 @@ def test_a_pass_holds_every_sample_once() -> None:
 
 @pytest.mark.parametrize("transform", [None, torch.clone])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(shuffle: bool, transform: Any) -> None:
+@pytest.mark.parametrize("size", [5, 23])
+def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(size: int, shuffle: bool, transform: Any) -> None:
     stored, labels = torch.arange(23.0), torch.arange(23)
     source = TensorSource(stored, labels, transform=transform)
+    batches = Batches(source, batch_size=size, order=Shuffled(23, 0) if shuffle else None)
     with nullcontext() if shuffle or transform else pytest.raises(DataError, match="changed in place"):
-        for micro_batch in Batches(source, batch_size=5, order=Shuffled(23, 0) if shuffle else None).one_pass():
+        for step in batches.load_steps([[each] for each in itertools.islice(batches.ranges(), len(batches))]):
+            [micro_batch] = step.micro_batches
             inputs, targets = micro_batch.data
             inputs.zero_()
             targets.zero_()
