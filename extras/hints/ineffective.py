@@ -30,11 +30,15 @@ def ineffective(config: Config) -> Iterator[Problem]:
         setting = [part for part in simple if part.name in SETS_RATE]
         for part in setting:
             yield from _set_by_scheduler(optimizer, path, part, part is simple[0])
+            yield from _unused_by_scheduler(part)
         if not setting and optimizer.type not in OPTIMIZERS.own():  # else a scheduler may set the momentum
             yield from _without_other(optimizer, path)
-        for key in ("clip_grad_norm", "clip_grad_value") if len(config.optimizers) == 1 else ():
-            if getattr(config.trainer, key) and getattr(optimizer, key):
-                yield Problem(("trainer", key), f"has no effect: optimizer.{key} replaces it")
+    for key in ("clip_grad_norm", "clip_grad_value"):
+        if getattr(config.trainer, key) and all(getattr(each, key) for each in config.optimizers.values()):
+            own = " and ".join(dotted((*component_path("optimizer", name), key)) for name in config.optimizers)
+            yield Problem(("trainer", key), f"has no effect: {own} replaces it")
+    if config.runtime.unused_parameters and config.runtime.strategy == "fsdp":
+        yield Problem(("runtime", "unused_parameters"), 'has no effect with "fsdp"')
     yield from _of_other_tasks(config)
     yield from _outputs(config)
     for name, component in config.validations.items():
@@ -75,6 +79,21 @@ def _set_by_scheduler(optimizer: OptimizerConfig, path: KeyPath, part: Scheduler
             if value not in (None, *(maximum if isinstance(maximum, list) else [maximum])):
                 message = f"{value} has no effect: {part.name} sets the momentum itself, from max_momentum"
                 yield Problem((*place, key), f"{message}; set {dotted((*part.at, 'cycle_momentum'))} to false")
+
+
+def _unused_by_scheduler(part: SchedulerPart) -> Iterator[Problem]:
+    """Arguments of a scheduler that has a learning rate of its own that have no effect because of others."""
+    defaults = {key: each.default for key, each in SCHEDULERS.parameters(part.name).items()}
+    given, unused = defaults | part.args, dict[str, str]()
+    if not given["cycle_momentum"]:
+        unused |= dict.fromkeys(("base_momentum", "max_momentum"), "without cycle_momentum")
+    if given.get("mode") in ("triangular", "triangular2"):
+        unused["gamma"] = 'without "mode": "exp_range"'
+    if part.name == "OneCycleLR" and (given["total_steps"] or not given["epochs"]):
+        unused |= dict.fromkeys(("epochs", "steps_per_epoch"), "beside total_steps, by default the length of the run")
+    for key, why in unused.items():
+        if given.get(key) != defaults.get(key):
+            yield Problem((*part.at, key), f"has no effect {why}")
 
 
 def _of_other_tasks(config: Config) -> Iterator[Problem]:

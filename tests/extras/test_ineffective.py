@@ -81,6 +81,32 @@ def with_args(**args: Any) -> dict[str, Any]:
         ),
         ({"optimizer": {"type": "AdamW"}}, []),
         ({"optimizer": SGD, "lr_scheduler": {"type": "CyclicLR", "args": CYCLIC}}, ["optimizer.args.lr"]),
+        (
+            {
+                "optimizer": {"type": "SGD", "args": {"momentum": 0.9}},
+                "lr_scheduler": {
+                    "type": "CyclicLR",
+                    "args": {**CYCLIC, "max_momentum": 0.8, "cycle_momentum": False, "gamma": 0.9},
+                },
+            },
+            ["args.max_momentum: has no effect without cycle_momentum", "args.gamma: has no effect without"],
+        ),
+        (
+            {"optimizer": {"type": "SGD"}, "lr_scheduler": one_cycle(steps_per_epoch=3, cycle_momentum=False)},
+            ["args.steps_per_epoch: has no effect beside total_steps"],
+        ),
+        (
+            {"optimizer": {"type": "SGD"}, "lr_scheduler": one_cycle(total_steps=500, epochs=3, cycle_momentum=False)},
+            ["args.epochs: has no effect beside total_steps"],
+        ),
+        (
+            {
+                "optimizer": {"type": "SGD"},
+                "lr_scheduler": one_cycle(epochs=5, steps_per_epoch=100, cycle_momentum=False),
+            },
+            [],
+        ),
+        ({"runtime": {"strategy": "fsdp", "unused_parameters": True}}, ["runtime.unused_parameters: has no effect"]),
         ({"metrics": [f1_score("binary", average="macro")]}, ['args.average: has no effect with "task": "binary"']),
         ({"metrics": [f1_score("multiclass", average="macro", num_classes=3)]}, []),
         (
