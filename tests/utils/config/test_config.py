@@ -56,7 +56,10 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
     ("key", "value", "expected"),
     [
         ("optimizer", {"type": "SGD", "args": {"nesterov": True}}, "optimizer.args.nesterov: SGD rejects this"),
-        ("trainer", {"writers": ["csv", {"type": "csv", "args": {}}]}, 'trainer.writers.1: "csv" is listed twice'),
+        pytest.param(
+            *("trainer", {"writers": ["csv", {"type": "csv", "args": {}}]}, 'trainer.writers.1: "csv" is listed twice'),
+            marks=needs_extra("writers"),
+        ),
         (
             "lr_scheduler",
             "ChainedScheduler",
@@ -275,6 +278,7 @@ def test_what_needs_more_than_outputs_and_targets_is_not_offered() -> None:
 
 
 @pytest.mark.slow
+@needs_extra("early")
 def test_a_misspelt_key_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
     """torch imports it with the first optimizer, which takes longer than everything else before the message."""
     (tmp_path / "config.json").write_text(SOUND.replace('"seed"', '"sed"').replace('"momentum"', '"momentun"'))
