@@ -38,9 +38,10 @@ class FiniteLosses:
             return
         step, loss, ranges = trainer.progress.steps - len(losses) + index + 1, summed[index], every[index]
         where = f"epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}"
+        precision = ", or runtime.precision=fp32" if trainer.runtime.dtype else ""
         advice = (
-            "Try a lower learning rate (--lr), trainer.clip_grad_norm=1 or runtime.precision=fp32. If it is the first "
-            "step, look for a log, sqrt or division at 0, and for targets that the loss does not accept."
+            f"Try a lower learning rate (--lr), or trainer.clip_grad_norm=1{precision}. If it is the first step, look "
+            "for a log, sqrt or division at 0, and for targets that the loss does not accept."
         )
         extra = find_extra("advice")
         if extra and (broken := extra.broken_samples(batches, ranges)):
