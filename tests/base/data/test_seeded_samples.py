@@ -117,7 +117,7 @@ def test_numbers_that_move_no_generator_are_the_same_in_each_worker() -> None:
             return SAMPLES
 
         def __getitem__(self, index: int) -> tuple[int, float]:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 return torch.initial_seed(), float(torch.rand(()))
 
     seeds, numbers = zip(*(data for data in passes(made(SampleSource(Forking()), 3), 6)), strict=True)
