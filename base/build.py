@@ -77,7 +77,7 @@ def build_data_loader(loaded: LoadedConfig) -> BaseDataLoader:
 
 
 def _data_loader(loaded: LoadedConfig, component: Component, path: KeyPath) -> BaseDataLoader:
-    seed_generators(loaded.config.seed, "data loader")
+    seed_generators(loaded.config.seed, "data loader", *path)
     loader = construct(loaded, DATA_LOADERS, component, path, BaseDataLoader)  # type: ignore[type-abstract]
     check_super(loaded, path, loader, "device_cache", "batch_size=batch_size, ...")
     check_overrides(loaded, path, loader, BaseDataLoader)
@@ -204,6 +204,7 @@ def _check_without_validation(loaded: LoadedConfig) -> None:
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
     """The batches of each validation set by name; a single one has the name ""."""
     at = ("data_loader", "args")
+    seed_generators(loaded.config.seed, "validation data")  # the training data may have been drawn already, for facts
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
         return {} if held_out is None else {"": held_out}
@@ -223,6 +224,7 @@ def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, d
     """The held-out part of a separate data loader, or else its test data. device: where training runs."""
     loader = _data_loader(loaded, component, path)
     loader.device = device
+    seed_generators(loaded.config.seed, "validation data", *path)
 
     def make() -> Batches:
         held_out = loader.validation()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -316,10 +316,13 @@ def test_facts_that_draw_random_numbers_leave_a_resume_exact(fit: Fit, tmp_path:
 class Drawn(BaseDataLoader):
     """Inputs drawn in the constructor, and noise that is drawn once, when the data is first needed."""
 
+    made: ClassVar[list["Drawn"]] = []
+
     def __init__(self, **batches: Any) -> None:
         super().__init__(**batches)
         self.inputs = torch.from_numpy(np.random.randn(40, 6)).float()
-        self.noise: Tensor | None = None
+        self.noise: Any = None
+        self.made.append(self)
 
     def training_data(self, *, augment: bool) -> TensorSource:
         if self.noise is None:
@@ -330,20 +333,39 @@ class Drawn(BaseDataLoader):
         return self.training_data(augment=False)
 
 
-def test_data_that_is_drawn_is_the_same_in_a_resumed_run(fit: Fit) -> None:
+class DrawnWithValidation(Drawn):
+    def validation_data(self) -> TensorSource:
+        return TensorSource(torch.randn(8, 6), TARGETS[:8])
+
+
+@pytest.mark.parametrize(
+    ("loader", "validation"),
+    [
+        ({"type": "Drawn", "args": {"batch_size": 8, "validation_split": 8}}, None),
+        ({"type": "DrawnWithValidation", "args": {"batch_size": 8}}, None),
+        ({"type": "Drawn", "args": {"batch_size": 8}}, {"type": "Drawn", "args": {"batch_size": 8}}),
+    ],
+)
+def test_data_that_is_drawn_is_the_same_in_a_resumed_run(
+    fit: Fit, loader: dict[str, Any], validation: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drawn, "made", [])
     often = ("trainer.save_every_steps=1", "trainer.keep_last=null")
     # asks for the data before the model is built; a resumed run does not
     model = {
         "type": "TwoLayerNet",
         "args": {"in_features": 6, "hidden_features": 4, "out_features": "${data.num_classes}"},
     }
-    with temporarily(DATA_LOADERS, Drawn):
-        loader = {"type": "Drawn", "args": {"batch_size": 8, "validation_split": 8}}
-        whole = fit(*often, data_loader=loader, model=model).run_dir
+    with temporarily(DATA_LOADERS, Drawn), temporarily(DATA_LOADERS, DrawnWithValidation):
+        more = {"validation": validation} if validation else {}
+        whole = fit(*often, data_loader=loader, model=model, **more).run_dir
+        separate = [(each.inputs, each.noise) for each in Drawn.made]
         half = fork(whole, 3)
         np.random.seed(1)
         train.main(["-r", half])
     equal(whole, half)
+    assert len(separate) == 1 + bool(validation)
+    assert not any(torch.equal(*pair) for pair in zip(separate[0], separate[-1], strict=True) if validation)
 
 
 def test_an_argument_that_the_data_refuses_is_located(fit: Fit) -> None:
