@@ -83,7 +83,7 @@ def origin(path: Path) -> tuple[str, bool]:
 def merge(project: Path, versions: Sequence[Mapping[str, bytes | None]]) -> list[str]:
     """Merge the change between two versions of some files into the project, by git, and return those with conflicts.
 
-    None: there is no such file.
+    versions: before and after; None for a missing file.
     """
     prefix = git(project, "rev-parse", "--show-prefix").stdout.decode().strip()
     stream = []

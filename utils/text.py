@@ -3,7 +3,10 @@
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # C0 and C1 control characters, bidirectional marks, line separators, and bytes that are not UTF-8
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -105,9 +108,9 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def at_most(most: int, lines: Sequence[str]) -> list[str]:
-    """Lines for a message: the first of them, and the number of the rest."""
-    return [*lines[:most], *([f"... and {len(lines) - most:,} more"] if len(lines) > most else [])]
+def at_most(most: int, items: Sequence[T], show: Callable[[T], str] = str) -> list[str]:
+    """Lines for a message: the first items, and the number of the rest."""
+    return [*map(show, items[:most]), *([f"... and {len(items) - most:,} more"] if len(items) > most else [])]
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

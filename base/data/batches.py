@@ -217,7 +217,7 @@ class Batches:
             samples = sum([stop - start for _, start, stop in ranges])
             micro_batches = itertools.islice(loaded, len(ranges))
             yield StepBatches(micro_batches, ranges, samples, self.after(ranges[-1]))
-        next(loaded, None)  # ends it
+        next(loaded, None)  # ends ``load``, which then checks the last batch
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         """Load this process's part of some batches, in order."""

@@ -99,11 +99,11 @@ def load_checkpoint(
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
-        begins = begins_epochs(trainer)
-        trainer.load_state_dict(copied(state) if begins else state, source)  # parts may keep what they load
+        again = saved["epoch_steps"] and begins_epochs(trainer)
+        trainer.load_state_dict(copied(state) if again else state, source)  # parts may keep what they load
         if trainer.progress.epoch_steps:
             prepare_epoch(trainer, trainer.progress.epochs)
-            if begins:
+            if again:
                 trainer.load_state_dict(state, source)  # as saved, whatever begin_epoch did to it
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error

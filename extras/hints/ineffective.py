@@ -11,7 +11,7 @@ from utils.arguments import parameters
 from utils.config.located_json import Problem
 from utils.config.schedulers import COMPOUND_SCHEDULERS, SchedulerPart, scheduler_parts
 from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS
-from utils.schema import Config, KeyPath, OptimizerConfig, component_path
+from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
@@ -25,14 +25,15 @@ def ineffective(config: Config) -> Iterator[Problem]:
     for name, optimizer in config.optimizers.items():
         path = component_path("optimizer", name)
         at, scheduler = config.scheduler_of(name)
-        parts = scheduler_parts(scheduler.type, scheduler.args, (*at, "args"), length=0) if scheduler else ()
-        simple = [part for part in parts if part.name not in COMPOUND_SCHEDULERS]
+        simple = _simple_parts(scheduler, at) if scheduler else []
         setting = [part for part in simple if part.name in SETS_RATE]
         for part in setting:
             yield from _set_by_scheduler(optimizer, path, part, part is simple[0])
-            yield from _unused_by_scheduler(part)
         if not setting and optimizer.type not in OPTIMIZERS.own():  # else a scheduler may set the momentum
             yield from _without_other(optimizer, path)
+    for at, scheduler in config.schedulers().items():  # once, also if several optimizers have it
+        for part in _simple_parts(scheduler, at):
+            yield from _unused_by_scheduler(part) if part.name in SETS_RATE else ()
     for key in ("clip_grad_norm", "clip_grad_value"):
         if getattr(config.trainer, key) and all(getattr(each, key) for each in config.optimizers.values()):
             own = " and ".join(dotted((*component_path("optimizer", name), key)) for name in config.optimizers)
@@ -46,6 +47,12 @@ def ineffective(config: Config) -> Iterator[Problem]:
             if component.args.get(argument) is True:
                 path = (*component_path("validation", name), "args", argument)
                 yield Problem(path, "has no effect: every validation sample is used once, in order")
+
+
+def _simple_parts(scheduler: SchedulerConfig, at: KeyPath) -> list[SchedulerPart]:
+    """The schedulers of which one at a path is composed."""
+    parts = scheduler_parts(scheduler.type, scheduler.args, (*at, "args"), length=0)
+    return [part for part in parts if part.name not in COMPOUND_SCHEDULERS]
 
 
 def _places(optimizer: OptimizerConfig, path: KeyPath) -> dict[KeyPath, dict[str, Any]]:

@@ -201,13 +201,16 @@ def test_a_compiled_model_trains_and_keeps_its_names(fit: Fit) -> None:
     assert compiled.last["loss"] == pytest.approx(plain.last["loss"], rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(fit: Fit) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_is_not_finite_stops_the_run(fit: Fit, precision: str) -> None:
+    often = ("trainer.epochs=9", "trainer.save_every_steps=1", f"runtime.precision={precision}")
     with pytest.raises(TrainingError) as caught:
-        fit("--lr=1e30", "trainer.epochs=9", "trainer.save_every_steps=1", loss="mse_loss", **REGRESSION)
+        fit("--lr=1e30", *often, loss="mse_loss", **REGRESSION)
     message = str(caught.value)
     assert "at step" in message
     assert "samples" in message
     assert "lower learning rate" in message
+    assert ("runtime.precision=fp32" in message) is (precision == "bf16")
 
 
 class OneBroken(RandomTensorLoader):

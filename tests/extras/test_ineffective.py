@@ -96,6 +96,13 @@ def with_args(**args: Any) -> dict[str, Any]:
             ["args.steps_per_epoch: has no effect beside total_steps"],
         ),
         (
+            {
+                "optimizer": {name: {"type": "SGD", "params": [f"{name}.*"]} for name in ("fc1", "fc2")},
+                "lr_scheduler": one_cycle(steps_per_epoch=3, cycle_momentum=False),
+            },
+            ["lr_scheduler.args.steps_per_epoch: has no effect beside total_steps"],
+        ),
+        (
             {"optimizer": {"type": "SGD"}, "lr_scheduler": one_cycle(total_steps=500, epochs=3, cycle_momentum=False)},
             ["args.epochs: has no effect beside total_steps"],
         ),

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.errors import ConfigError
 from utils.schema import KeyPath, is_below
-from utils.text import dotted
+from utils.text import at_most, dotted
 
 MAX_DEPTH = 32
 MOST_SHOWN = 20  # mistakes
@@ -90,15 +90,15 @@ def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError
     """All problems as one error, in file order; those of overrides come last."""
     located = [(document.source_of(each.path), each) for each in dict.fromkeys(problems)]
     located.sort(key=lambda item: (item[0].text is None, item[0].name, item[0].offset(item[1].path)))
-    shown = [
-        source.show(source.offset(each.path), f"{dotted(each.path)}: {each.message}" if each.path else each.message)
-        + (_overrides_below(document, each.path) if source.text is not None else "")
-        for source, each in located[:MOST_SHOWN]
-    ]
-    if len(located) > MOST_SHOWN:
-        shown.append(f"... and {len(located) - MOST_SHOWN:,} more")
+
+    def show(item: tuple[Source, Problem]) -> str:
+        source, each = item
+        text = f"{dotted(each.path)}: {each.message}" if each.path else each.message
+        below = _overrides_below(document, each.path) if source.text is not None else ""
+        return source.show(source.offset(each.path), text) + below
+
     count = f"{len(located):,} mistakes in the config:\n\n" if len(located) > 1 else ""
-    return ConfigError(count + "\n\n".join(shown))
+    return ConfigError(count + "\n\n".join(at_most(MOST_SHOWN, located, show)))
 
 
 def _overrides_below(document: Document, path: KeyPath) -> str:
