@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 
 from utils.checkpoint.file import DATA, TensorAllocator, as_checkpoint_errors
 from utils.errors import CheckpointError, os_errors_as
@@ -99,6 +100,11 @@ def quiet_dcp() -> None:
 
 
 class _Writer(FileSystemWriter):
+    def finish(self, metadata: dcp.Metadata, results: list[list[WriteResult]]) -> None:
+        """Also say where the tensors are in what ``save`` returns: torch 2.9 writes that to a copy alone."""
+        super().finish(metadata, results)
+        metadata.storage_data = {each.index: each.storage_data for of_process in results for each in of_process}
+
     def storage_meta(self) -> None:
         """Nothing: it would contain the path of the folder, which may be moved."""
 
