@@ -213,12 +213,9 @@ class Coordinator:
         """However this ends, let the trials save and exit first."""
         try:
             yield
-        except BaseException:
-            self.display.close()
-            stop([one.process for one in self.running if one.process])
-            raise
         finally:
             self.display.close()
+            stop([one.process for one in self.running if one.process])
             for one in self.running:
                 self.folder.release(one.trial)
 

@@ -281,7 +281,9 @@ def test_values_that_the_config_refuses_together_are_a_failed_trial(make: Callab
     assert "num_samples" in trials[1].outcome.reason
 
 
-def test_a_signal_stops_the_trials_first(make: Callable[[str, Spec], SweepFolder]) -> None:
+def test_a_signal_stops_the_trials_first(
+    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make("stopped", spec(*SPACES))
     one = coordinator(folder, MadeUpProcesses(status=lambda values: (0, "")))
     made = []
@@ -295,9 +297,12 @@ def test_a_signal_stops_the_trials_first(make: Callable[[str, Spec], SweepFolder
             return process
 
     one.processes = Endless()  # type: ignore[assignment]
+    closed: list[bool] = []
+    monkeypatch.setattr(one.display, "close", lambda: closed.append(True))
     with pytest.raises(Stopped):
         one.run()
     assert [process.requests for process in made] == [["terminate"]]
+    assert closed == [True]
     assert results(folder)[0][1] is None
 
 
