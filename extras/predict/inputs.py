@@ -40,13 +40,15 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
                     _add(name, suffixes, found)
                 else:
                     found.problems.append(f"{name}: no such file")
-        elif os.path.lexists(word) or _in_archive(word):
-            _add(word, suffixes, found)
+            missing = "no names on standard input"
         else:
-            for name in sorted(glob.glob(word, recursive=True)):  # noqa: PTH207  (a word, which may be absolute)
+            there = os.path.lexists(word) or _in_archive(word)
+            matches = [word] if there else sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (it may be absolute)
+            for name in matches:
                 _add(name, suffixes, found)
+            missing = f"no input ({' '.join(suffixes)}) in it" if matches else "no such file or folder"
         if before == len(found.files) + len(found.problems):
-            raise DataError(f"{word}: no such file, or no input ({' '.join(suffixes)}) in it")
+            raise DataError(f"{word}: {missing}")
     return found
 
 

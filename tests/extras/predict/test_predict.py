@@ -227,9 +227,9 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
     ("words", "message"),
     [
         ([], "no inputs; give"),
-        (["gone.png"], "gone.png: no such file"),
-        (["*.webp"], "*.webp: no such file, or no input"),
-        (["empty"], "empty: no such file, or no input (.jpg"),
+        (["gone.png"], "gone.png: no such file or folder"),
+        (["*.webp"], "*.webp: no such file or folder"),
+        (["empty"], "empty: no input (.jpg"),
         (["two", "--out", "x.txt"], "the suffix selects the format: .csv, .json, .jsonl, .npz"),
         (["two", "--out", "x.csv", "--json"], "contradict each other"),
         (["two", "--out", "nowhere/x.csv"], "x.csv: it is a folder, or in no folder that exists"),
