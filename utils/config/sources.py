@@ -17,6 +17,7 @@ from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
 
 MAX_BYTES = 1_000_000
+MAX_EXTENDING = 50
 # .001, 1. and +1 are numbers everywhere except in JSON; 007, 2024_01_01 and an integer of 20 digits may be names
 _LOOSE_NUMBER = re.compile(r"(?=.*[.+])[+-]?([0-9]+\.?|\.[0-9])[0-9]*([eE][+-]?[0-9]{1,2})?")
 
@@ -54,6 +55,8 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
     if extended.resolve() in extending:
         circle = " -> ".join(display_path(file) for file in (*extending, extended))
         raise document.error(at, f"circular inheritance: {circle}")
+    if len(extending) > MAX_EXTENDING:
+        raise document.error(at, f"more than {MAX_EXTENDING} files, each of which extends the next one; merge some")
     base = _read_extended(extended, extending)
     base.value.pop("$schema", None)  # relative to the other file's folder
     _merge(base, document.sources[()], base.value, document.value, ())

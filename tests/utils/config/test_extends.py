@@ -136,6 +136,9 @@ def test_circles_and_missing_files_are_located(write: Callable[..., Path]) -> No
     assert "e.json:2:2: extends: file not found" in message(write("e.json", extends="loop.json"))
     (path.parent / "broken.json").write_text("{")
     assert "broken.json:1:2" in message(write("d.json", extends="broken.json"))
+    for number in range(60):
+        path = write(f"{number}.json", extends=f"{number + 1}.json")
+    assert "50.json:2:2: extends: more than 50 files" in message(path.with_name("0.json"))
 
 
 def test_extends_is_allowed_only_at_the_top(write: Callable[..., Path]) -> None:
