@@ -220,15 +220,15 @@ def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, fol
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
     """Restart a run that was killed before its first checkpoint from its config and its initial weights.
 
-    Raises CheckpointError if its log, or how it ended, shows that there were checkpoints, now lost.
+    Raises CheckpointError if its log, or how it ended, shows that there should be some.
     """
     logged = _logged_epochs(folder)
     saved_at_end = folder.read_environment().get("outcome") in ("finished", "stopped")
     # the second save waits for the first one
     if saved_at_end or logged > 2 * trainer.settings.save_period:
         raise CheckpointError(
-            f"no checkpoint in {folder.checkpoints}, although this run saved some: it reached epoch {logged}. "
-            f"Restore a checkpoint, or start a new run: python train.py -c {shell_path(folder.config)}"
+            f"no checkpoint in {folder.checkpoints}: those of this run are gone, or could not be written. "
+            f"Restore one, or start a new run: python train.py -c {shell_path(folder.config)}"
         )
     if not folder.initial.exists() and trainer.experiment.saved_config.get("model.weights.file"):
         raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")
