@@ -90,9 +90,12 @@ def _includes(change: KeyPath, other: KeyPath) -> bool:
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, or those below it."""
-    below = {other.removeprefix(f"{key}."): value for other, value in values.items() if other.startswith(f"{key}.")}
-    return values.get(key, below or _MISSING)
+    """The value of a key, put together from those below it."""
+    if key in values:
+        return values[key]
+    below = [other.removeprefix(f"{key}.") for other in values if other.startswith(f"{key}.")]
+    made = {name: _at(values, f"{key}.{name}") for name in dict.fromkeys(other.partition(".")[0] for other in below)}
+    return (list(made.values()) if "0" in made else made) or _MISSING
 
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:

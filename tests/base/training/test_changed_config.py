@@ -673,3 +673,13 @@ def test_a_model_whose_code_has_changed_is_named_before_the_optimizer(fit: Fit) 
         says = r"the part model in .*:.*\n.*size mismatch for layers\.0\.weight: .* torch\.Size\(\[4, 6\]\)"
         with pytest.raises(UserError, match=says):
             train.main(["-r", str(run), "trainer.epochs=9"])
+
+
+def test_a_changed_list_is_shown_as_written_or_by_the_element_that_changed(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    train.main(["-r", str(run), "trainer.epochs=2", 'trainer.freeze=[{"params": ["fc1.*"], "epochs": 1}]'])
+    assert 'resumed with trainer.freeze [] -> [{"params": ["fc1.*"], "epochs": 1}]' in capsys.readouterr().out
+    train.main(["-r", str(run), "trainer.epochs=3", "trainer.freeze.0.epochs=2"])
+    assert "resumed with trainer.freeze.0.epochs 1 -> 2" in capsys.readouterr().out
