@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct
 from base.metric import check_loss, outputs_and_targets
-from base.training.loss import CountedLoss, Loss, count_targets, no_loss, take_count, with_count
+from base.training.loss import OWN_MEAN, CountedLoss, Loss, count_targets, no_loss, take_count, with_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
 from utils.errors import ConfigError
@@ -79,18 +79,16 @@ def counted(loss: Callable[..., Tensor]) -> CountedLoss:
     Among torch's losses, only those for class indices are not averaged over samples: cross entropy and negative log
     likelihood skip ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss class
     can define a method ``count(outputs, targets)``; a subclass of torch's with its own ``forward`` must if it has
-    weights or an ``ignore_index``.
+    weights, an ``ignore_index``, or targets of -100.
     """
     if callable(own := getattr(loss, "count", None)):
         return CountedLoss(loss, own)
     if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
         if type(loss).forward not in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
             if loss.weight is None and loss.ignore_index == -100:
-                return CountedLoss(loss, functools.partial(count_targets, weight=None, ignore=-100))
-            raise ConfigError(
-                f"{type(loss).__name__} may average over weighted or ignored targets in a way of its own; add a method "
-                "count(outputs, targets) that returns over how many, as in: return len(targets)"
-            )
+                count = functools.partial(count_targets, weight=None, ignore=-100)
+                return CountedLoss(loss, count, own_mean=True)
+            raise ConfigError(OWN_MEAN.format(type(loss).__name__))
         total = _total(functools.partial(_with_reduction, loss))
         return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
     if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):

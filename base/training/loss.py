@@ -13,6 +13,10 @@ from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
 from utils.errors import ConfigError
 from utils.tree import tensors
 
+OWN_MEAN = (
+    "{} may average over weighted or ignored targets in a way of its own; add a method count(outputs, targets) that "
+    "returns over how many, as in: return len(targets)"
+)
 Loss = Callable[..., Tensor]
 """(outputs, targets) -> shape ()."""
 
@@ -60,16 +64,22 @@ class CountedLoss:
 
     loss: the mean. count: what a batch is averaged over; None: samples. total: the same loss as a sum, which divided by
     the count is 0 instead of NaN if nothing counts; None: uses ``loss`` as it is, unless the host knows that nothing
-    counts.
+    counts. own_mean: whether it may also be the mean over all targets, of which none then may be ignored.
     """
 
     def __init__(
-        self, loss: Callable[..., Tensor], count: Count | None = None, total: Callable[..., Tensor] | None = None
+        self,
+        loss: Callable[..., Tensor],
+        count: Count | None = None,
+        total: Callable[..., Tensor] | None = None,
+        *,
+        own_mean: bool = False,
     ) -> None:
         self.loss, self.total = loss, total
         self.func = getattr(loss, "func", loss)
         self.name = name_of(loss)
         self._count = count
+        self._own_mean = own_mean
         self._takes_logits = self.name in LOGITS | CLASS_LOGITS
         self.last_count: Tensor | float | None = None
         self.called = False
@@ -80,8 +90,10 @@ class CountedLoss:
         self.called = True
         if torch.compiler.is_compiling() or not self.phase_to_check or is_compiled(self.func):
             return self._value(*args, **kwargs)
-        what = f"the loss {self.name}"
-        with eager(), NoBroadcast(what, self.phase_to_check, *outputs_and_targets(args, kwargs)):
+        what, batch = f"the loss {self.name}", outputs_and_targets(args, kwargs)
+        if self._own_mean and isinstance(batch[1], Tensor) and bool((batch[1] == -100).any()):
+            raise ConfigError(f"loss: {OWN_MEAN.format(self.name)}")
+        with eager(), NoBroadcast(what, self.phase_to_check, *batch):
             return self._value(*args, **kwargs)
 
     def _value(self, *args: Any, **kwargs: Any) -> Tensor:

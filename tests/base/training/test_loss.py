@@ -367,6 +367,8 @@ def test_a_forward_of_its_own_needs_a_count_if_targets_do_not_count_alike(fit: F
         fit(loss="Own")
         with pytest.raises(ConfigError, match=r"loss: Own may average .* add a method count"):
             fit(loss={"type": "Own", "args": {"weight": [1.0, 2.0, 3.0]}})
+        with pytest.raises(ConfigError, match=r"loss: Own may average .* add a method count"):
+            tokens(fit, 36, loss="Own")  # some of its targets are ignored
 
 
 class ReturnsItsLoss(Trainer):
