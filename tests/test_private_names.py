@@ -89,6 +89,12 @@ PRIVATE = [
         for file in ("base/data/sources.py", "base/training/evaluation.py", "base/data/device_cache.py")
     ),
     Private(
+        "_buffers",
+        "base/training/state.py",
+        lambda: "_buffers" in vars(torch.nn.Module()),
+        "no run starts",
+    ),
+    Private(
         "_orig_mod",
         "base/initial_weights.py",
         lambda: "_orig_mod.weight" in compiled().state_dict(),

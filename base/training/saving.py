@@ -10,7 +10,7 @@ from base.experiment import Experiment
 from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
-from base.training.state import STANDARD_PARTS, load_part, part_kind
+from base.training.state import STANDARD_PARTS, check_registered, load_part, part_kind
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, Stopped, UserError
@@ -30,6 +30,8 @@ class Checkpointed(EvaluationLoop):
         self.train_metrics = experiment.make_metrics(training=True)
         self.finite = FiniteLosses()
         self._saved_progress: dict[str, Any] = {}
+        self.registered: dict[str, set[str]] = {}
+        """What ``registered`` returned for each part before the first step."""
 
     def stateful(self) -> dict[str, Any]:
         loss = stateful_loss(self.experiment.criterion)
@@ -52,7 +54,9 @@ class Checkpointed(EvaluationLoop):
         """Called after the first step of this process, or before it saves: its config is now that of the run."""
         self.has_started = True
         self.observer.first_step(self)
-        self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
+        state = self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
+        for name, before in self.registered.items():
+            check_registered(name, self.stateful()[name], state[name], before)
         self.outputs.on_first_step()
 
     def save(self) -> None:

@@ -1,6 +1,7 @@
 """The parts of a checkpoint: their names, and how the state of one is loaded."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.checkpoint.weights_file import AVERAGED
+from utils.errors import UserError
 from utils.optimizers import parameters_in
+from utils.text import listed
 from utils.tree import same
 
 STANDARD_PARTS = {
@@ -89,6 +92,35 @@ def fit_buffers(module: Any, state: Any) -> None:
             known = replaced.get(first) if alike else None
             replaced[name] = value.detach().to(device).clone() if known is None else known
             setattr(owner, leaf, replaced[name])
+
+
+def registered(part: Any) -> set[str]:
+    """The names of a module's parameters, and of its buffers, also of those that are None; empty for any other part."""
+    if not isinstance(part, nn.Module):
+        return set()
+    modules = part.named_modules(remove_duplicate=False)
+    buffers = ((path, name) for path, module in modules for name in module._buffers)
+    names = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+    return names | {".".join(filter(None, each)) for each in buffers}
+
+
+def check_registered(name: str, part: Any, state: Any, before: Set[str]) -> None:
+    """Raise UserError if a module has registered what a new one, which has only the names ``before``, cannot load.
+
+    name: of the part. state: its own.
+    """
+    new = [each for each in registered(part) - before if each in state]
+    for each in new:
+        path, _, leaf = each.rpartition(".")
+        delattr(part.get_submodule(path), leaf)
+    if new:
+        with contextlib.suppress(Exception):  # of the user's code
+            part.load_state_dict(state)
+    if lost := sorted(set(new) - registered(part)):
+        raise UserError(
+            f"no checkpoint of this run could be loaded: its first step has registered {listed(lost)} in the part "
+            f"{name}. Register them in the constructor, or buffers with persistent=False"
+        )
 
 
 def part_name(kind: str, name: str) -> str:

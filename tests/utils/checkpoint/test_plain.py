@@ -200,3 +200,40 @@ def test_a_part_of_a_trainer(fit: Fit, tmp_path: Path, monkeypatch: pytest.Monke
         refused(fit, tmp_path, says, trainer="PartTrainer")
         monkeypatch.setattr(PartTrainer, "part", property(lambda self: self))
         refused(fit, tmp_path, "mine, of type PartTrainer, has no", trainer="PartTrainer")
+
+
+class Late(nn.Module):
+    """A model that registers a buffer, or gives one a value, in its first forward pass."""
+
+    how = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("known", None)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.how == "value":
+            self.known = torch.ones(())
+        elif not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(()), persistent=self.how != "cache")
+        return self.fc(x)
+
+    def load_state_dict(self, state_dict: Any, *arguments: Any, **options: Any) -> Any:
+        if self.how == "loads" and not hasattr(self, "late"):
+            self.register_buffer("late", torch.zeros(()))
+        return super().load_state_dict(state_dict, *arguments, **options)
+
+
+@pytest.mark.parametrize("how", ["buffer", "value", "cache", "loads"])
+def test_a_buffer_that_the_first_step_registers(fit: Fit, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(Late, "how", how)
+    model = {"type": "Late", "args": {}}
+    with temporarily(MODELS, Late):
+        if how == "buffer":
+            with pytest.raises(UserError, match="its first step has registered late in the part model"):
+                fit("trainer.epochs=1", model=model)
+            return
+        run = fit("trainer.epochs=1", model=model)
+        assert run.model.known == 1 if how == "value" else run.model.late == 1
+        train.main(["-r", str(run.run_dir), "trainer.epochs=2"])
