@@ -23,7 +23,8 @@ def prepare_model(runtime: Runtime, model: nn.Module) -> None:
     if runtime.sharded:
         from utils.distributed.parallel import shard
 
-        runtime.set_gradient_sync = shard(model, runtime.device, whole_state=runtime.full_states)
+        unused, whole = runtime.settings.unused_parameters, runtime.full_states
+        runtime.set_gradient_sync = shard(model, runtime.device, unused_parameters=unused, whole_state=whole)
     elif any(parameter.dim() == 4 for parameter in model.parameters()):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would

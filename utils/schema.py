@@ -330,7 +330,8 @@ class RuntimeConfig(Section):
     strategy: TrainingOnly[Changeable[Literal["ddp", "fsdp"]]] = "ddp"
     """With several processes (torchrun): "ddp" keeps the whole model in each, "fsdp" a shard of it."""
     unused_parameters: TrainingOnly[Changeable[bool]] = False
-    """With "ddp": find parameters that did not contribute to the loss, at each step, which costs time."""
+    """Find parameters that did not contribute to the loss, at each step, which costs time. With "fsdp", these must be
+    the same in all processes."""
     timeout: TrainingAndTest[Changeable[PositiveFloat]] = 600.0
     """Seconds that a process waits for the others before the run fails."""
 

@@ -38,8 +38,6 @@ def ineffective(config: Config) -> Iterator[Problem]:
         if getattr(config.trainer, key) and all(getattr(each, key) for each in config.optimizers.values()):
             own = " and ".join(dotted((*component_path("optimizer", name), key)) for name in config.optimizers)
             yield Problem(("trainer", key), f"has no effect: {own} replaces it")
-    if config.runtime.unused_parameters and config.runtime.strategy == "fsdp":
-        yield Problem(("runtime", "unused_parameters"), 'has no effect with "fsdp"')
     yield from _of_other_tasks(config)
     yield from _outputs(config)
     for name, component in config.validations.items():

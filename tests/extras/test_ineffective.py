@@ -113,7 +113,6 @@ def with_args(**args: Any) -> dict[str, Any]:
             },
             [],
         ),
-        ({"runtime": {"strategy": "fsdp", "unused_parameters": True}}, ["runtime.unused_parameters: has no effect"]),
         ({"metrics": [f1_score("binary", average="macro")]}, ['args.average: has no effect with "task": "binary"']),
         ({"metrics": [f1_score("multiclass", average="macro", num_classes=3)]}, []),
         (

@@ -131,7 +131,9 @@ def refuse_sparse(model: nn.Module) -> None:
 # ------------------------------------------------------------------ FSDP2
 
 
-def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Callable[[bool], None]:
+def shard(
+    model: nn.Module, device: torch.device, *, unused_parameters: bool, whole_state: bool
+) -> Callable[[bool], None]:
     """Keep only this process's shard of each parameter, in place. Returns what sets whether gradients are summed.
 
     whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
@@ -141,7 +143,14 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Calla
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in _units(model):
+        own = [name for name, each in module.named_parameters() if not isinstance(each, DTensor)]
         fully_shard(module, mesh=mesh)
+        assert isinstance(module, FSDPModule)
+        parameters = [module.get_parameter(name) for name in own]
+        reduce_scatter: Any = _ReduceScatter(
+            parameters, unused_parameters=unused_parameters
+        )  # its interface is private
+        module.set_custom_reduce_scatter(reduce_scatter)
     assert isinstance(model, FSDPModule)
     for name, _ in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and not hasattr(nn.Module, name) and not hasattr(FSDPModule, name):
@@ -151,6 +160,37 @@ def shard(model: nn.Module, device: torch.device, *, whole_state: bool) -> Calla
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_shard_state)  # type: ignore[no-untyped-call]
     return model.set_requires_gradient_sync
+
+
+class _ReduceScatter:
+    """Sums the gradients of a module of FSDP. torch sends those that exist, and aborts if other processes have others.
+
+    unused_parameters: ask the others how many they send, instead of requiring that none is missing.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, unused_parameters: bool) -> None:
+        self.parameters, self.unused_parameters = parameters, unused_parameters
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+        world_size, sizes = group.size(), [output_tensor.numel()]
+        if self.unused_parameters:
+            sizes *= world_size
+            dist.all_gather_object(sizes, output_tensor.numel(), group)
+        else:  # each is padded, so that the processes have equal shards
+            shapes = [each.shape for each in self.parameters if each.requires_grad]
+            sizes.append(sum(-(-shape[0] // world_size) * shape[1:].numel() for shape in shapes))
+        if len(set(sizes)) > 1:
+            raise UserError(
+                "the loss of a batch does not depend on all parameters, and other processes wait for the gradients. "
+                "Remove what is unused from the model. If all processes leave out the same, set "
+                "runtime.unused_parameters=true; if not, runtime.strategy=ddp as well"
+            )
+        # the older name is deprecated
+        reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        return reduce_scatter(output_tensor, input_tensor, op, group, async_op)
 
 
 def _units(model: nn.Module) -> list[nn.Module]:

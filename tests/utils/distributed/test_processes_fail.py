@@ -72,10 +72,13 @@ def test_a_loss_that_is_not_a_number_in_one_process_ends_all(write_config: Write
     assert [int(path.stem[5:]) for path in step_files(only_run(tmp_path) / "checkpoints")] == [6, 5, 4, 2]
 
 
-def test_a_parameter_without_a_gradient_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
-    done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:detach")
+@pytest.mark.parametrize(("strategy", "named"), [("ddp", "fc1.weight"), ("fsdp", "all parameters")])
+def test_a_parameter_without_a_gradient_in_one_process_ends_all(
+    write_config: Write, tmp_path: Path, strategy: str, named: str
+) -> None:
+    done, statuses = launch(write_config(trainer=OFTEN, runtime={"strategy": strategy}), tmp_path, "7:1:detach")
     assert done.stderr.count("error:") == 1
-    assert "error: the loss of a batch does not depend on fc1.weight, and other processes wait" in done.stderr
+    assert f"error: the loss of a batch does not depend on {named}, and other processes wait" in done.stderr
     assert set(statuses) == {"2"}
 
 
