@@ -104,9 +104,11 @@ def record_outcome(folder: RunFolder, process_group: ProcessGroup) -> Iterator[N
         yield
         outcome = "finished"
     except BaseException as error:
-        first_line = str(error).partition("\n")[0] or type(error).__name__
-        failed = "diverged" if isinstance(error, DivergedError) else "failed"
-        outcome = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else f"{failed}: {first_line}"
+        outcome = "stopped"
+        if not isinstance(error, (Stopped, KeyboardInterrupt)):
+            first_line = str(error).partition("\n")[0] or type(error).__name__
+            failed = "diverged" if isinstance(error, DivergedError) else "failed"
+            outcome = process_group.first_cause(f"{failed}: {first_line}", error)
         raise
     finally:
         if process_group.is_main_process:

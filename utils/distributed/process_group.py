@@ -19,7 +19,7 @@ class LostError(TrainingError):
 class ProcessGroup:
     """Communication between the processes of a run. This class is for a single process.
 
-    All processes must call every method except ``claim_failure``, in the same order.
+    All processes must call every method except those about failures, in the same order.
     """
 
     launched = False
@@ -29,7 +29,7 @@ class ProcessGroup:
     """Seconds to wait for other processes, once connected."""
 
     def connect(self, seconds: float) -> None:
-        """Must be called before anything but ``claim_failure``. seconds: how long to wait for other processes."""
+        """Must be called before anything but what is about failures. seconds: how long to wait for other processes."""
 
     def device(self, device: "torch.device") -> "torch.device":
         """This process's own device, given the device configured for all."""
@@ -84,6 +84,10 @@ class ProcessGroup:
     def claim_failure(self, status: int) -> tuple[bool, int]:
         """Whether this process is the first to fail, and so reports it; and the exit status of the first."""
         return True, status
+
+    def first_cause(self, own: str, error: BaseException) -> str:
+        """Why the first process failed. own: why this one did, by this error, which another failure may have caused."""
+        return own
 
     def peer_failure(self, error: BaseException) -> LostError | None:
         """The error to report instead, if this one was caused by a process that died or hangs; otherwise None."""

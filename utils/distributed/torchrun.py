@@ -1,6 +1,7 @@
 """Several processes with torch.distributed: imported only if a launcher such as torchrun started them."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.distributed.process_group import LostError, ProcessGroup
 from utils.errors import ConfigError, UserError
+from utils.streams import say_error
 from utils.tree import tensors
 
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class TorchProcessGroup(ProcessGroup):
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
+        self._turns = 0
         with self._communication(meeting=JOIN_SECONDS):
             wait = timedelta(seconds=JOIN_SECONDS)
             store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
@@ -142,7 +145,24 @@ class TorchProcessGroup(ProcessGroup):
             if number == turn:
                 yield
             with self._communication():
-                dist.barrier(self.download_group)
+                self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        """A barrier that names, after ``timeout``, the processes that still prepare data, and then waits on."""
+        self._turns += 1
+        turn = f"turn {self._turns}"
+        self.store.set(f"{turn}/{self.rank}", "")
+        barrier = dist.barrier(self.download_group, async_op=True)
+        until = time.monotonic() + self.timeout
+        while not barrier.is_completed():
+            time.sleep(0.005)
+            if time.monotonic() > until:
+                until = math.inf
+                busy = [rank for rank in range(self.world_size) if not self.store.check([f"{turn}/{rank}"])]
+                if busy and self.store.add(turn, 1) == 1:
+                    names = ", ".join(map(str, busy))
+                    say_error(f"still waiting for process {names} of {self.world_size}, which prepares the data")
+        barrier.wait()
 
     def claim_failure(self, status: int) -> tuple[bool, int]:
         try:
@@ -153,6 +173,14 @@ class TorchProcessGroup(ProcessGroup):
             return False, int(self.store.get("status"))
         except (RuntimeError, ValueError):  # the store died with its process
             return True, status
+
+    def first_cause(self, own: str, error: BaseException) -> str:
+        with contextlib.suppress(RuntimeError, ValueError):
+            if self.peer_failure(error) is None:
+                own = self.store.compare_set("cause", "", own).decode()
+            elif self.store.check(["cause"]):
+                own = self.store.get("cause").decode()
+        return own
 
     def peer_failure(self, error: BaseException) -> LostError | None:
         if isinstance(error, LostError):

@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 from types import MappingProxyType
 
 import pytest
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 import train
 from tests import forked
@@ -19,6 +20,7 @@ from tests.helpers import PATIENCE, ROOT, lines, state
 from tests.utils.distributed.test_processes import differences, environment
 from utils import distributed
 from utils.checkpoint.file import step_files
+from utils.distributed import torchrun as torchrun_group
 from utils.errors import ConfigError, UserError
 
 pytestmark = pytest.mark.slow
@@ -61,6 +63,8 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(write_config: Wri
     done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:fail")
     assert done.stderr.count("ZeroDivisionError: something of the user's went wrong") == 1
     assert "error:" not in done.stderr
+    ended = json.loads((only_run(tmp_path) / "environment.json").read_text())["outcome"]
+    assert ended == "failed: something of the user's went wrong"
     assert set(statuses) == {"1"}  # torchrun names the other one only if it failed before being terminated
 
 
@@ -227,3 +231,29 @@ def test_fsdp_wants_a_launcher(fit: Callable[..., train.Result], tmp_path: Path)
     with pytest.raises(ConfigError, match=r'runtime.strategy: "fsdp" needs several processes'):
         fit("runtime.strategy=fsdp")
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_process_that_takes_long_to_prepare_data_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = object.__new__(torchrun_group.TorchProcessGroup)
+    group.rank, group.world_size, group.timeout, group._turns = 0, 4, 0.0, 0
+    group.store, group.download_group = PrefixStore("", HashStore()), None
+    for rank in (1, 3):
+        group.store.set(f"turn 1/{rank}", "")
+    said: list[str] = []
+
+    class Barrier:
+        """Completes when the process at the other end has been named, and was asked for a few times more."""
+
+        asked = 0
+
+        def is_completed(self) -> bool:
+            self.asked += bool(said)
+            return self.asked > 3
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(torchrun_group, "say_error", said.append)
+    monkeypatch.setattr("torch.distributed.barrier", lambda *_, **__: Barrier())
+    group._wait_for_turn()
+    assert said == ["still waiting for process 2 of 4, which prepares the data"]
