@@ -191,15 +191,15 @@ class TorchProcessGroup(ProcessGroup):
             or any(word in text for word in ("gloo", "NCCL", "Connection", "pair closure"))
         ):
             return None
-        silent = self._silent()
-        names = ", ".join(map(str, silent)) if silent else "one"
-        what = (
-            f"hung or was stopped for more than {self.timeout:g} s"
-            if "imed out" in text or "timeout" in text
-            else "has ended"
-        )
+        timed_out = "imed out" in text or "timeout" in text
+        silent = self._silent(timed_out=timed_out)
+        happened = f"hung or was stopped for more than {self.timeout:g} s" if timed_out else "has ended"
+        what = f"process {', '.join(map(str, silent))} of {self.world_size} {happened}"
+        if not silent:
+            ask = "did only some of them call the model, or an operation such as all_gather?"
+            what = f"the processes waited for each other for {self.timeout:g} s ({ask})"
         return LostError(
-            f"process {names} of {self.world_size} {what}, and this run cannot continue without it.\n"
+            f"{what}, and this run cannot continue.\n"
             "With torchrun --max-restarts 3 a run resumes automatically; otherwise resume it with -r. "
             f"runtime.timeout sets how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
         )
@@ -213,15 +213,19 @@ class TorchProcessGroup(ProcessGroup):
         # skip the interpreter's shutdown: torch's threads may still be waiting on the store, which aborts the process
         os._exit(status)
 
-    def _silent(self) -> list[int]:
-        """The ranks that do not respond: those that have not noticed, a moment later, that a process is missing."""
+    def _silent(self, *, timed_out: bool) -> list[int]:
+        """The ranks that do not respond: those that have not noticed, a moment later, that a process is missing.
+
+        None may be left, if all wait for each other. timed_out: if not, one that gave up first may look as if it ended.
+        """
         missing = [rank for rank in range(self.world_size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"noticed/{self.rank}", "yes")
-            until = time.monotonic() + 3
-            while len(missing) > 1 and time.monotonic() < until:
+            started, waited = time.monotonic(), 0.0
+            while missing and waited < (3.0 if timed_out or len(missing) > 1 else 0.5):
                 time.sleep(0.1)
                 missing = [rank for rank in missing if not self.store.check([f"noticed/{rank}"])]
+                waited = time.monotonic() - started
         return missing
 
     @contextmanager

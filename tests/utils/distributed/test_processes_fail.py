@@ -233,10 +233,24 @@ def test_fsdp_wants_a_launcher(fit: Callable[..., train.Result], tmp_path: Path)
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_process_that_takes_long_to_prepare_data_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def unconnected(world_size: int) -> torchrun_group.TorchProcessGroup:
+    """The first of so many processes, with a store and without the others."""
     group = object.__new__(torchrun_group.TorchProcessGroup)
-    group.rank, group.world_size, group.timeout, group._turns = 0, 4, 0.0, 0
+    group.rank, group.world_size, group.timeout, group._turns = 0, world_size, 0.0, 0
     group.store, group.download_group = PrefixStore("", HashStore()), None
+    return group
+
+
+@pytest.mark.parametrize("error", ["gloo: Timed out waiting 0ms for recv", "gloo: Connection closed by peer"])
+def test_processes_that_wait_for_each_other_do_not_blame_one(error: str) -> None:
+    group = unconnected(2)
+    group.store.set("noticed/1", "yes")
+    lost = str(group.peer_failure(RuntimeError(error)))
+    assert lost.startswith("the processes waited for each other for 0 s (did only some of them call the model")
+
+
+def test_a_process_that_takes_long_to_prepare_data_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = unconnected(4)
     for rank in (1, 3):
         group.store.set(f"turn 1/{rank}", "")
     said: list[str] = []
