@@ -14,9 +14,19 @@ from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
 from utils.extras import find_extra
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
-from utils.schema import ONE, PATTERNS, SEVERAL, SEVERAL_BY_NAME, Component, KeyPath, are_several, name_and_args
+from utils.schema import (
+    ONE,
+    PATTERNS,
+    SEVERAL,
+    SEVERAL_BY_NAME,
+    Component,
+    KeyPath,
+    are_several,
+    is_below,
+    name_and_args,
+)
 from utils.schema_fields import keys_of, section_at
-from utils.text import closest, hint
+from utils.text import closest, dotted, hint
 
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
 
@@ -32,6 +42,12 @@ def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) 
         }
         for item in error.errors(include_url=False)
     ]
+    misplaced = [(kind, key) for kind in SEVERAL_BY_NAME if are_several(config.get(kind)) for key in _known((kind,))]
+    for kind, key in misplaced:
+        if any(is_below(item["loc"], (kind, key)) for item in errors):
+            each = " and ".join(dotted((kind, name, key)) for name in config[kind] if name not in _known((kind,)))
+            yield Problem((kind, key), f"belongs in each component: {each}")
+    errors = [item for item in errors if not is_below(item["loc"], *misplaced)]
     unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
     wrong: dict[KeyPath, list[str]] = {}  # a union has a reason for each member

@@ -187,6 +187,15 @@ def test_a_misspelt_key_is_not_missing_as_well(explain: Callable[..., str]) -> N
     assert "needs" not in explain(SOUND.replace('"batch_size"', '"batchsize"'))
 
 
+def test_a_key_beside_several_optimizers_is_one_mistake(explain: Callable[..., str]) -> None:
+    each = {"type": "SGD", "args": {"lr": 0.1}}
+    config = {**sound(), "optimizer": {"a": {**each, "params": ["fc1*"]}, "b": {**each, "params": ["fc2*"]}}}
+    for override in ("optimizer.args.lr=0.1", 'optimizer.params=["fc*"]'):
+        key = override.partition("=")[0].removesuffix(".lr")
+        expected = f"{key}: belongs in each component: {key.replace('r.', 'r.a.')} and {key.replace('r.', 'r.b.')}"
+        assert explain(config, override) == f"override {override}: {expected}"
+
+
 @needs_extra("hints")
 def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
     assert 'it belongs under "trainer"' in explain(sound() | {"epochs": 3})
