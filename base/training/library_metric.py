@@ -118,10 +118,13 @@ class LibraryMetric:
         if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
             return float(value)
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ConfigError(
-            f'metrics: "{self.name}" gives {found}, not a single number; set "average": "macro" if it has this '
-            "argument, or write a metric of your own that reduces it to one number"
-        )
+        if self.own and current().world_size > 1:
+            advice = "with several processes, each state needs a dist_reduce_fx in add_state"
+        else:
+            advice = (
+                'set "average": "macro" if it has this argument, or reduce it to one number in a metric of your own'
+            )
+        raise ConfigError(f'metrics: "{self.name}" gives {found}, not a single number; {advice}')
 
     def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:
         """Update and compute a copy on one batch. Raises ConfigError if the result is not a number."""
