@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -218,6 +219,8 @@ class TorchProcessGroup(ProcessGroup):
 
         None may be left, if all wait for each other. timed_out: if not, one that gave up first may look as if it ended.
         """
+        with contextlib.suppress(ValueError):  # in another thread than the main one
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it when the first process ends
         missing = [rank for rank in range(self.world_size) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"noticed/{self.rank}", "yes")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
@@ -242,11 +244,14 @@ def unconnected(world_size: int) -> torchrun_group.TorchProcessGroup:
 
 
 @pytest.mark.parametrize("error", ["gloo: Timed out waiting 0ms for recv", "gloo: Connection closed by peer"])
-def test_processes_that_wait_for_each_other_do_not_blame_one(error: str) -> None:
+def test_processes_that_wait_for_each_other_do_not_blame_one(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    handled: list[tuple[int, Any]] = []
+    monkeypatch.setattr("signal.signal", lambda *handler: handled.append(handler))
     group = unconnected(2)
     group.store.set("noticed/1", "yes")
     lost = str(group.peer_failure(RuntimeError(error)))
     assert lost.startswith("the processes waited for each other for 0 s (did only some of them call the model")
+    assert handled == [(signal.SIGTERM, signal.SIG_IGN)]  # the launcher may end the others before they say so
 
 
 def test_a_process_that_takes_long_to_prepare_data_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
