@@ -697,7 +697,9 @@ def test_a_mistake_with_several_optimizers_is_told(fit: Fit, trainer: str, chang
 
 
 def test_a_rate_for_all_of_several_is_not_a_key(fit: Fit) -> None:
-    with pytest.raises(ConfigError, match=r'optimizer.args.lr=0.5: optimizer.args.lr: unknown key "lr"'):
+    with pytest.raises(
+        ConfigError, match=r"^override optimizer.args.lr=0.5: optimizer.args: belongs in each component: \S+ and \S+$"
+    ):
         fit("trainer.type=Adversarial", "optimizer.args.lr=0.5", **GAN)
 
 
