@@ -1,7 +1,7 @@
 """Whether a model can learn: independent samples, all parameters in use, one batch memorised; and what a run costs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from base.experiment import Training
 from base.metric import StepResult
+from base.training.schedule import ScheduledOptimizer
 from base.training.state import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
@@ -59,13 +60,19 @@ def _outputs(model: nn.Module, trace: Trace, rows: Tensor, count: int) -> Tensor
         return next(tensors(model(*arguments, **keywords)))
 
 
-def check_gradients(model: nn.Module) -> CheckResult:
-    """Whether every parameter got a gradient in the last step."""
+def check_gradients(model: nn.Module, optimizers: Collection[ScheduledOptimizer]) -> CheckResult:
+    """Whether every parameter got a gradient in the last step, in which not all of several optimizers may step."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    without = [name for name, parameter in trained if parameter.grad is None]
+    without = {name: parameter for name, parameter in trained if parameter.grad is None and parameter.numel()}
     if without:
+        idle = [each for each in optimizers if all(parameter.grad is None for parameter in each.parameters)]
+        theirs = {id(parameter) for each in idle for parameter in each.parameters}
+        text = f"none for {listed([*without])}"
+        if len(idle) < len(optimizers) and all(id(parameter) in theirs for parameter in without.values()):
+            cause = "an optimizer that train_step does not step in every step, unless it is a mistake"
+            return CheckResult("gradients", "note", text, cause)
         cause = "a layer unused by forward, or a detach(), item() or no_grad() on the way to the loss"
-        return CheckResult("gradients", "FAIL", f"none for {listed(without)}", cause)
+        return CheckResult("gradients", "FAIL", text, f"{cause}; if that is intended, freeze them: trainer.freeze")
     gradients = {name: stored_values(parameter.grad) for name, parameter in trained if parameter.grad is not None}
     not_finite = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
     if not_finite:

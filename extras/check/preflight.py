@@ -141,7 +141,7 @@ class _Check:
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
-        yield self._lenient(model_checks.check_gradients(self.model))
+        yield self._lenient(model_checks.check_gradients(self.model, self.training.optimizers.values()))
         self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1  # backward() weights the gradients
         yield from tried("loss", partial(check_loss_was_called, self.trainer))
         yield from tried("gradients", partial(check_backward_was_called, self.trainer))

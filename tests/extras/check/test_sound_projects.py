@@ -208,6 +208,27 @@ class Careless(Adversarial):
         return super().train_step(batch)
 
 
+class TwoLayers(nn.Sequential):
+    """Two layers, with an empty parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 3), nn.Linear(3, 3))
+        self.empty = nn.Parameter(torch.empty(0))
+
+
+class LayerByLayer(Trainer):
+    """Trains the first layer, and after 1,000 steps the second."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        first = self.progress.steps < 1000
+        outputs = self.model[0](inputs) if first else self.model(inputs)  # type: ignore[index]
+        loss = self.criterion(outputs, targets)
+        with self.optimizing("first" if first else "second"):
+            self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
     """Status and report of a check of the sound config with some keys replaced; None leaves one out."""
@@ -220,10 +241,10 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         return status, capsys.readouterr().out
 
     with (
-        temporarily(MODELS, Nested, Tokens),
+        temporarily(MODELS, Nested, Tokens, TwoLayers),
         temporarily(DATA_LOADERS, Pairs, Text),
         temporarily(LOSSES, nested_loss, token_loss, MovingLoss),
-        temporarily(TRAINERS, Keeping, Adversarial, Careless),
+        temporarily(TRAINERS, Keeping, Adversarial, Careless, LayerByLayer),
     ):
         yield run
 
@@ -343,6 +364,16 @@ def test_a_trainer_that_is_not_supervised_needs_no_loss_and_passes(check: Check)
     assert status == 0, report
     assert "learning" not in report
     assert "equally likely" not in report
+
+
+def test_a_layer_that_is_trained_later_is_noted(check: Check) -> None:
+    optimizers = {
+        "first": {"type": "Adam", "params": ["0.*", "empty"]},
+        "second": {"type": "Adam", "params": ["1.*"]},
+    }
+    status, report = check(**plain(), model="TwoLayers", optimizer=optimizers, trainer={"type": "LayerByLayer"})
+    assert status == 0, report
+    assert "gradients     note  none for 1.weight, 1.bias\n" in report
 
 
 def test_constant_inputs_stand_in_for_data_of_a_trainer_that_makes_them(check: Check) -> None:
