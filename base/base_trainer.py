@@ -115,6 +115,7 @@ class BaseTrainer(Checkpointed):
             raise TrainingError(f"the run ended, but {checkpointer.failure}")
 
     def finished(self) -> bool:
+        """Whether training has ended. A subclass may add a rule, which depends only on what a checkpoint has."""
         return self.stopped_early() or self.progress.epochs >= self.settings.epochs
 
     def stopped_early(self) -> bool:

@@ -41,3 +41,14 @@ def test_an_evaluation_of_ones_own_is_that_of_test_too(tmp_path: Path) -> None:
     path.write_text(json.dumps(next(config for config in CONFIGS if config["name"] == "neighbours")))
     run = train.main(["-c", str(path), f"trainer.save_dir={tmp_path}"]).run_dir
     assert 0 <= load_script("test").main(["-r", str(run)])["neighbour"] <= 1
+
+
+def test_a_run_stops_at_a_value_and_stays_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = next(config for config in CONFIGS if config["name"] == "until")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**config, "extends": str(ROOT / "configs/two_layer_net.json")}))
+    run = train.main(["-c", str(path), f"trainer.save_dir={tmp_path}"])
+    assert run.last["loss"] <= 1.0 < run.history[-2]["loss"]
+    capsys.readouterr()
+    assert train.main(["-r", str(run.run_dir)]).epochs == run.epochs < 50
+    assert f"stopped by UntilTrainer.finished() after {run.epochs} epochs" in capsys.readouterr().out

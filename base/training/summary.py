@@ -127,6 +127,8 @@ def how_to_train_longer(trainer: BaseTrainer) -> str:
     """Why a run is finished, and what to change to train it for longer."""
     settings, progress = trainer.settings, trainer.progress
     if not trainer.stopped_early():
+        if progress.epochs < settings.epochs:
+            return f"stopped by {type(trainer).__name__}.finished() after {count(progress.epochs, 'epoch')}"
         return "all epochs are done; set trainer.epochs=N to train longer"
     change = f"trainer.early_stop=N with N > {progress.stale_epochs}, or null"
     if progress.epochs >= settings.epochs:

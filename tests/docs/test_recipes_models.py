@@ -14,7 +14,7 @@ from tests.helpers import curves, lines, same, state
 
 pytestmark = pytest.mark.slow
 
-NAMES = ["gan", "fine_tuning", "segmentation", "gpt", "vae", "distillation", "reinforcement_learning"]
+NAMES = ["gan", "fine_tuning", "segmentation", "recurrent", "gpt", "vae", "distillation", "reinforcement_learning"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,6 +54,13 @@ def test_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with trained("segmentation", tmp_path, "trainer.epochs=3", *data) as recipe:
         assert lines(recipe.run)[-1]["val_iou"] > lines(recipe.run)[0]["val_iou"]
         recipe.assert_sound(capsys, step=6, tested={"loss", "iou"})
+
+
+def test_recurrent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    length = ("trainer.epochs=3", "data_loader.args.text_length=1500")  # 3 segments of 20 and one of 14 words
+    with trained("recurrent", tmp_path, *length) as recipe:
+        assert lines(recipe.run)[-1]["val_loss"] < lines(recipe.run)[0]["val_loss"]
+        recipe.assert_sound(capsys, step=7, tested={"loss"})
 
 
 def test_gpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
