@@ -1,5 +1,6 @@
 """Tests that run over everything registered and over every config: a new component is tested by existing."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ import torch
 
 import train
 from base.base_trainer import BaseTrainer
-from base.build import build_experiment, build_trainer, build_training
+from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.experiment import Outputs
 from base.training.observer import Observer
 from logger.writers import Writers
-from tests.configs import TEMPLATES, with_small_data
+from tests.configs import TEMPLATES, sound, with_small_data
 from tests.conftest import CONFIGS
 from tests.helpers import ROOT, lines
 from utils.checkpoint.checkpointer import Checkpointer
@@ -24,7 +25,9 @@ from utils.errors import DataError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
 from utils.user_code import where
 
-NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
+# what a project's own code, or a library that it uses, warns about is no mistake of the template
+OWN = pytest.mark.filterwarnings("default")
+EVERY = [pytest.param(path, id=str(path.relative_to(ROOT)), marks=() if path in TEMPLATES else OWN) for path in CONFIGS]
 
 
 @contextmanager
@@ -40,7 +43,8 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
     """Everything of a config, built, with small data in place of the real ones."""
     loaded = load_config(path, ["runtime.device=cpu", *with_small_data(path, data)])
     with skipped_without_data():
-        experiment = build_experiment(loaded)
+        loaded, loader = with_facts(loaded)
+        experiment = build_experiment(loaded, loader)
         trainer = build_trainer(loaded, experiment)
         training = build_training(loaded, experiment)
     nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
@@ -48,7 +52,7 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+@pytest.mark.parametrize("path", EVERY)
 def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Path) -> None:
     """In a project's own configs, parameters may take no part in a step, or get a gradient of zero at the start."""
     trainer = prepare(path, own_cifar10)
@@ -66,6 +70,14 @@ def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Pat
             assert parameter.grad.any(), f"the gradient of {name} is zero everywhere"
 
 
+def test_a_config_that_refers_to_facts_of_its_data_is_prepared(tmp_path: Path) -> None:
+    config = sound()
+    config["model"]["args"]["out_features"] = "${data.num_classes}"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert prepare(path, tmp_path).experiment.data.facts()["num_classes"] == 3
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Path) -> None:
     """Of a project's own models, train.py --check says it, whatever their inputs are."""
@@ -78,7 +90,7 @@ def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Pat
     assert not inputs.grad[1:].any()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+@pytest.mark.parametrize("path", EVERY)
 def test_every_config_trains_for_some_steps(path: Path, own_cifar10: Path, tmp_path: Path) -> None:
     overrides = [f"trainer.save_dir={tmp_path}", "trainer.epochs=2", "trainer.steps_per_epoch=3", "runtime.device=cpu"]
     if path not in TEMPLATES:
@@ -91,8 +103,9 @@ def test_every_config_trains_for_some_steps(path: Path, own_cifar10: Path, tmp_p
 
 @pytest.mark.parametrize("kind", list(REGISTRIES))
 def test_what_we_register_says_what_it_is(kind: str) -> None:
-    for name, component in REGISTRIES[kind].own().items():
-        assert component.__doc__, f"{where(component)}: {name} has no docstring"
+    own = REGISTRIES[kind].own()
+    without = [f"{where(component)}: {name}" for name, component in own.items() if not component.__doc__]
+    assert not without, "these have no docstring, which train.py --list shows:\n" + "\n".join(without)
 
 
 def test_each_kind_has_what_the_tutorials_need() -> None:
