@@ -30,6 +30,8 @@ print("imported:", *(name for name in ("torch", "torchvision", "torchmetrics", "
 sys.exit(status)
 """
 
+OTHER_WAYS = "this project registers components in other ways than by decorators, too"
+
 
 def early(path: Path, *overrides: str) -> str:
     """What is said of a config before torch is there; empty if nothing is."""
@@ -76,6 +78,8 @@ def config(tmp_path: Path) -> Callable[..., Path]:
     ],
 )
 def test_torch_is_not_imported_for_it(words: list[str], status: int, says: str) -> None:
+    if "unknown model" in says and names.own_names() is None:
+        pytest.skip(OTHER_WAYS)
     script = [] if words[0].endswith(".py") else ["train.py"]
     command = [sys.executable, "-c", IMPORTED, *script, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -105,7 +109,10 @@ def test_a_typo_is_told_in_the_same_words(
     config: Callable[..., Path], right: str, wrong: str, overrides: list[str]
 ) -> None:
     path = config(right, wrong)
-    assert early(path, *overrides) == message(path, *overrides) != ""
+    told = early(path, *overrides)
+    if not told and names.own_names() is None:
+        pytest.skip(OTHER_WAYS)
+    assert told == message(path, *overrides) != ""
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ def test_the_names_are_those_of_the_registries() -> None:
 
     own = names.own_names()
     if own is None:
-        pytest.skip("this project registers in other ways, too")
+        pytest.skip(OTHER_WAYS)
     for kind, registry in REGISTRIES.items():
         assert {name for name in registry.own() if not registry.own()[name].__module__.startswith("tests")} <= set(
             own.registered[names.VARIABLES[kind]]
