@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from utils.config import load_config
 from utils.errors import UserError
 from utils.paths import PROJECT
@@ -29,6 +31,10 @@ def is_ours(path: Path) -> bool:
 
 
 TEMPLATES = [path for path in BUNDLED if is_ours(path)]
+# what a project's own code, or a library that it uses, warns about is no mistake of the template
+_OWN = pytest.mark.filterwarnings("default")
+EVERY = [pytest.param(path, id=path.stem, marks=() if path in TEMPLATES else _OWN) for path in BUNDLED]
+"""All of them, as parameters of a test."""
 
 
 def with_small_data(path: Path, folder: Path) -> list[str]:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 sys.dont_write_bytecode = False
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted([ROOT / "config.json", *ROOT.glob("configs/*.json")])
 
 
 def load_script(name: str) -> ModuleType:

@@ -16,18 +16,13 @@ from base.build import build_experiment, build_trainer, build_training, with_fac
 from base.experiment import Outputs
 from base.training.observer import Observer
 from logger.writers import Writers
-from tests.configs import TEMPLATES, sound, with_small_data
-from tests.conftest import CONFIGS
-from tests.helpers import ROOT, lines
+from tests.configs import EVERY, TEMPLATES, sound, with_small_data
+from tests.helpers import lines
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
 from utils.user_code import where
-
-# what a project's own code, or a library that it uses, warns about is no mistake of the template
-OWN = pytest.mark.filterwarnings("default")
-EVERY = [pytest.param(path, id=str(path.relative_to(ROOT)), marks=() if path in TEMPLATES else OWN) for path in CONFIGS]
 
 
 @contextmanager

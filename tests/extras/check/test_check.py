@@ -22,7 +22,7 @@ from extras.check.data_checks import _named_tensors
 from extras.check.first_loss import first_loss
 from logger.console import styled
 from tests.base.training.test_modes import PlainBackward
-from tests.configs import BUNDLED, TEMPLATES, sound, with_small_data
+from tests.configs import EVERY, TEMPLATES, sound, with_small_data
 from tests.helpers import temporarily
 from utils.config import load_config
 from utils.errors import DataError
@@ -318,7 +318,7 @@ def test_other_settings(check: Check, keys: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EVERY)
 def test_bundled_configs_pass(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cifar10: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
