@@ -8,6 +8,7 @@ batches         ``Batches``: which samples make up which batch, by (seed, pass, 
 sources         a data set that returns whole batches: tensors in memory, arrays on disk
 sample_source   any map-style Dataset, loaded sample by sample
 seeding         which generators a data set draws from, and seeding those
+own_generators  the generators that a data set keeps for itself
 split           which samples are held out for validation
 orders          the order of samples in a pass: shuffled, weighted, by length
 stream          data that can only be read sequentially

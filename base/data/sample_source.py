@@ -1,5 +1,6 @@
 """Any map-style data set as a source of batches: loaded sample by sample, with random generators seeded for each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ from utils.random import mix
 
 
 class SampleSource:
-    """Any map-style data set, whose samples are as if Python's, NumPy's and torch's generators were seeded from
-    (seed, pass, index) before each.
+    """Any map-style data set, whose samples are as if Python's, NumPy's and torch's generators, and those that the data
+    set keeps for itself, were seeded from (seed, pass, index) before each.
     """
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] = collate_samples) -> None:
@@ -34,7 +35,8 @@ class SampleSource:
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         try:
             with OneThread():
-                return self.generators.load(lambda: self._load(numbers, draws, random.key))
+                load = functools.partial(self._load, numbers, draws, random.key)
+                return self.generators.load(load, self.dataset, self.collate)
         except Exception as error:
             raise self._explained(error, numbers, draws, random.key) from error
 

@@ -1,4 +1,4 @@
-"""Which of Python's, NumPy's and torch's generators a data set draws from: only those are seeded for each sample."""
+"""Which random generators a data set draws from: only those are seeded for each sample."""
 
 import ctypes
 import random
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from base.data.own_generators import OwnGenerators, Snapshot
 from base.data.sample_random import RandomKey
 from utils.random import SEEDERS, mix, numpy_random
 
@@ -17,16 +18,18 @@ NUMPY: Any = np.random.MT19937(0)
 
 
 class DrawnGenerators:
-    """Seeds the generators that a data set has been seen to draw from.
+    """Seeds the generators that a data set has been seen to draw from: the global ones of Python, NumPy and torch, and
+    those that it keeps for itself.
 
-    Seeding all three takes 15 us, five times as long as loading a small sample. So only generators that were seen to be
-    drawn from are seeded: if another one moves during a batch, the batch is loaded again with it seeded, and so are all
-    later ones. Samples therefore do not depend on when, or in which process, that was detected.
+    Seeding the three global ones takes 15 us, five times as long as loading a small sample. So only generators that
+    were seen to be drawn from are seeded: if another one moves during a batch, the batch is loaded again with it
+    seeded, and so are all later ones. Samples therefore do not depend on when, or in which process, that was detected.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         """Generators to seed. Each process detects its own."""
+        self.own = OwnGenerators()
 
     def seed(self, key: RandomKey, *more: int | str) -> None:
         if self.names:
@@ -35,10 +38,15 @@ class DrawnGenerators:
     def set_seed(self, seed: int) -> None:
         """seed: from ``mix``."""
         for name in self.names:
-            SEEDERS[name](seed)
+            if name in SEEDERS:
+                SEEDERS[name](seed)
+            else:
+                self.own.seed(name, seed)
 
-    def load(self, load: Callable[[], T]) -> T:
+    def load(self, load: Callable[[], T], *objects: Any) -> T:
         """The batch that ``load`` returns, which seeds the generators by ``seed``; it may be called several times.
+
+        objects: those that may keep generators for themselves.
 
         Restores the generators' state afterwards: without workers, the model's dropout draws from the same generators.
         Only a second normal number that NumPy's may keep is lost.
@@ -46,17 +54,21 @@ class DrawnGenerators:
         numpy_generator = numpy_random.get_bit_generator()
         numpy_random.set_bit_generator(NUMPY)
         before = {name: state() for name, state in STATES.items()}
+        own_before = self.own.snapshot(*objects)
         try:
             while True:
                 try:
                     batch = load()
                 except Exception:
-                    if not self._has_moved(before):  # otherwise it may be due to what was drawn unseeded
+                    if not self._has_moved(
+                        before, own_before, objects
+                    ):  # otherwise it may be due to what was drawn unseeded
                         raise
                 else:
-                    if not self._has_moved(before):
+                    if not self._has_moved(before, own_before, objects):
                         return batch
         finally:
+            self.own.restore(own_before, self.names)
             numpy_random.set_bit_generator(numpy_generator)
             _numpy_memory.raw = before["numpy"]
             if "python" in self.names:
@@ -64,9 +76,11 @@ class DrawnGenerators:
             if "torch" in self.names:
                 torch.set_rng_state(torch.frombuffer(bytearray(before["torch"]), dtype=torch.uint8))
 
-    def _has_moved(self, before: dict[str, Any]) -> bool:
+    def _has_moved(self, before: dict[str, Any], own_before: Snapshot, objects: tuple[Any, ...]) -> bool:
         """Whether something was drawn from generators that are not seeded; from now on they are."""
         moved = [name for name, state in STATES.items() if name not in self.names and state() != before[name]]
+        own = self.own.snapshot(*objects)
+        moved += [name for name in own if name not in self.names and own[name] != own_before.get(name)]
         self.names += moved
         return bool(moved)
 

@@ -34,10 +34,10 @@ class StreamSource:
     length: number of samples, from the start, used in validation or test. A stream for training has none.
     collate: builds a batch from samples; None: the data loader's ``collate``.
 
-    Each sample is as if Python's, NumPy's and torch's generators were seeded for it, from the run's seed and the
-    sample's number. If one that was not drawn from before is drawn from later, the stream is read again from where it
-    was begun: a state may lack something, such as a shuffle buffer. Raises DataError if the samples can be read only
-    once, like those of a generator.
+    Each sample is as if Python's, NumPy's and torch's generators, and those inside ``transform``, were seeded for it,
+    from the run's seed and the sample's number. If one that was not drawn from before is drawn from later, the stream
+    is read again from where it was begun: a state may lack something, such as a shuffle buffer. Raises DataError if the
+    samples can be read only once, like those of a generator.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class StreamSource:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
         numbers = range(indices.start, indices.stop) if isinstance(indices, slice) else indices.tolist()
         with OneThread():
-            batch, state = self.generators.load(lambda: self._load(numbers, random.key))
+            batch, state = self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
         if not self._has_state():
             return batch, None
         return batch, {"position": self._position, "passes": self._passes, "state": state}
@@ -119,7 +119,7 @@ class StreamSource:
         if not self._checked:
             self._checked = True
             with OneThread():
-                self.generators.load(self._load_first_sample)
+                self.generators.load(self._load_first_sample, self.transform, self.collate)
             self._iterator = None
 
     def _load_first_sample(self) -> None:

@@ -110,7 +110,7 @@ def _changed(fresh: Fresh, contents: dict[str, Any]) -> Iterator[CheckResult]:
 
 def _changed_samples(batches: Batches, samples: Any) -> Iterator[CheckResult]:
     if not same(samples, _first_samples(batches)):
-        cause = "a data set with its own random generator, or that changes what it stores, as begin_epoch() may"
+        cause = "a data set that changes what it stores, as begin_epoch() may, or a random generator that is not found"
         yield _note("the same samples, loaded twice with the same seed, differ", cause)
 
 

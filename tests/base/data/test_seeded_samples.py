@@ -1,9 +1,11 @@
 """A sample is as if all global generators had been seeded for it, whichever the data set draws from, and whenever."""
 
 import itertools
+import os
 import pickle
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
+from base.base_data_loader import BaseDataLoader
 from base.data import seeding
 from base.data.batches import START, Batches, Position
 from base.data.orders import Shuffled
@@ -160,16 +163,122 @@ def test_what_draws_nothing_is_loaded_once() -> None:
     assert sorted(dataset.loaded) == sorted([*range(SAMPLES)] * 2)
 
 
-def test_a_generator_of_its_own_does_not_make_all_be_seeded() -> None:
-    class Own(Drawing):
-        own = np.random.default_rng(0)
+MODULE_GENERATOR = np.random.default_rng(0)
 
-        def __getitem__(self, index: int) -> Any:
-            return self.own.random()
 
-    source = SampleSource(Own(""))
+class Transform:
+    """Like those of libraries that share a generator among their parts, or replace it in each process."""
+
+    def __init__(self) -> None:
+        self.random = random.Random()
+        self.parts = [{"random": self.random, "numpy": np.random.default_rng()}]
+        self.process = os.getpid()
+
+    def __call__(self) -> float:
+        if self.process != os.getpid():
+            self.process, self.parts[0]["numpy"] = os.getpid(), np.random.default_rng()
+        part: Any = self.parts[0]
+        return self.random.random() + float(part["random"].gauss(0, 1)) + float(part["numpy"].normal())
+
+
+class Keeping(Dataset[Any]):
+    """Keeps its generator in one of several places."""
+
+    shared = np.random.RandomState()
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.numpy = np.random.Generator(np.random.MT19937())
+        self.torch = torch.Generator()
+        self.transform = Transform()
+        self.late: Any = None
+        hidden = np.random.default_rng()
+        self.in_a_closure = partial(lambda scale: scale * float(hidden.random()), 2)
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        if self.where == "late" and self.late is None:
+            self.late = random.Random()
+        return index, float(getattr(self, f"draw_{self.where}")())
+
+    def draw_class(self) -> float:
+        return self.shared.normal()
+
+    def draw_numpy(self) -> float:
+        return self.numpy.normal()
+
+    def draw_torch(self) -> Tensor:
+        return torch.rand((), generator=self.torch)
+
+    def draw_transform(self) -> float:
+        return self.transform() + random.random()
+
+    def draw_closure(self) -> float:
+        return float(self.in_a_closure())
+
+    def draw_late(self) -> float:
+        return float(self.late.random())
+
+    def draw_module(self) -> float:
+        return MODULE_GENERATOR.random()
+
+
+@pytest.mark.parametrize("where", ["class", "numpy", "torch", "transform", "closure", "late", "module"])
+def test_generators_that_a_data_set_keeps_for_itself_are_seeded_too(where: str) -> None:
+    """Otherwise a resumed run would start them over, and each worker process would have a copy."""
+    whole = passes(made(SampleSource(Keeping(where))), 9)
+    assert len({float(number) for _, numbers in whole for number in numbers}) > SAMPLES
+    assert equal(whole[5:], passes(made(SampleSource(Keeping(where))), 4, Position(0, 20)))
+    assert equal(whole[5:], passes(made(SampleSource(Keeping(where)), workers=2), 4, Position(0, 20)))
+
+
+def test_a_generator_that_samples_draw_from_is_left_as_it_was() -> None:
+    """The data set may draw from it in ``begin_epoch``, with or without workers."""
+    dataset = Keeping("numpy")
+    before = dataset.numpy.bit_generator.state
+    source = SampleSource(dataset)
     passes(made(source), 6)
-    assert source.generators.names == []
+    assert str(dataset.numpy.bit_generator.state) == str(before)
+    assert len(source.generators.names) == 1, "and no other one is seeded"
+
+
+class Files(list[Any]):
+    """Loads a sample where it is asked for an item."""
+
+    loaded = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        type(self).loaded += 1
+        return super().__getitem__(index)
+
+
+def test_no_sample_is_loaded_to_find_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Files, "loaded", 0)
+    passes(made(SampleSource(Files(range(SAMPLES)))), 1)  # type: ignore[arg-type]
+    assert Files.loaded == 4
+
+
+class Crossed(BaseDataLoader):
+    """Draws in ``collate``, from a generator of the loader."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=4)
+        self.random = np.random.default_rng()
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return Drawing("nothing")
+
+    test_data = training_data  # type: ignore[assignment]
+
+    def collate(self, samples: list[Any]) -> Any:
+        return torch.tensor([float(self.random.random())]), torch.zeros(1)
+
+
+def test_a_generator_of_the_loader_that_collate_draws_from_is_seeded_too() -> None:
+    whole = passes(Crossed().training(seed=5), 6)
+    assert equal(whole[4:], passes(Crossed().training(seed=5), 2, Position(0, 16)))
 
 
 def mixed(samples: list[Any]) -> Any:
