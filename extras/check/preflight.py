@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -96,6 +96,23 @@ def _unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
     return replace(optimizer, schedule=schedule)
 
 
+@contextmanager
+def _base_rates(training: Training) -> Iterator[None]:
+    """The optimizers' own learning rates instead of those of their schedules, which may begin at 0."""
+
+    def groups() -> list[dict[str, Any]]:  # loading a state replaces them
+        return [group for each in training.optimizers.values() for group in each.optimizer.param_groups]
+
+    rates = [group["lr"] for group in groups()]
+    for group in groups():
+        group["lr"] = group.get("initial_lr", group["lr"])
+    try:
+        yield
+    finally:
+        for group, rate in zip(groups(), rates, strict=True):
+            group["lr"] = rate
+
+
 class _Check:
     """One batch, and the checks on it."""
 
@@ -149,9 +166,10 @@ class _Check:
         yield from self._smallest_batch()
         yield from self._validation()
         cause = "state of the trainer or the model that another batch has changed"
-        yield from tried("repetition", partial(self._costs, result), cause=cause, lenient=True)
-        yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
-        yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
+        with _base_rates(self.training):
+            yield from tried("repetition", partial(self._costs, result), cause=cause, lenient=True)
+            yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
+            yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
         yield from schedule_checks.check_schedules(self.training)
 
     def _first_batch(self) -> Any:

@@ -69,3 +69,19 @@ def test_of_several_groups_that_with_the_highest_rate_is_shown(check: Check) -> 
 def test_a_long_schedule_is_not_computed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule_checks, "MOST_STEPS", 10)
     assert check("CosineAnnealingLR", optimizer={"type": "SGD", "args": {"lr": 0.1}}) == (0, [])
+
+
+def test_a_warm_up_from_0_is_left_out_of_the_steps_that_are_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    schedule = {"type": "Table", "args": {"rates": [0.0, 1.0, 1.0]}}
+    settings = {"save_dir": str(tmp_path), "epochs": 3, "monitor": "min loss"}
+    path.write_text(json.dumps({**sound(), "lr_scheduler": schedule, "trainer": settings}))
+    with temporarily(SCHEDULERS, Table):
+        assert preflight(load_config(path)) == 0
+    report = capsys.readouterr().out
+    [line] = [line for line in report.splitlines() if line.startswith("optimizer")]
+    start, end = line.rpartition("loss ")[2].split(" to ")
+    assert start != end
+    assert "Table: lr 0 in the first" in report
