@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -14,7 +15,9 @@ from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
+from utils.streams import say_error
 from utils.text import count
+from utils.tree import same, same_leaf
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
@@ -61,6 +64,8 @@ class StreamSource:
         """Where a resumed run starts to read."""
         self.generators = DrawnGenerators()
         self._checked = False
+        self._first: Any = None
+        """The first sample, as it was read beforehand."""
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
@@ -101,6 +106,8 @@ class StreamSource:
                 sample = next(iterator, self)
                 if sample is self:
                     iterator, sample = self._next_pass(key, number)
+                if number == 0:
+                    self._note_first(sample)
                 if number >= first:
                     samples.append(sample if transform is None else transform(sample))
             self._position = number + 1
@@ -110,20 +117,34 @@ class StreamSource:
             raise sample_error(error, f"{name}: sample {number} cannot be read") from error
         return samples
 
-    def check_first_sample(self) -> None:
+    def _note_first(self, sample: Any) -> None:
+        """Keep the first sample while it is read beforehand; warn if it is another one later."""
+        if not self._checked:
+            with suppress(Exception):  # of an object that cannot be copied
+                self._first = copy.deepcopy(sample)  # transform may change it
+        elif self._first is not None and not same(self._first, sample, alike=_alike):
+            self._first = None
+            say_error(
+                f"warning: {type(self.samples).__name__} begins with another sample each time it is read, so this run "
+                "cannot be resumed exactly. Give its shuffle a fixed seed, or let it draw from the global generators"
+            )
+
+    def check_first_sample(self, key: RandomKey) -> None:
         """Load the first sample, unless done before. Raises DataError if there is none, or if it cannot be read.
 
         It shows which generators are drawn from: if the first batch did, a resumed run would read up to it twice.
         Afterwards the stream is closed: kept open for an epoch, a connection would end.
         """
         if not self._checked:
-            self._checked = True
-            with OneThread():
-                self.generators.load(self._load_first_sample, self.transform, self.collate)
+            try:
+                with OneThread():
+                    self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
+            finally:
+                self._checked = True
             self._iterator = None
 
-    def _load_first_sample(self) -> None:
-        samples = self._read_samples([0], (0, "sample", 0))
+    def _load_first_sample(self, key: RandomKey) -> None:
+        samples = self._read_samples([0], key)
         with suppress(Exception):  # it may need several samples
             (self.collate or collate_samples)(samples)
 
@@ -201,7 +222,7 @@ class StreamBatches(Batches):
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         with suppress(Exception):  # what is wrong is raised where it is read
-            self.source.check_first_sample()
+            self.source.check_first_sample(self._random_key(0))
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch
@@ -239,4 +260,13 @@ def check_not_empty(batches: Batches) -> None:
     if not batches.num_samples:
         raise DataError("the validation data is empty: validation() returned batches without samples")
     if isinstance(batches, StreamBatches):
-        batches.source.check_first_sample()
+        batches.source.check_first_sample(batches._random_key(0))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two leaves of a sample are not known to differ."""
+    if isinstance(one, (Tensor, str, bytes, int, float)):
+        return same_leaf(one, other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.dtype.kind in "biufcSU":
+        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    return True

@@ -4,6 +4,7 @@ import gc
 import itertools
 import multiprocessing
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,7 @@ def test_the_first_sample_of_a_validation_can_be_looked_at(kind: type[Lines]) ->
     looked_at, as_it_is = (StreamSource(kind(), length=20) for _ in range(2))
     as_it_is._checked = True
     before = torch.get_rng_state()
-    looked_at.check_first_sample()
+    looked_at.check_first_sample((0, "sample", 0))
     assert torch.get_rng_state().equal(before)
     one, two = (list(StreamBatches(source, batch_size=8).one_pass()) for source in (looked_at, as_it_is))
     assert all(same(each.data, other.data) for each, other in zip(one, two, strict=True))
@@ -557,6 +558,35 @@ def test_how_often_a_stream_is_opened() -> None:
         take(StreamBatches(StreamSource(lines), batch_size=8), 0, 4)
         opened.append(lines.opened)
     assert opened == [2, 3]
+
+
+class Shuffled:
+    """Dicts, as of files in an archive: in another order each time, as where a shuffle is seeded by the time."""
+
+    def __init__(self, *, by_time: bool) -> None:
+        self.by_time = by_time
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        order = random.Random(time.monotonic_ns()) if self.by_time else random
+        for index in order.sample(range(37), 37):
+            yield {"key": str(index), "image": object(), "x": np.array([index, random.random()]), "y": Tensor([index])}
+
+
+def popped(sample: dict[str, Any]) -> Tensor:
+    sample.pop("key")
+    return torch.from_numpy(sample.pop("x"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("by_time", [True, False])
+def test_a_stream_that_differs_each_time_is_said_not_to_resume_exactly(
+    by_time: bool, workers: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", itertools.count().__next__)
+    source = StreamSource(Shuffled(by_time=by_time), transform=popped)
+    take(StreamBatches(source, batch_size=8, seed=4, num_workers=workers), 0, 9)
+    gc.collect()  # ends the workers
+    assert capfd.readouterr().err.count("warning: Shuffled begins with another sample each time") == by_time
 
 
 def test_streams_that_cannot_be_are_refused() -> None:
