@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.errors import ConfigError
-from utils.tree import stored_values
+from utils.tree import copied, stored_values
 from utils.user_code import format_error_with_source
 
 ROUNDING = 1e-12
@@ -85,7 +85,7 @@ class Schedule:
         self.settings = settings
         self.scheduler_steps = 0
         self.initial = [  # learning rate, momentum and so on of each parameter group
-            {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+            {key: copied(value) for key, value in group.items() if key not in ("params", "initial_lr")}
             for group in optimizer.param_groups
         ]
         # otherwise torch warns of a scheduler that steps before its optimizer has: one of several optimizers may step

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from base.training.schedule import Schedule
+from utils.arguments import parameters
 from utils.optimizers import start_state
 
 
@@ -57,9 +58,10 @@ class ScheduleState:
         epochs, epoch_steps: progress of the run. monitored: values that ReduceLROnPlateau would have seen.
         """
         before, now = self.saved["made_from"], self.made_from()
+        arguments = parameters(type(self.schedule.optimizer))  # some keep a state of their own beside them
         for group, initial in zip(self.schedule.optimizer.param_groups, self.schedule.initial, strict=True):
             group.pop("initial_lr", None)
-            group.update(initial)
+            group.update({key: value for key, value in initial.items() if key in arguments})
         start_state(self.schedule.optimizer)  # for arguments such as amsgrad
         if self.schedule.make is None:
             return

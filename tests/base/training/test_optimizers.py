@@ -232,6 +232,22 @@ class Asserting(Unasked):
         return super().step(closure)
 
 
+class Counting(torch.optim.SGD):
+    """Keeps numbers of its own in its groups, which determine its steps, as Prodigy and schedule-free optimizers do."""
+
+    def __init__(self, params: Any, **sgd: Any) -> None:
+        super().__init__(params, **sgd)
+        for group in self.param_groups:
+            group |= {"count": 0, "counts": [0]}
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["count"] += 1
+            group["counts"][0] += 1
+            group["momentum"] = 1 - 1 / (group["count"] + group["counts"][0])
+        return super().step(closure)
+
+
 class LearntScale(nn.Module):
     """A loss whose temperature is learnt, and which counts its calls."""
 
@@ -249,7 +265,7 @@ class LearntScale(nn.Module):
 
 _registered = registering(
     (MODELS, Parts, Pair, PlainPair, Dropped),
-    (OPTIMIZERS, Twice, Unasked, Asserting),
+    (OPTIMIZERS, Twice, Unasked, Asserting, Counting),
     (LOSSES, LearntScale),
     (TRAINERS, Adversarial, Careful, Careless, Idle, Forgetful, OwnGradients),
     (TRAINERS, Steady, Layers, LayersAtOnce, Sometimes, SometimesOdd),
@@ -839,3 +855,14 @@ def test_check_finds_an_optimizer_that_misses_its_closure(
 ) -> None:
     fit("--check", optimizer={"type": optimizer, "args": {"lr": 0.1}})
     assert f"FAIL  optimizer: {optimizer}.step failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", [None, {"type": "StepLR", "args": {"step_size": 1}}])
+def test_what_an_optimizer_keeps_in_its_groups_is_resumed(fit: Fit, tmp_path: Path, schedule: Any) -> None:
+    optimizer = {"type": "Counting", "args": {"lr": 0.01}}
+    run = resumes_exactly(fit, tmp_path, optimizer=optimizer, lr_scheduler=schedule)
+    steps = state(run)["progress"]["steps"]
+    copy = train.main(["-r", str(run), "trainer.epochs=3", "optimizer.args.lr=0.02"]).run_dir
+    [group] = state(copy)["optimizer"]["param_groups"]
+    assert group["count"] == group["counts"][0] == state(copy)["progress"]["steps"] > steps
