@@ -1,6 +1,7 @@
 """Data that can only be read sequentially: samples from an iterable, without indices and usually without a length."""
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -64,8 +65,8 @@ class StreamSource:
         """Where a resumed run starts to read."""
         self.generators = DrawnGenerators()
         self._checked = False
-        self._first: Any = None
-        """The first sample, as it was read beforehand."""
+        self._first: tuple[int, Any] | None = None
+        """The process that read the first sample beforehand, and the sample: another process may get another one."""
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
@@ -121,21 +122,23 @@ class StreamSource:
         """Keep the first sample while it is read beforehand; warn if it is another one later."""
         if not self._checked:
             with suppress(Exception):  # of an object that cannot be copied
-                self._first = copy.deepcopy(sample)  # transform may change it
-        elif self._first is not None and not same(self._first, sample, alike=_alike):
+                self._first = os.getpid(), copy.deepcopy(sample)  # transform may change it
+        elif self._first and self._first[0] == os.getpid() and not same(self._first[1], sample, alike=_alike):
             self._first = None
             say_error(
                 f"warning: {type(self.samples).__name__} begins with another sample each time it is read, so this run "
                 "cannot be resumed exactly. Give its shuffle a fixed seed, or let it draw from the global generators"
             )
 
-    def check_first_sample(self, key: RandomKey) -> None:
+    def check_first_sample(self, key: RandomKey, *, twice: bool = False) -> None:
         """Load the first sample, unless done before. Raises DataError if there is none, or if it cannot be read.
 
         It shows which generators are drawn from: if the first batch did, a resumed run would read up to it twice.
         Afterwards the stream is closed: kept open for an epoch, a connection would end.
+
+        twice: where this process will not read the stream again, to see whether it gets the same sample.
         """
-        if not self._checked:
+        for _ in range(0 if self._checked else 1 + twice):
             try:
                 with OneThread():
                     self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
@@ -222,7 +225,7 @@ class StreamBatches(Batches):
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         with suppress(Exception):  # what is wrong is raised where it is read
-            self.source.check_first_sample(self._random_key(0))
+            self.source.check_first_sample(self._random_key(0), twice=self.num_workers > 0)
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch
