@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
+from base.data.stream import StreamBatches
 from base.training.epoch_start import prepare_epoch
 from base.training.parameters import loss_module
 from base.training.state import own_parts
@@ -96,7 +97,7 @@ def check_resume(fresh: Fresh, batches: Batches, take_step: Callable[[], None]) 
         text = f"a run cannot resume: {format_error_with_source(error)}"
         yield CheckResult("exactness", "FAIL", text, f"{cause}; {ADVICE}")
         return
-    notes = [*_changed(fresh, contents), *_changed_samples(batches, samples)]
+    notes = [*_changed(fresh, contents), *_changed_samples(batches, samples), *_changed_stream(batches)]
     yield from notes or _repeated(trainer, take_step, uninterrupted)
 
 
@@ -112,6 +113,28 @@ def _changed_samples(batches: Batches, samples: Any) -> Iterator[CheckResult]:
     if not same(samples, _first_samples(batches)):
         cause = "a data set that changes what it stores, as begin_epoch() may, or a random generator that is not found"
         yield _note("the same samples, loaded twice with the same seed, differ", cause)
+
+
+def _changed_stream(batches: Batches) -> Iterator[CheckResult]:
+    """Whether a stream that has a state gives other samples after it is restored."""
+    if not isinstance(batches, StreamBatches):
+        return
+    alone = copy.copy(batches)
+    alone.num_workers, alone.source = 0, copy.copy(batches.source)
+    following = BatchRange(0, SAMPLES, 2 * SAMPLES)
+    try:
+        steps = alone.load_steps([[BatchRange(0, 0, SAMPLES)], [following]])
+        list(next(steps).micro_batches)
+        if (state := alone.state_dict()) is None:
+            return
+        [expected] = next(steps).micro_batches
+        alone.load_state_dict(state)
+        [found] = alone.load([following])
+    except Exception:  # a stream that is shorter, say
+        return
+    if not same(dict(_leaves(expected.data)), dict(_leaves(found.data))):
+        cause = "a state_dict() that lacks something, such as the buffer of a shuffle"
+        yield _note("a stream continues from its state with other samples", cause)
 
 
 def _repeated(

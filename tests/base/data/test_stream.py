@@ -227,6 +227,33 @@ def test_check_and_test_take_a_stream(
     assert "exactness" not in printed, "read again, the samples are the same"
 
 
+class PartlySaved(ResumableLines):
+    """Its state lacks the samples in its buffer."""
+
+    def __iter__(self) -> Iterator[Any]:
+        buffer, lines = list[Any](), super().__iter__()
+        for line in lines:
+            buffer.append(line)
+            if len(buffer) == 5:
+                yield buffer.pop(random.randrange(5))
+        yield from buffer
+
+
+class PartlySavedStream(Stream):
+    made = PartlySaved
+
+
+@needs_extra("check")
+@pytest.mark.parametrize("kind", [PartlySavedStream, ResumableStream])
+def test_check_finds_a_state_that_lacks_something(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], kind: type[Stream]
+) -> None:
+    with temporarily(DATA_LOADERS, kind):
+        train.main(["--check", "-c", str(write_config(data_loader=data(kind.__name__))), "trainer.steps_per_epoch=5"])
+    noted = "a stream continues from its state with other samples" in capsys.readouterr().out
+    assert noted == (kind is PartlySavedStream)
+
+
 def test_an_epoch_needs_a_length(fit: Fit) -> None:
     with temporarily(DATA_LOADERS, Stream), pytest.raises(UserError) as caught:
         fit(data_loader=data("Stream"))
