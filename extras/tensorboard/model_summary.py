@@ -21,6 +21,7 @@ from extras.document import markdown_table
 from extras.dry_run import untouched
 from extras.layers import HEADER, Trace, traced
 from utils.tree import tensors
+from utils.user_code import format_error
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
@@ -59,7 +60,7 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
                 warnings.simplefilter("ignore")  # the first training step will show them
                 trainer.eval_step(trainer.runtime.to_device(samples))
     except Exception as error:  # from the user's own code, which may not support this batch size
-        return f"{_size(trainer)}\n\nNo table of layers or graph: {error}", None
+        return f"{_size(trainer)}\n\nNo table of layers or graph: {format_error(error)}", None
     table = "\n".join(markdown_table(HEADER, trace.rows, right=[3]))
     return f"{_size(trainer)}\n\n{table}", recorder.graph().SerializeToString()
 
