@@ -189,7 +189,13 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
                 optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)
         adapted.clear()
 
-    optimizer.register_load_state_dict_pre_hook(before)
+    try:
+        optimizer.register_load_state_dict_pre_hook(before)
+    except AttributeError:  # its constructor does not call that of torch, as in many Lookaheads
+        if inner_optimizers(optimizer):
+            return  # whose own hooks are called
+        name = type(optimizer).__name__
+        raise ConfigError(f"{name}.__init__ must call super().__init__(params, defaults)") from None
     optimizer.register_load_state_dict_post_hook(after)
 
 

@@ -248,6 +248,26 @@ class Counting(torch.optim.SGD):
         return super().step(closure)
 
 
+class LookingAhead(torch.optim.Optimizer):
+    """Wraps another optimizer as many do, without the constructor of torch."""
+
+    def __init__(self, params: Any, *, lr: float, wraps: bool = True) -> None:
+        inner = torch.optim.Adam(params, lr)
+        self.defaults, self.param_groups, self.state = inner.defaults, inner.param_groups, inner.state
+        if wraps:
+            self.inner = inner
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+
 class LearntScale(nn.Module):
     """A loss whose temperature is learnt, and which counts its calls."""
 
@@ -265,7 +285,7 @@ class LearntScale(nn.Module):
 
 _registered = registering(
     (MODELS, Parts, Pair, PlainPair, Dropped),
-    (OPTIMIZERS, Twice, Unasked, Asserting, Counting),
+    (OPTIMIZERS, Twice, Unasked, Asserting, Counting, LookingAhead),
     (LOSSES, LearntScale),
     (TRAINERS, Adversarial, Careful, Careless, Idle, Forgetful, OwnGradients),
     (TRAINERS, Steady, Layers, LayersAtOnce, Sometimes, SometimesOdd),
@@ -866,3 +886,12 @@ def test_what_an_optimizer_keeps_in_its_groups_is_resumed(fit: Fit, tmp_path: Pa
     copy = train.main(["-r", str(run), "trainer.epochs=3", "optimizer.args.lr=0.02"]).run_dir
     [group] = state(copy)["optimizer"]["param_groups"]
     assert group["count"] == group["counts"][0] == state(copy)["progress"]["steps"] > steps
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_wraps_another_needs_no_constructor_of_torch(fit: Fit, tmp_path: Path) -> None:
+    optimizer: Json = {"type": "LookingAhead", "args": {"lr": 0.01}}
+    resumes_exactly(fit, tmp_path, optimizer=optimizer, lr_scheduler="CosineAnnealingLR")
+    optimizer["args"]["wraps"] = False
+    with pytest.raises(ConfigError, match=r"LookingAhead.__init__ must call super\(\).__init__\(params, defaults\)"):
+        fit(optimizer=optimizer)
