@@ -23,6 +23,8 @@ from utils.tree import Keys, copied, fields, same, size_of
 from utils.user_code import format_error_with_source, user_line
 
 SAMPLES = 8
+READ = 100
+"""Samples of a stream before its state is taken: Hugging Face can restore a buffer that has given only a few."""
 REPEATED = 3
 """Steps that are taken again from a restored state."""
 LARGE = 2**30
@@ -121,9 +123,9 @@ def _changed_stream(batches: Batches) -> Iterator[CheckResult]:
         return
     alone = copy.copy(batches)
     alone.num_workers, alone.source = 0, copy.copy(batches.source)
-    following = BatchRange(0, SAMPLES, 2 * SAMPLES)
+    following = BatchRange(0, READ, READ + SAMPLES)
     try:
-        steps = alone.load_steps([[BatchRange(0, 0, SAMPLES)], [following]])
+        steps = alone.load_steps([[BatchRange(0, 0, READ)], [following]])
         list(next(steps).micro_batches)
         if (state := alone.state_dict()) is None:
             return
