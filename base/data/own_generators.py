@@ -57,7 +57,7 @@ KINDS: dict[type, Kind] = {
         torch.Generator.manual_seed,
     ),
 }
-GLOBAL = (random.random.__self__, numpy_random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
+GLOBAL = (random.random.__self__, numpy_random.rand.__self__, torch.default_generator)  # type: ignore[attr-defined]
 
 
 class OwnGenerators:
