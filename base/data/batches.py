@@ -269,5 +269,5 @@ class Batches:
     def close(self) -> None:
         """End the worker processes. The next batches are of the data as it is then."""
         self._workers = None
-        if isinstance(self.source, TensorSource):
-            self.source.forget_views()
+        if forget := getattr(self.source, "forget", None):
+            forget()

@@ -29,6 +29,10 @@ class SampleSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def forget(self) -> None:
+        """Called where the data set may have changed, and with it the generators that it keeps and draws from."""
+        self.generators = DrawnGenerators()
+
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
         """The samples, collated. For ``collate``, the generators are seeded too, from the batch's first draw."""
         numbers = as_tensor(indices).tolist()

@@ -60,9 +60,8 @@ class DrawnGenerators:
                 try:
                     batch = load()
                 except Exception:
-                    if not self._has_moved(
-                        before, own_before, objects
-                    ):  # otherwise it may be due to what was drawn unseeded
+                    # otherwise it may be due to what was drawn unseeded
+                    if not self._has_moved(before, own_before, objects):
                         raise
                 else:
                     if not self._has_moved(before, own_before, objects):

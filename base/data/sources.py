@@ -114,8 +114,8 @@ class TensorSource:
                 "copy, so the data itself has changed. Begin the model with x = x.clone(), or do not write to x"
             )
 
-    def forget_views(self) -> None:
-        """Call it where the data itself may have changed."""
+    def forget(self) -> None:
+        """Called where the data itself may have changed."""
         self._versions = self._last_views = None
 
     @property

@@ -234,6 +234,18 @@ def test_generators_that_a_data_set_keeps_for_itself_are_seeded_too(where: str) 
     assert equal(whole[5:], passes(made(SampleSource(Keeping(where)), workers=2), 4, Position(0, 20)))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_generator_that_an_epoch_replaces_is_seeded_too(workers: int) -> None:
+    """As by ``begin_epoch`` with other transforms: a resumed run finds the new one at once."""
+    dataset = Keeping("transform")
+    batches = made(SampleSource(dataset), workers=workers)
+    passes(batches, 3)
+    dataset.transform = Transform()
+    batches.close()
+    after = passes(batches, 3, Position(1, 0))
+    assert equal(after, passes(made(SampleSource(Keeping("transform"))), 3, Position(1, 0)))
+
+
 def test_a_generator_that_samples_draw_from_is_left_as_it_was() -> None:
     """The data set may draw from it in ``begin_epoch``, with or without workers."""
     dataset = Keeping("numpy")
