@@ -2,6 +2,7 @@
 transforms.
 """
 
+import gc
 import pickle
 import random
 from collections import deque
@@ -25,6 +26,7 @@ PLAIN = (str, bytes, int, float, complex, Tensor, np.ndarray, type, ModuleType, 
 
 Snapshot = dict[str, tuple[Any, bytes]]
 """Generators and their pickled states, by name."""
+NONE: Snapshot = {}
 
 
 class Kind(NamedTuple):
@@ -79,6 +81,8 @@ class OwnGenerators:
         if self._searches < 2:  # again after the first batch, which may create some
             self._searches += 1
             self._places = [*_places(objects)]
+        if not self._places:
+            return NONE
         found = dict[int, tuple[str, Any]]()
         for number, place in enumerate(self._places):
             generator = _item(*place)
@@ -138,8 +142,10 @@ def _keys(owner: Any, known: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
         yield from [(cell, "cell_contents") for cell in owner.__closure__ or ()]
         yield from [(there, name) for name in owner.__code__.co_names if type(there.get(name)) in KINDS]
     else:
-        own = getattr(owner, "__dict__", {})
-        yield from [(own, name) for name in own]
+        # once an object was asked for its __dict__, its attributes take longer (Python 3.11, 3.12)
+        if not all(isinstance(each, PLAIN) for each in gc.get_referents(owner)):
+            own = getattr(owner, "__dict__", {})
+            yield from [(own, name) for name in own]
         for kind in type(owner).__mro__:
             if id(kind) not in known:
                 known[id(kind)] = kind
