@@ -147,9 +147,8 @@ def shard(
         fully_shard(module, mesh=mesh)
         assert isinstance(module, FSDPModule)
         parameters = [module.get_parameter(name) for name in own]
-        reduce_scatter: Any = _ReduceScatter(
-            parameters, unused_parameters=unused_parameters
-        )  # its interface is private
+        # torch's name for its interface is private
+        reduce_scatter: Any = _ReduceScatter(parameters, unused_parameters=unused_parameters)
         module.set_custom_reduce_scatter(reduce_scatter)
     assert isinstance(model, FSDPModule)
     for name, _ in inspect.getmembers(type(model), inspect.isfunction):
