@@ -14,6 +14,7 @@ from torch import Tensor
 
 from base.data.orders import Order, number_repeats, weighted
 from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
+from base.data.sample_source import SampleSource
 from base.data.sources import Source, TensorSource
 from base.data.workers import Request, Workers
 from utils.distributed.process_group import ProcessGroup
@@ -269,5 +270,5 @@ class Batches:
     def close(self) -> None:
         """End the worker processes. The next batches are of the data as it is then."""
         self._workers = None
-        if forget := getattr(self.source, "forget", None):
-            forget()
+        if isinstance(self.source, (TensorSource, SampleSource)):
+            self.source.forget()

@@ -7,8 +7,10 @@ import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from itertools import islice
+from types import BuiltinMethodType, CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +19,30 @@ from torch import Tensor
 
 from utils.random import mix, numpy_random
 
-MOST_OBJECTS = 10_000
-"""Objects to look into; they take 20 ms."""
+MOST_VALUES = 10_000
+"""Values to look at; they take 20 ms."""
 MOST_ITEMS = 100
-"""Items of a list or dict to look into: the others, such as samples, are probably like them."""
-PLAIN = (str, bytes, int, float, complex, Tensor, np.ndarray, type, ModuleType, type(None))
-
+"""Items of a list or dict to look at: the others, such as samples, are probably like them."""
+PLAIN = (
+    str, bytes, int, float, complex, set, frozenset, deque, Tensor, np.ndarray, type, ModuleType, type(None),
+)  # fmt: skip
+HELD: dict[type, tuple[str, ...]] = {
+    MethodType: ("__self__", "__func__"),
+    BuiltinMethodType: ("__self__",),
+    partial: ("func", "args", "keywords"),
+    FunctionType: ("__closure__", "__defaults__", "__kwdefaults__"),
+    CellType: ("cell_contents",),
+    staticmethod: ("__wrapped__",),
+    classmethod: ("__wrapped__",),
+    property: ("fget",),
+}
+"""What is looked at of Python's own types."""
 
 Snapshot = dict[str, tuple[Any, bytes]]
 """Generators and their pickled states, by name."""
 NONE: Snapshot = {}
+Place = tuple[str, Callable[[], Any]]
+"""Where something is, by name, and a function that returns what is there now: it may be replaced."""
 
 
 class Kind(NamedTuple):
@@ -68,8 +84,7 @@ class OwnGenerators:
     """
 
     def __init__(self) -> None:
-        self._places: list[tuple[Any, Any]] = []
-        """A collection and the key or index there, not the generator itself, which may be replaced."""
+        self._places: list[Place] = []
         self._searches = 0
         self._current: dict[str, Any] = {}
 
@@ -84,10 +99,10 @@ class OwnGenerators:
         if not self._places:
             return NONE
         found = dict[int, tuple[str, Any]]()
-        for number, place in enumerate(self._places):
-            generator = _item(*place)
+        for name, get in self._places:
+            generator = _value(get)
             if type(generator) in KINDS:
-                found.setdefault(id(generator), (f"own {number}", generator))
+                found.setdefault(id(generator), (name, generator))
         self._current = dict(found.values())
         return {
             name: (generator, pickle.dumps(KINDS[type(generator)].state(generator)))
@@ -105,49 +120,72 @@ class OwnGenerators:
                 KINDS[type(generator)].restore(generator, pickle.loads(state))
 
 
-def _item(owner: Any, key: Any) -> Any:
-    try:
-        return getattr(owner, key) if isinstance(owner, (MethodType, partial, CellType)) else owner[key]
-    except (LookupError, ValueError):  # of an empty closure
-        return None
+def _value(get: Callable[[], Any]) -> Any:
+    with suppress(Exception):  # of what has become empty, or of the user's code
+        return get()
 
 
-def _places(objects: Any) -> Iterator[tuple[Any, Any]]:
+def _places(objects: Any) -> Iterator[Place]:
     """Where generators are, the nearest first."""
-    waiting, known = deque(objects), dict[int, Any]()  # objects are kept, since an id may be used again
-    while waiting and len(known) < MOST_OBJECTS:
-        owner = waiting.popleft()
-        if id(owner) in known or isinstance(owner, PLAIN):
+    known = dict[int, Any]()  # objects are kept, since an id may be used again
+    waiting, looked = deque[tuple[str, Any]]([("own", objects)]), 0
+    while waiting and looked < MOST_VALUES:
+        path, owner = waiting.popleft()
+        if id(owner) in known:
             continue
         known[id(owner)] = owner
-        for place, key in _keys(owner, known):
-            value = _item(place, key)
-            if type(value) not in KINDS:
-                waiting.append(value)
-            elif not any(value is each for each in GLOBAL):
-                yield place, key
+        for name, get in _inside(owner, known):
+            looked += 1
+            value = _value(get)
+            # not isinstance, which may ask the object for its class
+            if type(value) in KINDS:
+                if not any(value is each for each in GLOBAL):
+                    yield f"{path} {name}", get
+            elif not issubclass(type(value), PLAIN):
+                waiting.append((f"{path} {name}", value))
 
 
-def _keys(owner: Any, known: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
-    """What an object holds, as places. Attributes are looked at, not computed."""
-    if type(owner) in (dict, list, tuple):  # another class may load a sample
-        keys = owner if type(owner) is dict else range(len(owner))
-        yield from [(owner, key) for key, _ in zip(keys, range(MOST_ITEMS), strict=False)]
-    elif isinstance(owner, MethodType):
-        yield from [(owner, "__self__"), (owner, "__func__")]
-    elif isinstance(owner, partial):
-        yield from [(owner, name) for name in ("func", "args", "keywords")]
-    elif isinstance(owner, FunctionType):
-        there = owner.__globals__
-        yield from [(cell, "cell_contents") for cell in owner.__closure__ or ()]
-        yield from [(there, name) for name in owner.__code__.co_names if type(there.get(name)) in KINDS]
-    else:
-        # once an object was asked for its __dict__, its attributes take longer (Python 3.11, 3.12)
-        if not all(isinstance(each, PLAIN) for each in gc.get_referents(owner)):
-            own = getattr(owner, "__dict__", {})
-            yield from [(own, name) for name in own]
-        for kind in type(owner).__mro__:
-            if id(kind) not in known:
-                known[id(kind)] = kind
-                members = vars(kind)
-                yield from [(members, name) for name in members if type(members[name]) in (*KINDS, FunctionType)]
+def _inside(owner: Any, known: dict[int, Any]) -> Iterator[Place]:
+    """What an object holds. Attributes are looked at, not computed; of a subclass, which may load a sample, too."""
+    kind = type(owner)
+    if issubclass(kind, dict):
+        for number, key in enumerate([*islice(dict.__iter__(owner), MOST_ITEMS)]):
+            yield repr(key) if type(key) is str else str(number), partial(dict.get, owner, key)
+    for base in (list, tuple):
+        if issubclass(kind, base):
+            length = min(base.__len__(owner), MOST_ITEMS)
+            yield from [(str(number), partial(base.__getitem__, owner, number)) for number in range(length)]
+    for name in HELD.get(kind, ()):
+        yield name, partial(getattr, owner, name)
+    if kind is FunctionType:
+        yield from _globals(owner)
+    elif kind not in HELD and kind not in (dict, list, tuple):
+        yield from _attributes(owner, known)
+
+
+def _globals(function: FunctionType) -> Iterator[Place]:
+    """Generators among the globals that a function uses, and other functions in the same file."""
+    there, codes = function.__globals__, [function.__code__]
+    for code in codes:
+        codes += [each for each in code.co_consts if isinstance(each, type(code))]  # of comprehensions
+        for name in code.co_names:
+            value = there.get(name)
+            if type(value) in KINDS or (type(value) is FunctionType and value.__globals__ is there):
+                yield f"{function.__module__}.{name}", partial(there.get, name)
+
+
+def _attributes(owner: Any, known: dict[int, Any]) -> Iterator[Place]:
+    # once an object was asked for its __dict__, its attributes take longer (Python 3.11, 3.12)
+    collection = issubclass(type(owner), (dict, list, tuple))
+    if collection or not all(issubclass(type(each), PLAIN) for each in gc.get_referents(owner)):
+        own = _value(partial(object.__getattribute__, owner, "__dict__"))
+        yield from [(name, partial(own.get, name)) for name in own] if type(own) is dict else ()
+    for kind in type(owner).__mro__:
+        if id(kind) not in known:
+            members = [*vars(kind).items()]
+            known[id(kind)] = kind, [(name, slot) for name, slot in members if type(slot) is MemberDescriptorType]
+            for name, member in members:
+                if type(member) in KINDS or type(member) in HELD:
+                    yield name, partial(vars(kind).get, name)
+        for name, slot in known[id(kind)][1]:
+            yield name, partial(slot.__get__, owner)

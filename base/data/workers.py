@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from base.data.collate import send_small_tensors_by_value
 from base.data.sample_random import RandomKey, SampleRandom
+from base.data.sample_source import SampleSource
 from base.data.sources import Source
 from utils.device import pins_memory
 from utils.errors import DataError, TrainingError, UserError
@@ -151,6 +152,8 @@ class _BatchDataset(Dataset[Any]):
     def __getitem__(self, request: Request) -> Any:
         draws = torch.frombuffer(bytearray(request[0]), dtype=torch.int64)
         indices = draws % len(self.source) if self.repeats else draws
+        if self.is_first and isinstance(self.source, SampleSource):
+            self.source.forget()  # the data set may keep other generators in each process
         try:
             batch = self.source.batch(indices, SampleRandom(draws, request[1]))
             if self.is_first:  # an error while it is sent would leave the main process waiting for ever

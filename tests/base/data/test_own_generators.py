@@ -1,0 +1,188 @@
+"""Where the generators that a data set keeps for itself are found, whatever else it keeps."""
+
+import gc
+import itertools
+import multiprocessing
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from base.data import own_generators
+from base.data.batches import START, Batches, Position
+from base.data.own_generators import MOST_ITEMS, MOST_VALUES, OwnGenerators
+from base.data.sample_random import SampleRandom
+from base.data.sample_source import SampleSource
+
+MODULE_GENERATOR = np.random.default_rng()
+
+
+@dataclass(slots=True)
+class Slotted:
+    generator: Any
+
+
+class Named(NamedTuple):
+    generator: Any
+
+
+def helper() -> Any:
+    return [MODULE_GENERATOR.random() for _ in range(2)]
+
+
+class Keeping:
+    """Keeps a generator in one of several places."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.slots = Slotted(np.random.default_rng())
+        self.named = Named(np.random.default_rng())
+        self.ordered = OrderedDict(generator=np.random.default_rng())
+        self.method = random.Random().random
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> float:
+        return float(getattr(self, f"draw_{self.where}")())
+
+    def draw_slots(self) -> Any:
+        return self.slots.generator.random()
+
+    def draw_named(self) -> Any:
+        return self.named.generator.random()
+
+    def draw_ordered(self) -> Any:
+        return self.ordered["generator"].random()
+
+    def draw_method(self) -> Any:
+        return self.method()
+
+    def draw_default(self, generator: Any = np.random.default_rng()) -> Any:  # noqa: B008  (as users write it)
+        return generator.random()
+
+    @staticmethod
+    def draw_function() -> Any:
+        return helper()[0]
+
+
+def drawn(dataset: Any, start: Position = START, *, workers: int = 0, used_before: bool = False) -> list[float]:
+    """From a position to the end of a pass. used_before: whether this process has loaded a batch."""
+    source = SampleSource(dataset)
+    if used_before:
+        indices = torch.arange(2)
+        source.batch(indices, SampleRandom(indices, (5, "sample", 0)))
+    batches = Batches(source, batch_size=4, seed=5, num_workers=workers)
+    count = 6 - start.samples // 4
+    return [float(each) for part in batches.load(itertools.islice(batches.ranges(start), count)) for each in part.data]
+
+
+@pytest.mark.parametrize("where", ["slots", "named", "ordered", "method", "default", "function"])
+def test_generators_are_found_in_each_place(where: str) -> None:
+    whole = drawn(Keeping(where))
+    assert len({*whole}) == len(whole)
+    assert whole[8:] == drawn(Keeping(where), Position(0, 8))
+
+
+class Late(Keeping):
+    """One sample creates a generator, nearer than that which all samples draw from."""
+
+    late: Any = None
+
+    def __getitem__(self, index: int) -> float:
+        if index == 1:
+            self.late = random.Random()
+        return super().__getitem__(index)
+
+
+def test_a_generator_is_seeded_alike_whichever_others_there_are() -> None:
+    """A resumed run may not have loaded the sample that creates another one."""
+    assert drawn(Late("slots"))[8:] == drawn(Late("slots"), Position(0, 8))
+
+
+class OnePerProcess(Keeping):
+    """Creates its generator in each process."""
+
+    created: Any = None
+
+    def __getstate__(self) -> Any:
+        return {**self.__dict__, "created": None}
+
+    def __getitem__(self, index: int) -> float:
+        if self.created is None:
+            self.created = np.random.default_rng()
+        return float(self.created.random())
+
+
+@pytest.fixture
+def spawned() -> Iterator[None]:
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spawned")
+def test_a_generator_that_each_process_creates_is_seeded_from_the_first_batch() -> None:
+    expected = drawn(OnePerProcess(""))
+    assert expected == drawn(OnePerProcess(""), workers=1, used_before=True)
+
+
+class Recursive:
+    """As a wrapper whose attributes are those of what it wraps, which it lacks."""
+
+    __slots__ = ("wrapped",)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+
+class Unbound:
+    """As a proxy outside of its context."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("outside of its context")
+
+
+def test_objects_that_cannot_be_looked_at_are_passed_over() -> None:
+    dataset: Any = Keeping("slots")
+    dataset.others = [Recursive(), Unbound(), dataset]
+    assert len({*drawn(dataset)}) == 24
+
+
+def test_a_search_ends_however_much_a_data_set_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, asked = [], []
+    referents, value = gc.get_referents, own_generators._value
+    monkeypatch.setattr(own_generators, "_value", lambda get: looked.append(get) or value(get))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(gc, "get_referents", lambda each: asked.append(type(each)) or referents(each))  # type: ignore[func-returns-value]
+    dataset: Any = Keeping("slots")
+    dataset.names = [{str(number) for number in range(1000)}]
+    dataset.boxes = [[[float(number) for number in range(100)] for _ in range(100)] for _ in range(100)]
+    OwnGenerators().snapshot(dataset)
+    assert MOST_VALUES < len(looked) < MOST_VALUES + 2 * MOST_ITEMS
+    assert Slotted in asked
+    assert set not in asked, "which lists all items"
+
+
+class Forgetful:
+    """A source of one's own, with a method of a common name."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def batch(self, indices: Any, random: SampleRandom) -> Any:
+        return indices
+
+    def forget(self, key: str) -> None:
+        raise AssertionError
+
+
+def test_methods_of_an_own_source_are_its_own() -> None:
+    Batches(Forgetful(), batch_size=2).close()
