@@ -88,11 +88,14 @@ PRIVATE = [
         )
         for file in ("base/data/sources.py", "base/training/evaluation.py", "base/data/device_cache.py")
     ),
-    Private(
-        "_buffers",
-        "base/training/state.py",
-        lambda: "_buffers" in vars(torch.nn.Module()),
-        "no run starts",
+    *(
+        Private(
+            name,
+            "base/training/state.py",
+            lambda name=name: name in vars(torch.nn.Module()),  # type: ignore[misc]
+            "no run starts",
+        )
+        for name in ("_buffers", "_modules", "_parameters")
     ),
     Private(
         "_orig_mod",

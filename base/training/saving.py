@@ -55,8 +55,9 @@ class Checkpointed(EvaluationLoop):
         self.has_started = True
         self.observer.first_step(self)
         state = self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
-        for name, before in self.registered.items():
-            check_registered(name, self.stateful()[name], state[name], before)
+        for name, part in self.stateful().items():
+            if name in self.registered:
+                check_registered(name, part, state[name], self.registered[name])
         self.outputs.on_first_step()
 
     def save(self) -> None:

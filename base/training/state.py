@@ -95,13 +95,10 @@ def fit_buffers(module: Any, state: Any) -> None:
 
 
 def registered(part: Any) -> set[str]:
-    """The names of a module's parameters, and of its buffers, also of those that are None; empty for any other part."""
-    if not isinstance(part, nn.Module):
-        return set()
-    modules = part.named_modules(remove_duplicate=False)
-    buffers = ((path, name) for path, module in modules for name in module._buffers)
-    names = {name for name, _ in part.named_parameters(remove_duplicate=False)}
-    return names | {".".join(filter(None, each)) for each in buffers}
+    """The names of a module's parts, parameters, and buffers, also of those that are None; empty for any other part."""
+    modules = part.named_modules(remove_duplicate=False) if isinstance(part, nn.Module) else ()
+    held = [(path, {**module._parameters, **module._buffers, **module._modules}) for path, module in modules]
+    return {f"{path}.{name}" if path else name for path, names in held for name in names}
 
 
 def check_registered(name: str, part: Any, state: Any, before: Set[str]) -> None:
@@ -109,18 +106,28 @@ def check_registered(name: str, part: Any, state: Any, before: Set[str]) -> None
 
     name: of the part. state: its own.
     """
-    new = [each for each in registered(part) - before if each in state]
-    for each in new:
-        path, _, leaf = each.rpartition(".")
-        delattr(part.get_submodule(path), leaf)
-    if new:
-        with contextlib.suppress(Exception):  # of the user's code
-            part.load_state_dict(state)
-    if lost := sorted(set(new) - registered(part)):
-        raise UserError(
-            f"no checkpoint of this run could be loaded: its first step has registered {listed(lost)} in the part "
-            f"{name}. Register them in the constructor, or buffers with persistent=False"
-        )
+    saved = [f"{key}." for key in state] if isinstance(part, nn.Module) and isinstance(state, Mapping) else []
+    new = [each for each in sorted(registered(part) - before) if any(key.startswith(f"{each}.") for key in saved)]
+    if not new:
+        return
+    held = [each for module in part.modules() for each in (module._parameters, module._buffers, module._modules)]
+    contents = [{**each} for each in held]
+    try:
+        for each in new:
+            path, _, leaf = each.rpartition(".")
+            with contextlib.suppress(AttributeError):  # gone with its module, or under another name
+                delattr(part.get_submodule(path), leaf)
+        part.load_state_dict(state)
+    except Exception as error:  # of torch or the user's code
+        if lost := [each for each in new if f"{each}." in saved and each not in registered(part)]:
+            raise UserError(
+                f"no checkpoint of this run could be loaded: its first step has registered {listed(lost)} in the part "
+                f"{name}. Register them in the constructor, or buffers with persistent=False"
+            ) from error
+    finally:  # the values of its own may be shared, or belong to an optimizer
+        for each, content in zip(held, contents, strict=True):
+            each.clear()
+            each.update(content)
 
 
 def part_name(kind: str, name: str) -> str:
