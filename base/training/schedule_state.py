@@ -6,6 +6,10 @@ from typing import Any
 from base.training.schedule import Schedule
 from utils.arguments import parameters
 from utils.optimizers import start_state
+from utils.tree import copied
+
+SCHEDULED = ("lr", "momentum", "betas")
+"""What torch's schedules change."""
 
 
 class ScheduleState:
@@ -59,9 +63,13 @@ class ScheduleState:
         """
         before, now = self.saved["made_from"], self.made_from()
         arguments = parameters(type(self.schedule.optimizer))  # some keep a state of their own beside them
-        for group, initial in zip(self.schedule.optimizer.param_groups, self.schedule.initial, strict=True):
+        groups = self.schedule.optimizer.param_groups
+        for group, initial, saved in zip(groups, self.schedule.initial, before["initial"], strict=True):
             group.pop("initial_lr", None)
-            group.update({key: value for key, value in initial.items() if key in arguments})
+            for key, value in initial.items():
+                # an argument may have another name in the groups, or belong to an optimizer inside
+                if key in arguments or key in SCHEDULED or key not in saved or saved[key] != value:
+                    group[key] = copied(value)
         start_state(self.schedule.optimizer)  # for arguments such as amsgrad
         if self.schedule.make is None:
             return

@@ -102,7 +102,19 @@ class SavedSAM(SAM):
         self.param_groups = self.base_optimizer.param_groups
 
 
-OWN = (Precise, Shared, SAM, SavedSAM)
+class Renaming(torch.optim.SGD):
+    """Its arguments have other names in its groups, in which it also keeps a number of its own."""
+
+    def __init__(self, params: Any, rate: float = 0.1, decay: float = 0.0) -> None:
+        super().__init__(params, lr=rate, weight_decay=decay)
+        self.param_groups[0]["count"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["count"] += 1
+        return super().step(closure)
+
+
+OWN = (Precise, Shared, SAM, SavedSAM, Renaming)
 
 
 _registered = registering((MODELS, Double), (OPTIMIZERS, *OWN))
@@ -134,3 +146,13 @@ def test_an_optimizer_whose_checkpoint_would_lack_the_state_of_another_is_refuse
     with pytest.raises(ConfigError, match=says):
         fit(optimizer={"type": "SAM", "args": {"lr": 0.1}})
     assert not list(tmp_path.glob("saved/*/*"))
+
+
+@pytest.mark.parametrize("schedule", [None, {"type": "StepLR", "args": {"step_size": 1}}])
+def test_a_changed_argument_with_another_name_in_the_groups_takes_effect(fit: Fit, schedule: Any) -> None:
+    run = fit(optimizer={"type": "Renaming", "args": {"decay": 0.01}}, lr_scheduler=schedule).run_dir
+    steps = state(run)["progress"]["steps"]
+    train.main(["-r", str(run), "trainer.epochs=3", "optimizer.args.decay=0.02", "lr_scheduler=null"])
+    [group] = state(run)["optimizer"]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (0.1, 0.02)
+    assert group["count"] == state(run)["progress"]["steps"] > steps
