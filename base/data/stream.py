@@ -119,12 +119,14 @@ class StreamSource:
         return samples
 
     def _note_first(self, sample: Any) -> None:
-        """Keep the first sample while it is read beforehand; warn if it is another one later."""
-        if not self._checked:
-            with suppress(Exception):  # of an object that cannot be copied
+        """Keep the first sample while it is read beforehand; warn if it is another one when it is read again."""
+        first, self._first = self._first, None
+        with suppress(Exception):  # of an object that cannot be copied or compared
+            if not self._checked:
                 self._first = os.getpid(), copy.deepcopy(sample)  # transform may change it
-        elif self._first and self._first[0] == os.getpid() and not same(self._first[1], sample, alike=_alike):
-            self._first = None
+                return
+            if first is None or first[0] != os.getpid() or same(first[1], sample, alike=_alike):
+                return
             say_error(
                 f"warning: {type(self.samples).__name__} begins with another sample each time it is read, so this run "
                 "cannot be resumed exactly. Give its shuffle a fixed seed, or let it draw from the global generators"

@@ -600,6 +600,26 @@ class Shuffled:
             yield {"key": str(index), "image": object(), "x": np.array([index, random.random()]), "y": Tensor([index])}
 
 
+class Uncomparable(Tensor):
+    """A sample whose type cannot be compared."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.clone()
+
+    def __eq__(self, other: Any) -> Any:
+        raise NotImplementedError
+
+    __hash__ = Tensor.__hash__
+
+
+def test_the_first_sample_is_compared_once_if_it_can_be() -> None:
+    """Later it would only take memory, or could not be sent to a worker process."""
+    samples = [Tensor([index]).as_subclass(Uncomparable) for index in range(37)]
+    source = StreamSource(samples, transform=lambda sample: sample.as_subclass(Tensor))
+    assert take(StreamBatches(source, batch_size=8), 0, 2)
+    assert source._first is None
+
+
 class OfItsProcess(Drawing):
     """Another order in each process, as Hugging Face has of several shuffled shards in a worker."""
 
