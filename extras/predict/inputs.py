@@ -34,8 +34,9 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
         before = len(found.files) + len(found.problems)
         if word == "-":
             content = sys.stdin.buffer.read()  # a name per line, or separated by NUL as from find -print0
-            names = content.split(b"\0") if b"\0" in content else content.splitlines()
-            for name in filter(None, map(os.fsdecode, names)):
+            given = content.split(b"\0") if b"\0" in content else content.splitlines()
+            matches = [*filter(None, map(os.fsdecode, given))]
+            for name in matches:
                 if os.path.lexists(name):
                     _add(name, suffixes, found)
                 else:
@@ -46,8 +47,10 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
             matches = [word] if there else sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (it may be absolute)
             for name in matches:
                 _add(name, suffixes, found)
-            missing = f"no input ({' '.join(suffixes)}) in it" if matches else "no such file or folder"
+            missing = "no such file or folder"
         if before == len(found.files) + len(found.problems):
+            if matches:
+                missing = f"no input ({' '.join(suffixes)}) in it"
             raise DataError(f"{word}: {missing}")
     return found
 

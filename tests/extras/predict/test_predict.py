@@ -230,6 +230,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["gone.png"], "gone.png: no such file or folder"),
         (["*.webp"], "*.webp: no such file or folder"),
         (["empty"], "empty: no input (.jpg"),
+        (["-"], "-: no input (.jpg"),
         (["two", "--out", "x.txt"], "the suffix selects the format: .csv, .json, .jsonl, .npz"),
         (["two", "--out", "x.csv", "--json"], "contradict each other"),
         (["two", "--out", "nowhere/x.csv"], "x.csv: it is a folder, or in no folder that exists"),
@@ -257,6 +258,7 @@ def test_a_mistake_gets_one_message(
 ) -> None:
     monkeypatch.chdir(two.parent)
     Path("empty").mkdir()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"empty")))
     Path("table.csv").write_text("a,b\n1,2\n")
     np.save("floats.npy", np.zeros((2, 3, 32, 32), np.float32))
     np.save("single.npy", np.zeros((32, 32, 3), np.uint8))
