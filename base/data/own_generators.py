@@ -164,13 +164,14 @@ def _inside(owner: Any, known: dict[int, Any]) -> Iterator[Place]:
 
 
 def _globals(function: FunctionType) -> Iterator[Place]:
-    """Generators among the globals that a function uses, and other functions in the same file."""
+    """Generators among the globals that a function uses, and functions in the same file, unless it is a library's."""
     there, codes = function.__globals__, [function.__code__]
+    own = "-packages" not in function.__code__.co_filename  # a library may draw unique names for files
     for code in codes:
         codes += [each for each in code.co_consts if isinstance(each, type(code))]  # of comprehensions
         for name in code.co_names:
             value = there.get(name)
-            if type(value) in KINDS or (type(value) is FunctionType and value.__globals__ is there):
+            if type(value) in KINDS or (own and type(value) is FunctionType and value.__globals__ is there):
                 yield f"{function.__module__}.{name}", partial(there.get, name)
 
 

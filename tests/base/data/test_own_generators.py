@@ -89,6 +89,15 @@ def test_generators_are_found_in_each_place(where: str) -> None:
     assert whole[8:] == drawn(Keeping(where), Position(0, 8))
 
 
+def test_functions_that_a_function_of_a_library_calls_are_not_searched() -> None:
+    """They may draw unique names of files, as those of Hugging Face datasets do."""
+    code = "def draw():\n    return name()\ndef name():\n    return generator.random()"
+    for folder, found in (("/project", 1), ("/lib/site-packages", 0)):
+        there: dict[str, Any] = {"generator": random.Random(), "__name__": "file"}
+        exec(compile(code, f"{folder}/file.py", "exec"), there)
+        assert len(OwnGenerators().snapshot(there["draw"])) == found
+
+
 class Late(Keeping):
     """One sample creates a generator, nearer than that which all samples draw from."""
 
