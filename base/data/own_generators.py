@@ -180,7 +180,7 @@ def _attributes(owner: Any, known: dict[int, Any]) -> Iterator[Place]:
     collection = issubclass(type(owner), (dict, list, tuple))
     if collection or not all(issubclass(type(each), PLAIN) for each in gc.get_referents(owner)):
         own = _value(partial(object.__getattribute__, owner, "__dict__"))
-        yield from [(name, partial(own.get, name)) for name in own] if type(own) is dict else ()
+        yield from [(name, partial(own.get, name)) for name in [*own]] if type(own) is dict else ()
     for kind in type(owner).__mro__:
         if id(kind) not in known:
             members = [*vars(kind).items()]

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
 from base.data.collate import OneThread, collate_samples
 from base.data.errors import collate_error, sample_error
+from base.data.own_generators import OwnGenerators
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
@@ -221,6 +222,10 @@ class StreamBatches(Batches):
         super().__init__(source, batch_size=batch_size, seed=seed, num_workers=num_workers)
         self._latest: Snapshot | None = None
         self._trained: Snapshot | None = None
+
+    def close(self) -> None:
+        super().close()
+        self.source.generators.own = OwnGenerators()  # transform may have others now
 
     def last_batch_size(self) -> int:
         return self.batch_size if self.source.length is None else super().last_batch_size()

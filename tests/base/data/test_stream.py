@@ -600,6 +600,31 @@ class Shuffled:
             yield {"key": str(index), "image": object(), "x": np.array([index, random.random()]), "y": Tensor([index])}
 
 
+class Noise:
+    """Keeps a generator as an attribute of some name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        setattr(self, name, random.Random())
+
+    def __call__(self, sample: int) -> Tensor:
+        return Tensor([sample + getattr(self, self.name).random()])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_generators_of_a_transform_that_an_epoch_replaces_are_found(workers: int) -> None:
+    whole, resumed = (
+        StreamBatches(StreamSource(range(37), transform=Noise(name)), batch_size=8, seed=4, num_workers=workers)
+        for name in ("first", "second")
+    )
+    take(whole, 0, 3)
+    whole.source.transform = Noise("second")
+    whole.close()
+    assert same(take(whole, 3, 6), take(resumed, 3, 6))
+    whole.close()
+    resumed.close()
+
+
 class Uncomparable(Tensor):
     """A sample whose type cannot be compared."""
 
