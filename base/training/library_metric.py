@@ -118,12 +118,9 @@ class LibraryMetric:
         if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
             return float(value)
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        advice = 'set "average": "macro" if it has this argument, or reduce it to one number in a metric of your own'
         if self.own and current().world_size > 1:
-            advice = "with several processes, each state needs a dist_reduce_fx in add_state"
-        else:
-            advice = (
-                'set "average": "macro" if it has this argument, or reduce it to one number in a metric of your own'
-            )
+            advice = "reduce it to one number; with several processes, each state needs a dist_reduce_fx in add_state"
         raise ConfigError(f'metrics: "{self.name}" gives {found}, not a single number; {advice}')
 
     def dry_run(self, outputs: Any, targets: Any, phase: str) -> None:

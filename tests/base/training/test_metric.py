@@ -21,6 +21,7 @@ from base.training.metrics import Metrics
 from model import metric
 from tests.helpers import Fit, Json, temporarily
 from trainer.trainer import Trainer
+from utils.distributed import ProcessGroup
 from utils.errors import ConfigError
 from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
 
@@ -155,6 +156,33 @@ def test_a_torchmetrics_class_without_a_state_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r'"hits" has no state, .* self.add_state\("hits"'):
         LibraryMetric("hits", Stateless())
+
+
+class Stacked(Metric):
+    """A vector: what a state without dist_reduce_fx becomes with several processes, or the metric's own mistake."""
+
+    hits: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hits", default=torch.zeros(2))
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.hits += 1
+
+    def compute(self) -> Tensor:
+        return self.hits
+
+
+@pytest.mark.parametrize(("processes", "advice"), [(1, '"average": "macro"'), (2, "to one number; .* dist_reduce_fx")])
+def test_a_vector_is_refused_with_what_may_be_wrong(
+    processes: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProcessGroup, "world_size", processes)
+    metric = LibraryMetric("hits", Stacked())
+    metric.update(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ConfigError, match=rf'"hits" gives \(2,\), not a single number; .*{advice}'):
+        metric.compute()
 
 
 class Errors(Metric):
