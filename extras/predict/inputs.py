@@ -41,17 +41,14 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
                     _add(name, suffixes, found)
                 else:
                     found.problems.append(f"{name}: no such file")
-            missing = "no names on standard input"
         else:
             there = os.path.lexists(word) or _in_archive(word)
             matches = [word] if there else sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (it may be absolute)
             for name in matches:
                 _add(name, suffixes, found)
-            missing = "no such file or folder"
         if before == len(found.files) + len(found.problems):
-            if matches:
-                missing = f"no input ({' '.join(suffixes)}) in it"
-            raise DataError(f"{word}: {missing}")
+            missing = "no names on standard input" if word == "-" else "no such file or folder"
+            raise DataError(f"{word}: " + (f"no input ({' '.join(suffixes)}) in it" if matches else missing))
     return found
 
 
