@@ -31,7 +31,7 @@ def is_ours(path: Path) -> bool:
 
 
 TEMPLATES = [path for path in BUNDLED if is_ours(path)]
-# what a project's own code, or a library that it uses, warns about is no mistake of the template
+# what a project's own code, or a library that it uses, warns about is not a mistake of the template
 _OWN = pytest.mark.filterwarnings("default")
 EVERY = [pytest.param(path, id=path.stem, marks=() if path in TEMPLATES else _OWN) for path in BUNDLED]
 """All of them, as parameters of a test."""

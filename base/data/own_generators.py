@@ -146,7 +146,7 @@ def _places(objects: Any) -> Iterator[Place]:
 
 
 def _inside(owner: Any, known: dict[int, Any]) -> Iterator[Place]:
-    """What an object holds. Attributes are looked at, not computed; of a subclass, which may load a sample, too."""
+    """What an object holds, read without its own methods: they may load a sample."""
     kind = type(owner)
     if issubclass(kind, dict):
         for number, key in enumerate([*islice(dict.__iter__(owner), MOST_ITEMS)]):

@@ -181,7 +181,7 @@ def test_a_search_ends_however_much_a_data_set_keeps(monkeypatch: pytest.MonkeyP
 
 
 class Forgetful:
-    """A source of one's own, with a method of a common name."""
+    """A user's source, with a method of a common name."""
 
     def __len__(self) -> int:
         return 4
