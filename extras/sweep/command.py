@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,7 @@ from utils.registry import import_components
 from utils.streams import say, say_error
 from utils.text import count, one_line
 
-LAUNCHER = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR",
-    "MASTER_PORT",
-)  # fmt: skip
+LAUNCHER = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 """Variables that tell a process to train together with others, which trials do not."""
 
 
@@ -38,13 +36,16 @@ def sweep(options: argparse.Namespace) -> Result:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     if options.trials is not None and options.trials < 1:
         raise UserError(f"--trials {options.trials}: must be at least 1")
-    job, first = _job(), (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
-    for name in [*LAUNCHER, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
-        os.environ.pop(name, None)
+    job = None if options.resume else _job()
+    first = _place("RANK", "SLURM_PROCID") == 0
+    local_rank = _place("LOCAL_RANK", "SLURM_LOCALID")
+    for name in filter(LAUNCHER.fullmatch, list(os.environ)):
+        del os.environ[name]
     import_components()
     folder = _continued(options) if options.resume else SweepFolder.create(*_asked(options), job=job)
     spec = folder.read_spec()
-    processes = TrialProcesses(threads=spec.threads, devices=torch.cuda.device_count(), note=spec.note)
+    devices = torch.cuda.device_count()
+    processes = TrialProcesses(threads=spec.threads, devices=devices, first_slot=local_rank * jobs, note=spec.note)
     display = Display(spec, quiet=not first)
     coordinator = Coordinator(folder, processes, display, jobs=jobs)
     if first:
@@ -60,11 +61,25 @@ def sweep(options: argparse.Namespace) -> Result:
 
 
 def _job() -> str | None:
-    """The launcher's id for this job, whose processes all work on the same sweep."""
+    """The launcher's id for this job, whose processes all work on the same sweep. Raises UserError if it has none."""
     name, _ = launch()
-    if name is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        name = f"slurm-{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_STEP_ID', '0')}"
+    step = os.environ.get("SLURM_STEP_ID")  # set by srun, but not in the script of a job
+    if name is None and step and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        name = f"slurm-{os.environ.get('SLURM_JOB_ID')}-{step}"
+    size = os.environ.get("WORLD_SIZE") or "1"
+    differs = os.environ.get("TORCHELASTIC_RUN_ID") == "none" and size != os.environ.get("LOCAL_WORLD_SIZE")
+    if differs or (name is None and size != "1"):
+        raise UserError(
+            "the processes of this launcher have no id in common by which to find the same sweep: give torchrun "
+            "--rdzv-id NAME, the same on all machines, or start python sweep.py -r FOLDER on each"
+        )
     return name
+
+
+def _place(*variables: str) -> int:
+    """The number of this process as given by torchrun or Slurm; 0 without them."""
+    found = [value for name in variables if (value := os.environ.get(name, "")).isdecimal()]
+    return int(found[0]) if found else 0
 
 
 def _asked(options: argparse.Namespace) -> tuple[Spec, dict[str, Any]]:

@@ -35,12 +35,14 @@ class TrialProcesses:
     """Starts trial processes.
 
     threads: number of torch threads in each. devices: number of GPUs to share out, one per slot.
+    first_slot: number of slots of other sweep processes on this machine, which take the first GPUs.
     note: the label of their runs; None: keep their own.
     """
 
-    def __init__(self, *, threads: int, devices: int, note: str | None) -> None:
+    def __init__(self, *, threads: int, devices: int, first_slot: int = 0, note: str | None) -> None:
         self.threads = threads
         self.devices = devices
+        self.first_slot = first_slot
         self.note = note
         self.pipe = os.pipe()  # its writing end, which only this process has, closes when this process ends
 
@@ -49,9 +51,8 @@ class TrialProcesses:
         path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
         if self.devices > 1:
-            device = slot % self.devices
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = visible[device] if len(visible) > device else str(device)
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.devices)))
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[(self.first_slot + slot) % self.devices]
         note = [] if self.note is None else [f"--note={self.note}"]
         with (run.path / ERRORS).open("wb") as errors:
             return subprocess.Popen(
