@@ -187,7 +187,7 @@ def _figures(spec: Spec, ranked: Sequence[Trial], study: "Study | None") -> Iter
     yield "History", about, figures.history(spec, sorted(ranked, key=lambda trial: trial.number))
     if len(spec.spaces) > 1:
         complete = sum(trial.state == "complete" for trial in ranked)
-        if study is not None and complete >= ENOUGH and sum((shares := importances(study)).values()) > 0:
+        if study is not None and complete >= ENOUGH and (shares := importances(study)):
             about = f"How much each key determines whether a trial is good (PED-ANOVA over {complete} complete trials)."
             yield "Importances", about, figures.importances(shares, spec)
         about = "A line for each trial through its values to its rank; the best is the thick one."

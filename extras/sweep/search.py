@@ -194,8 +194,15 @@ def study_of(spec: Spec, trials: Sequence[Trial]) -> "Study":
 
 
 def importances(study: "Study") -> dict[str, float]:
-    """How much each key determines whether a trial is good, by PED-ANOVA over the complete trials; the sum is 1."""
+    """How much each key determines whether a trial is good, by PED-ANOVA over the complete trials; the sum is 1.
+
+    Empty if the trials do not differ enough to tell.
+    """
     import optuna
 
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna warns of such trials
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator, normalize=False)
+    total = sum(found.values())
+    return {key: value / total for key, value in found.items()} if total else {}

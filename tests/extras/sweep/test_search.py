@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from extras.sweep.search import Search, need_optuna, study_of, write_journal
-from extras.sweep.sweep_folder import Trial
+from extras.sweep.search import Search, importances, need_optuna, study_of, write_journal
+from extras.sweep.sweep_folder import Outcome, Trial
 from tests.extras.sweep.made_up import followed, spec
 from utils.errors import UserError
 
@@ -63,6 +63,15 @@ def test_the_journal_is_a_study(tmp_path: Path) -> None:
     assert [trial.state.name.lower() for trial in study.trials] == [one.outcome.state for one in trials if one.outcome]
     best = min(one.outcome.value or 0 for one in trials if one.outcome and one.outcome.state == "complete")
     assert study.best_value == best
+
+
+@pytest.mark.parametrize("values", [[1.0] * 12, [0.5] + [1.0] * 11])
+def test_trials_with_the_same_value_show_no_importances(tmp_path: Path, values: list[float]) -> None:
+    searched = spec("a=lin:0..1", "b=lin:0..1", trials=12)
+    trials = followed(searched, tmp_path, 12, [])
+    for trial, value in zip(trials, values, strict=True):
+        trial.outcome = Outcome("complete", value, 1, 9, 0.0)
+    assert importances(study_of(searched, trials)) == {}  # and warns of nothing, which would be an error
 
 
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
