@@ -5,8 +5,9 @@ import html
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
-from utils.text import aligned, one_line
+from utils.text import aligned, one_line, width
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _markdown(block: Block) -> str:
             return f"{'#' * level} {escaped(text)}"
         case Paragraph(text, link, strong):
             words = f"**{escaped(text)}**" if strong else escaped(text)
-            return f"{words} [{escaped(link)}]({link})" if link else words
+            return f"{words} {_link(link)}" if link else words
         case Command(text):
             return f"    {one_line(text)}"
         case Table(header, rows, texts):
@@ -134,7 +135,11 @@ def _markdown(block: Block) -> str:
         case Picture(title, file):
             return f"![{escaped(title)}]({file})"
         case Source(title, _, link):
-            return f"{escaped(title)}: [{escaped(link)}]({link})" if link else escaped(title)
+            return f"{escaped(title)}: {_link(link)}" if link else escaped(title)
+
+
+def _link(path: str) -> str:
+    return f"[{escaped(path)}]({quote(path)})"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -144,8 +149,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, righ
     """
     least = [cell.rjust(3) if index in right else cell.ljust(3) for index, cell in enumerate(header)]
     lines = aligned([least, *rows], right)
-    widths = [len(cell) for cell in lines[0]]
-    rule = [f"{'-' * (width - 1)}:" if index in right else "-" * width for index, width in enumerate(widths)]
+    widths = map(width, lines[0])
+    rule = [f"{'-' * (columns - 1)}:" if index in right else "-" * columns for index, columns in enumerate(widths)]
     return [f"| {' | '.join(row)} |" for row in (lines[0], rule, *lines[1:])]
 
 

@@ -28,11 +28,19 @@ def code_version() -> str:
     return hashed.hexdigest()
 
 
+def path_from(folder: Path, path: Path) -> str:
+    """A path relative to a folder, with forward slashes; the absolute one if it is on another drive of Windows."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
+
+
 def display_path(path: Path) -> str:
     """A path as the user would type it: relative to the working directory if inside it."""
     try:
         relative = os.path.relpath(path)
-    except FileNotFoundError:  # the working directory was removed
+    except (FileNotFoundError, ValueError):  # the working directory was removed, or is on another drive of Windows
         return str(path)
     return str(path) if relative.startswith("..") else relative
 

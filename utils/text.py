@@ -62,16 +62,16 @@ def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[s
 def aligned(rows: Iterable[Sequence[str]], right: Sequence[int]) -> list[list[str]]:
     """The rows, with every cell padded to the width of its column."""
     rows = list(rows)
-    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
 
     def padded(cell: str, column: int) -> str:
-        blank = " " * (widths[column] - _columns(cell))
+        blank = " " * (widths[column] - width(cell))
         return blank + cell if column in right else cell + blank
 
     return [[padded(cell, column) for column, cell in enumerate(row)] for row in rows]
 
 
-def _columns(text: str) -> int:
+def width(text: str) -> int:
     """Width in a terminal: Chinese, Japanese and Korean characters take two columns."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 

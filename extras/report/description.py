@@ -1,7 +1,6 @@
 """The head of a report: what was tested, and how it performed in training."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from extras.document import Block, Heading, Paragraph, Picture, Source, Table
 from extras.letters import shortened
 from extras.records import value_text
 from extras.report.statistics import Classification, Regression
+from utils.paths import path_from
 from utils.run_folder import RunFolder
 from utils.schema import Component, Config
 from utils.text import count, number
@@ -69,7 +69,7 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
         text = tested.folder.config.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return
-    yield Source("config", text, Path(os.path.relpath(tested.folder.config.resolve(), report.resolve())).as_posix())
+    yield Source("config", text, path_from(report.resolve(), tested.folder.config.resolve()))
 
 
 def component(item: Component) -> str:

@@ -221,7 +221,8 @@ class Predictions:
         ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
         self._begin([*(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
         columns = [*targets.T.tolist(), *outputs.T.tolist()]
-        self._rows(f"%s{',%.9g' * len(columns)}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
+        form = "".join(f",{_exact_form(values)}" * width for values in (targets, outputs))
+        self._rows(f"%s{form}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
 
     def _samples(self, start: int, count: int) -> list[str]:
         """The cells that identify a sample: its index and, if it has one, its name."""
@@ -311,6 +312,13 @@ def _residuals(found: Regression) -> Iterator[Block]:
     yield Table([f"of {found.numbers:,} values", ""], [[name, digits(value)] for name, value in named.items()])
     yield Picture("predicted and true values", "scatter.png")
     yield Picture("residuals", "residuals.png")
+
+
+def _exact_form(values: Tensor) -> str:
+    """A %-format from which every value of this type can be read back exactly."""
+    if not values.is_floating_point():
+        return "%d"
+    return "%r" if values.dtype == torch.float64 else "%.9g"
 
 
 def _share(value: float) -> str:

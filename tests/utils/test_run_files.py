@@ -15,7 +15,7 @@ from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run, needs_extra
 from utils.environment import git_state
 from utils.errors import UserError
-from utils.paths import display_path
+from utils.paths import display_path, path_from
 from utils.run_folder import RunFolder
 
 FILES = [
@@ -141,6 +141,18 @@ def test_a_working_directory_that_was_removed_hides_no_message(tmp_path: Path) -
         os.chdir(gone)
         gone.rmdir()
         assert display_path(tmp_path / "saved") == str(tmp_path / "saved")
+
+
+def test_a_path_on_another_drive_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on Windows, where no relative path leads there."""
+    assert path_from(tmp_path / "a", tmp_path / "b" / "c") == "../b/c"
+
+    def fail(*_: object) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr("os.path.relpath", fail)
+    assert path_from(tmp_path / "a", tmp_path / "b") == (tmp_path / "b").as_posix()
+    assert display_path(tmp_path) == str(tmp_path)
 
 
 def test_outside_of_git_it_is_unknown_whether_files_were_changed(

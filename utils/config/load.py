@@ -1,7 +1,6 @@
 """Load a config: run every check in order and report all mistakes at once."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from utils.config.schedulers import length_conflict, monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.extras import find_extra
-from utils.paths import PROJECT
+from utils.paths import PROJECT, path_from
 from utils.registry import LOSSES, TRAINERS
 from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below, validation_names
 from utils.text import hint
@@ -113,7 +112,7 @@ def to_json(config: Config, *, folder: Path = PROJECT) -> str:
 
 def as_json(config: dict[str, Any], folder: Path) -> str:
     """A config as it was written, in the form that ``train.py -c`` reads from a folder."""
-    schema = {"$schema": Path(os.path.relpath(PROJECT / "config.schema.json", folder)).as_posix()}
+    schema = {"$schema": path_from(folder, PROJECT / "config.schema.json")}
     return json.dumps(config | (schema if "$schema" in config else {}), indent=2) + "\n"
 
 

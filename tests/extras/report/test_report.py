@@ -25,11 +25,13 @@ from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
-from extras.document import escaped, markdown_table
+from extras.document import Paragraph, Source, as_markdown, escaped, markdown_table
+from extras.report.evaluation_report import Predictions
 from tests.conftest import load_script
 from tests.helpers import Fit, curves, lines, needs_extra, temporarily
 from trainer.trainer import Trainer
 from utils import cli, files
+from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 from utils.run_folder import RunFolder
@@ -340,6 +342,24 @@ def test_markdown_shows_names_as_they_are() -> None:
     assert escaped("top_k a|b $x$ __init__ a*b*") == r"top_k a\|b \$x\$ \_\_init\_\_ a\*b\*"
     lines = markdown_table(["name", "n"], [["고양이", "1"], ["cat", "22"]], right=[1])
     assert lines == ["| name   |   n |", "| ------ | --: |", "| 고양이 |   1 |", "| cat    |  22 |"]
+
+
+def test_links_lead_to_files_of_any_name() -> None:
+    written = as_markdown([Source("config", "", "../my run (2)/config.json"), Paragraph("All:", link="a b.csv")])
+    assert "(../my%20run%20%282%29/config.json)" in written
+    assert "[a b.csv](a%20b.csv)" in written
+
+
+def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
+    numbers = torch.tensor([1700000123.5, 0.1, math.nan], dtype=torch.float64)
+    written = []
+    for outputs, targets in ((numbers, torch.tensor([1700000123, 7, -8])), (numbers.float(), numbers.float())):
+        predictions = Predictions(tmp_path / "predictions.csv", ProcessGroup())
+        predictions.add_numbers(0, outputs, targets)
+        predictions.close(None, None, None)
+        written.append([(row["true"], row["predicted"]) for row in rows(tmp_path)])
+    assert written[0] == [("1700000123", "1700000123.5"), ("7", "0.1"), ("-8", "nan")]
+    assert written[1] == [("1.70000013e+09",) * 2, ("0.100000001",) * 2, ("nan",) * 2]
 
 
 def test_the_head_says_what_was_tested(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
