@@ -10,9 +10,15 @@ from utils.text import escape_controls
 def spreadsheet_safe(text: str) -> str:
     """Text without control characters, and with an apostrophe before anything a spreadsheet would run as a formula."""
     text = escape_controls(text)
-    if text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not text[1:].replace(".", "", 1).isdigit()):
-        return f"'{text}"
-    return text
+    return f"'{text}" if text.startswith(("=", "@", "\t", "+", "-")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def csv_table(rows: Iterable[Iterable[object]]) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from extras.compare.curves import curves
 from extras.compare.runs import (
     REPEATS,
+    Run,
     RunGroup,
     best_values,
     brief,
@@ -27,7 +28,7 @@ from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import replace_file, replace_files
 from utils.streams import say
-from utils.text import count, duration, number, number_or_dash, table
+from utils.text import count, duration, number, number_or_dash, table, width
 
 TABLE = "comparison.csv"
 MEANS = "comparison_means.csv"
@@ -57,7 +58,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         names = ", ".join(map(str, others or paths))
         raise CheckpointError(f"no run to compare: no config.json in {names}")
     groups = group_runs(runs)
-    folder = out or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    folder = out or _folder_of(runs)
     files = {TABLE: _csv([_columns(group) for group in groups])}
     if any(group.repeats for group in groups):
         files[MEANS] = _csv([_means(group) for group in groups])
@@ -77,6 +78,13 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         replace_file(folder / PICTURE, png(curves(groups)))
     say(f"\nwritten: {', '.join(display_path(folder / name) for name in [*files, PICTURE])}")
     return folder / TABLE
+
+
+def _folder_of(runs: Sequence[Run]) -> Path:
+    try:
+        return Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    except ValueError as error:
+        raise UserError("the runs are on different drives; choose a folder for the comparison with --out") from error
 
 
 @contextmanager
@@ -184,8 +192,8 @@ def _printed_table(columns: Iterable[Column], file: str, usual: Sequence[str] = 
         if not column.shown or (set(column.shown) <= {*usual} and len(set(column.shown)) == 1):
             continue
         cells = [column.header or column.name, *column.shown]
-        if taken + 2 + max(map(len, cells)) <= _width():
-            taken += 2 + max(map(len, cells))
+        if taken + 2 + max(map(width, cells)) <= _width():
+            taken += 2 + max(map(width, cells))
             fitting.append(cells)
         else:
             others.append(cells[0])

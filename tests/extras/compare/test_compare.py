@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 
 from extras.compare.curves import MOST_PANELS, curves
 from extras.compare.runs import Run, direction
+from extras.spreadsheets import csv_table
 from tests.conftest import load_script
 from tests.helpers import ROOT
 from utils import cli
 from utils.errors import CheckpointError, UserError
+from utils.text import width
 
 test = load_script("test")
 Make = Callable[..., Path]
@@ -279,6 +281,36 @@ def test_a_formula_in_a_config_is_none_in_a_spreadsheet(make: Make) -> None:
         run = make(f"20260101-00000{place}", [0.1], optimizer={"type": f"=cmd({place})", "args": {}})
     test.main(["--compare", str(run.parent)])
     assert [row["optimizer.type"] for row in written(run.parent)] == ["'=cmd(1)", "'=cmd(2)"]
+
+
+@pytest.mark.parametrize("text", ["-3.2e-06", "-inf", "+1", "-.5", "nan"])
+def test_a_number_is_one_in_a_spreadsheet(text: str) -> None:
+    assert csv_table([[text]]) == f"{text}\n"
+    assert csv_table([[f"{text}+cmd"]]) == (f"{text}+cmd\n" if text == "nan" else f"'{text}+cmd\n")
+
+
+def test_wide_letters_fit_in_the_terminal(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each takes two columns."""
+    note = "더 넓은 신경망과 낮은 학습률로 다시 학습"
+    for lr in (0.1, 0.2):
+        run = make(f"run-{lr}", [0.5] * 3, about={"note": note}, optimizer=sgd(lr))
+    printed = compared(capsys, run.parent)
+    assert max(width(line) for line in printed if not line.startswith(NOTES)) <= 80
+    assert note in printed[2]
+
+
+def test_runs_on_several_drives_need_a_folder(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on Windows, whose drives have no folder in common."""
+
+    def fail(*_: object) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    run = make("20260101-000001", [0.5] * 3)
+    monkeypatch.setattr("os.path.commonpath", fail)
+    with pytest.raises(UserError, match="on different drives; choose a folder for the comparison with --out"):
+        test.main(["--compare", str(run)])
+    test.main(["--compare", str(run), "--out", str(tmp_path)])
+    assert len(written(tmp_path)) == 1
 
 
 def test_a_mistake_is_one_message_and_status_2(
