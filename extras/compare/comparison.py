@@ -14,12 +14,12 @@ from extras.compare.runs import (
     REPEATS,
     Run,
     RunGroup,
-    best_values,
     brief,
     find_runs,
     group_runs,
     shown_value,
     test_values,
+    values_at_best,
 )
 from extras.drawing import png
 from extras.letters import shortened
@@ -101,16 +101,15 @@ def _columns(group: RunGroup) -> list[Column]:
     """Every column of the runs, the most important first."""
     runs = group.runs
     name = group.monitor.split()[1]
-    best = [run.best(group.monitor) for run in runs]
     epochs = [f"{run.epochs}/{run.config.get('trainer.epochs', '?')}" for run in runs]
     keys = [_key_column(key, group) for key in group.keys]
     tests = [_numbers(test, values) for test, values in test_values(runs).items()]
     tests.sort(key=lambda column: column.name != f"test {name.removeprefix('val_')}")
-    others = [_numbers(monitor, each) for monitor, each in best_values(runs).items() if monitor != group.monitor]
+    others = [_numbers(name, values) for name, values in values_at_best(runs, group.monitor).items()]
     task = {"data": _data(group), "loss": group.task.loss, "monitor": group.monitor}
     return [
         Column("run", [run.name for run in runs], [shortened(group.short_name(run), 34) for run in runs]),
-        _numbers("best", [value for value, _ in best]),
+        _numbers("best", [run.best(group.monitor) for run in runs]),
         _numbers("last", [run.records[-1].get(name) if run.records else None for run in runs]),
         Column("state", [run.state for run in runs], [run.state.partition(": ")[0] for run in runs]),
         Column("epochs", [run.epochs for run in runs], epochs),
@@ -123,7 +122,7 @@ def _columns(group: RunGroup) -> list[Column]:
         *keys[1:3],
         *others,
         *keys[3:],
-        Column("best_epoch", [epoch for _, epoch in best]),
+        Column("best_epoch", [run.at_best(group.monitor).get("epoch") for run in runs]),
         Column("when", [str(run.environment.get("time", "")) for run in runs]),
         Column("folder", [display_path(run.path) for run in runs]),
         *(Column(name, [value] * len(runs)) for name, value in task.items()),
@@ -135,13 +134,13 @@ def _means(group: RunGroup) -> list[Column]:
     keys = [key for key in group.keys if key not in REPEATS]
     experiments = [", ".join(group.settings(each.runs[0], keys)) or "all" for each in group.repeats]
     counts = [len(each.runs) for each in group.repeats]
-    found = [each.means() for each in group.repeats]
+    found = [each.means(group.monitor) for each in group.repeats]
     columns = [
         Column("experiment", experiments, [shortened(each, 34) for each in experiments]),
         Column("runs", counts, list(map(str, counts))),
     ]
     names = dict.fromkeys(name for means in found for name in means)
-    for name in sorted(names, key=lambda name: name != group.monitor):
+    for name in names:
         pairs = [means.get(name) for means in found]
         shown = ["-" if pair is None else f"{number(pair[0])} ± {pair[1]:.2g}" for pair in pairs]
         columns.append(Column(f"mean of {name}", [pair and pair[0] for pair in pairs], shown, name))

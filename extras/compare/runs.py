@@ -39,10 +39,6 @@ REPEATS = ("seed", f"{ARGUMENT}fold")
 
 # what test/metrics.json contains besides the values
 ABOUT_TEST = {"checkpoint", "epoch", "step", "samples", "overrides"}
-# words in a metric's name that mean smaller is better
-LOWER_IS_BETTER = re.compile(
-    r"loss|error|perplexity|distance|divergence|reconstruction|(?<![a-z])(mae|mse|rmse|mape|nll|kl|fid|wer|cer|elbo_gap)(?![a-z])"
-)
 
 
 class Task(NamedTuple):
@@ -122,10 +118,13 @@ class Run:
     def values(self, name: str) -> list[float | None]:
         return [record.get(name) for record in self.records]
 
-    def best(self, monitor: str) -> tuple[float | None, int | None]:
-        """The best value, and its epoch. monitor: "min NAME" or "max NAME"."""
+    def at_best(self, monitor: str) -> Record:
+        """The record of the best epoch; empty without one. monitor: "min NAME" or "max NAME"."""
         found = best_of(self.values(monitor.split()[1]), monitor)
-        return (None, None) if found is None else (found[1], int(self.records[found[0]].get("epoch") or 0))
+        return {} if found is None else self.records[found[0]]
+
+    def best(self, monitor: str) -> float | None:
+        return self.at_best(monitor).get(monitor.split()[1])
 
     @property
     def state(self) -> str:
@@ -168,30 +167,23 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return sorted((key for key in keys if values[key] > 1), key=lambda key: -values[key])
 
 
-def best_values(runs: Sequence[Run]) -> dict[str, list[float | None]]:
-    """The best of each validation value by run, and of training values without one, as "max val_accuracy"."""
+def values_at_best(runs: Sequence[Run], monitor: str) -> dict[str, list[float | None]]:
+    """The other values of each run's best epoch: those of validation, and as "train reward" training values without."""
     found = charts([record for run in runs for record in run.records])
     names = [name for chart, lines in found.items() if chart != RATES for name in lines.values()]
-    held_out = [name for name in names if name.startswith("val_") or f"val_{name}" not in names]
-    monitors = [f"{direction(name, runs)} {name}" for name in held_out]
-    return {monitor: [run.best(monitor)[0] for run in runs] for monitor in monitors}
+    best = [run.at_best(monitor) for run in runs]
+    values = {}
+    for name in names:
+        held_out = name.startswith("val_")
+        if name != monitor.split()[1] and (held_out or f"val_{name}" not in names):
+            values[name if held_out else f"train {name}"] = [record.get(name) for record in best]
+    return values
 
 
 def test_values(runs: Sequence[Run]) -> dict[str, list[float | None]]:
     """The values on the test data by run, as "test accuracy"."""
     names = dict.fromkeys(name for run in runs for name in run.test)
     return {f"test {name}": [run.test.get(name) for run in runs] for name in names}
-
-
-def direction(name: str, runs: Iterable[Run]) -> str:
-    """ "min" or "max" for a value, as given by a run that monitors it, or else by words in its name."""
-    for run in runs:
-        if run.monitor is not None and run.monitor.split()[1] == name:
-            return run.monitor.split()[0]
-        if f"loss.{name.removeprefix('val_')}.type" in run.config:  # one of several losses
-            return "min"
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return "min" if LOWER_IS_BETTER.search(words) else "max"
 
 
 def shown_value(value: Any) -> str:
@@ -205,10 +197,11 @@ class Repeats(NamedTuple):
     over: list[str]
     """What differs between them, as in ["seed"]."""
 
-    def means(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation (n - 1) of each metric's best value, as "min val_loss", and of each value on the
-        test data, as "test loss". Values missing in some of the runs are left out."""
-        found = {**test_values(self.runs), **best_values(self.runs)}
+    def means(self, monitor: str) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation (n - 1) of the best monitored value, of each value on the test data and of the
+        others of the best epoch. Values missing in some of the runs are left out."""
+        best = {monitor: [run.best(monitor) for run in self.runs]}
+        found = {**best, **test_values(self.runs), **values_at_best(self.runs, monitor)}
         whole = {name: [value for value in values if value is not None] for name, values in found.items()}
         return {
             name: (statistics.fmean(values), statistics.stdev(values))
@@ -293,7 +286,7 @@ def _which(task: Task, tasks: Iterable[Task]) -> str:
 
 
 def _rank(run: Run, monitor: str) -> tuple[bool, float, str]:
-    best = run.best(monitor)[0]
+    best = run.best(monitor)
     value = 0.0 if best is None else best if monitor.startswith("min") else -best
     return best is None, value, run.name
 
@@ -335,7 +328,7 @@ def _outdated(run: Run, test: dict[str, Any]) -> str:
     changed = list(filter(_changes_test, map(str, overrides))) if isinstance(overrides, list) else []
     if changed:
         return f"tested with {one_line(', '.join(changed))}; run test.py without it"
-    best = run.best(run.monitor)[1] if run.monitor else None
+    best = run.at_best(run.monitor).get("epoch") if run.monitor else None
     ended = {record.get("epoch"): record.get("step") for record in run.records}.get(best or run.epochs)
     step = test.get("step")
     # without a best epoch, test.py takes the newest checkpoint, which may be later than the last epoch

@@ -13,7 +13,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from extras.compare.curves import MOST_PANELS, curves
-from extras.compare.runs import Run, direction
 from extras.spreadsheets import csv_table
 from tests.conftest import load_script
 from tests.helpers import ROOT
@@ -94,10 +93,10 @@ def test_runs_are_ranked_by_what_they_monitor(make: Make, capsys: pytest.Capture
     printed = compared(capsys, *runs)
     assert printed[:5] == [
         "Photos, cross_entropy: 3 runs, by min val_loss, commit abcdef0",
-        "  run                best    last  epochs   lr  time  max val_accuracy",
-        "  20260101-000002  0.4000       -     3/3  0.2  1:30            0.3000",
-        "  20260101-000001  0.5000  0.7000     3/3  0.1  1:30            0.3000",
-        "  20260101-000003  0.6000  0.6000     3/3  0.3  1:30            0.3000",
+        "  run                best    last  epochs   lr  time  val_accuracy",
+        "  20260101-000002  0.4000       -     3/3  0.2  1:30        0.2000",
+        "  20260101-000001  0.5000  0.7000     3/3  0.1  1:30        0.2000",
+        "  20260101-000003  0.6000  0.6000     3/3  0.3  1:30        0.1000",
     ]
     table = written(runs[0].parent)
     assert [row["run"] for row in table] == [f"small/20260101-00000{place}" for place in (2, 1, 3)]
@@ -357,21 +356,21 @@ def test_a_run_says_how_it_ended(make: Make, capsys: pytest.CaptureFixture[str])
     assert f"diverged: {run}: the loss is inf at step 3" in printed
 
 
-def test_notes_test_values_and_the_best_of_each_metric_are_columns(
+def test_notes_test_values_and_those_of_the_best_epoch_are_columns(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"loss": 0.25, "accuracy": 0.75, "f1": None}
     run = make("20260101-000001", [0.3, 0.2, 0.4], about={"note": "=wider\x1b[2J <b>\nnets"}, tested=found)
     make("20260101-000002", [0.5, 0.6, 0.7])
     printed = compared(capsys, run.parent)
-    assert "max val_accuracy" in " ".join(printed)
+    assert "val_accuracy" in " ".join(printed)
     assert "test loss  note" in printed[1]
     assert "0.2500  =wider\\x1b[2J <b> nets" in printed[2]
     one, other = written(run.parent)
     assert (one["note"], other["note"]) == ("'=wider\\x1b[2J <b> nets", "")
     assert (one["test loss"], one["test accuracy"], other["test loss"]) == ("0.25", "0.75", "")
     assert "test f1" not in one
-    assert (one["best"], one["max val_accuracy"]) == ("0.2", "0.3")
+    assert (one["best"], one["val_accuracy"]) == ("0.2", "0.2")
 
 
 def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
@@ -392,7 +391,7 @@ def test_seeds_and_folds_of_one_experiment_have_a_mean_and_a_deviation(
     assert printed[0].startswith("Photos, cross_entropy: 8 runs"), "folds are compared with one another"
     start = printed.index("  mean ± standard deviation over seeds and folds")
     assert printed[start + 1].split()[:4] == ["experiment", "runs", "min", "val_loss"]
-    assert printed[start + 2].split() == ["lr=0.1", "3", "0.5000", "±", "0.1", "0.4000", "±", "0", "0.3000", "±", "0"]
+    assert printed[start + 2].split() == ["lr=0.1", "3", "0.5000", "±", "0.1", "0.4000", "±", "0", "0.2000", "±", "0"]
     assert printed[start + 3].split()[:5] == ["lr=0.2", "3", "0.7000", "±", "0.1"]
     with (single.parent / "comparison_means.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
@@ -501,21 +500,25 @@ def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pyte
     assert (run.parent / "comparison.csv").read_text().count("\n") == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "best"),
-    [
-        ("val_loss", "min"), ("MeanSquaredError", "min"), ("val_mae", "min"), ("top5_error", "min"),
-        ("val_reconstruction", "min"),
-        ("accuracy", "max"), ("val_f1", "max"), ("format", "max"), ("BinaryAUROC", "max"),
-    ],
-)  # fmt: skip
-def test_which_end_of_a_metric_is_best(name: str, best: str) -> None:
-    assert direction(name, []) == best
-
-
-def test_the_lowest_of_one_of_several_losses_is_best(tmp_path: Path) -> None:
-    run = Run(tmp_path, {"loss.squares.type": "MSELoss"})
-    assert direction("val_squares", [run]) == direction("squares", [run]) == "min"
+def test_the_other_values_are_those_of_the_best_epoch(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of best.pth, whichever end of them is better."""
+    runs = [make(f"20260101-00000{place}", [0.3, 0.2, 0.4], seed=place) for place in (1, 2)]
+    records = [
+        {"epoch": epoch, "step": epoch, "loss": 1, "reward": 10 * epoch, "val_loss": loss, "val_lpips": 1 - loss}
+        for epoch, loss in enumerate([0.3, 0.2, 0.4], start=1)
+    ]
+    for run in runs:
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    printed = compared(capsys, *runs)
+    assert [(row["val_lpips"], row["train reward"]) for row in written(runs[0].parent)] == [("0.8", "20")] * 2
+    assert "  mean ± standard deviation over seeds" in printed
+    with (runs[0].parent / "comparison_means.csv").open(newline="") as file:
+        (means,) = csv.DictReader(file)
+    assert [means[f"mean of {name}"] for name in ("min val_loss", "val_lpips", "train reward")] == [
+        "0.2",
+        "0.8",
+        "20.0",
+    ]
 
 
 def test_training_and_validation_of_every_metric_are_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
