@@ -74,8 +74,9 @@ class Search:
         if self.study is None:
             return
         for trial in trials:
-            if trial.number not in self._seen:
-                self._seen[trial.number] = self._known(trial)
+            if trial.number not in self._seen:  # another coordinator's, or this sweep's before it was killed
+                self.study.enqueue_trial(_params(self.spec, trial))
+                self._seen[trial.number] = _Seen(self.study.ask(_distributions(self.spec)))
             seen = self._seen[trial.number]
             if trial.outcome is not None and not seen.told:
                 self.pruned_at(trial)
@@ -98,13 +99,6 @@ class Search:
                 seen.pruned_at = epoch
                 break
         return seen.pruned_at
-
-    def _known(self, trial: Trial) -> _Seen:
-        """A trial started by another coordinator on this folder, or by this sweep before it was killed."""
-        assert self.study is not None
-        self.study.sampler = _sampler("random", self.spec.seed, trial.number)
-        self.study.enqueue_trial(_params(self.spec, trial))
-        return _Seen(self.study.ask(_distributions(self.spec)))
 
     def _tell(self, asked: "optuna.Trial", trial: Trial) -> None:
         from optuna.trial import TrialState
