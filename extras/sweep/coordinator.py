@@ -10,14 +10,13 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from extras.records import best_of
-from extras.sweep.display import Display, Row
+from extras.sweep.display import Display
 from extras.sweep.search import Search
-from extras.sweep.sweep_folder import TRIAL, Outcome, SweepFolder, Trial, is_running
-from extras.sweep.trial_process import ERRORS, TrialProcesses
+from extras.sweep.sweep_folder import TRIAL, Outcome, State, SweepFolder, Trial, is_running
+from extras.sweep.trial_process import ERRORS, Progress, Running, TrialProcesses
 from utils.device_errors import OUT_OF_MEMORY
 from utils.errors import UserError
 from utils.files import read_text, size
@@ -32,24 +31,6 @@ MOST_DEATHS = 10
 MOST_REFUSED = 3
 """Number of trials that fail for the same reason before any had an epoch, after which a sweep ends."""
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")
-
-
-@dataclass(kw_only=True)
-class Running(Row):
-    """A trial claimed by this coordinator."""
-
-    slot: int
-    process: Any = None
-    """None while a process left behind by another coordinator still trains it."""
-    claimed: tuple[Any, ...] = ()
-    """Its progress on disk when it was claimed."""
-    mark: tuple[Any, ...] = ()
-    """Its progress on disk when its process was started."""
-    deaths: int = 0
-    read: int = -1
-    """Bytes of metrics.jsonl read so far."""
-    pruned: bool = False
-    """Whether it was asked to stop because of pruning."""
 
 
 class Coordinator:
@@ -96,7 +77,7 @@ class Coordinator:
                 return
             taken = {one.slot for one in self.running}
             slot = next(slot for slot in range(self.jobs) if slot not in taken)
-            one = Running(trial=trial, slot=slot, claimed=_mark(trial))
+            one = Running(trial=trial, slot=slot, at_claim=Progress.of(trial))
             self.running.append(one)
             self._start(one)
 
@@ -121,7 +102,7 @@ class Coordinator:
         return None
 
     def _start(self, one: Running) -> None:
-        one.mark = _mark(one.trial)
+        one.at_start = Progress.of(one.trial)
         one.process = None if is_running(one.trial.run) else self.processes.start(one.trial.run, one.slot)
 
     # ------------------------------------------------------------------ following
@@ -145,39 +126,39 @@ class Coordinator:
             self._ended(one, status)
 
     def _ended(self, one: Running, status: int) -> None:
+        """Record the end of a trial, or start its process again if that was killed."""
         pruned = self.search.pruned_at(one.trial)
         values = one.trial.measured(self.spec.value_name)[:pruned]
         best = best_of(values, self.spec.monitor)
-        value, epoch = (best[1], best[0] + 1) if best else (None, 0)
-        ended = (value, epoch, len(values), one.trial.seconds())
+        state: State = "failed"
+        reason = ""
         if pruned is not None:
-            self._finish(one, Outcome("pruned", *ended))
-        elif status == 0 and value is None:
-            why = f"{self.spec.value_name} was not measured, or not finite, in any epoch"
-            self._finish(one, Outcome("failed", *ended, why))
+            state = "pruned"
+        elif status == 0 and best:
+            state = "complete"
         elif status == 0:
-            self._finish(one, Outcome("complete", *ended))
+            reason = f"{self.spec.value_name} was not measured, or not finite, in any epoch"
         elif status in (1, 2):
             reason = _reason(one.trial)
             self._check_reason(one, reason)
-            self._finish(one, Outcome("failed", *ended, reason))
-            # of a loss or memory, the trial's values may be the cause, rather than the config
-            if not (values or one.trial.diverged or re.search(OUT_OF_MEMORY, reason)):
-                self._check_refusals(reason)
         else:
-            one.deaths = 0 if _mark(one.trial) != one.mark else one.deaths + 1
+            one.deaths = one.deaths + 1 if Progress.of(one.trial) == one.at_start else 0
             if one.deaths < MOST_DEATHS:
-                return self._start(one)
-            how = f"its process was killed {MOST_DEATHS} times without progress (status {status}; out of memory?)"
-            self._finish(one, Outcome("failed", *ended, how))
-        return None
+                self._start(one)
+                return
+            reason = f"its process was killed {MOST_DEATHS} times without progress (status {status}; out of memory?)"
+        epoch, value = (best[0] + 1, best[1]) if best else (0, None)
+        self._finish(one, Outcome(state, value, epoch, len(values), one.trial.seconds(), reason))
+        # of a loss or memory, the trial's values may be the cause, rather than the config
+        if status in (1, 2) and not (values or one.trial.diverged or re.search(OUT_OF_MEMORY, reason)):
+            self._check_refusals(reason)
 
     def _check_reason(self, one: Running, reason: str) -> None:
         """Raise UserError if a trial's values are hardly what made it fail."""
         if any(text in reason for text in DISK_FULL):
             raise UserError(f"{one.trial.name}: {reason}\nNothing is lost: make room, and continue the sweep")
-        # it had checkpoints, and resuming made no progress
-        if one.claimed[1:] and _mark(one.trial) == one.claimed and not one.trial.diverged:
+        resumed = bool(one.at_claim.checkpoints)
+        if resumed and Progress.of(one.trial) == one.at_claim and not one.trial.diverged:
             raise UserError(
                 f"{one.trial.name} cannot be resumed: {reason}\nNothing is lost: fix the cause, and continue the "
                 "sweep. To run the trial from the beginning instead, remove its folder first"
@@ -231,12 +212,6 @@ def stop(processes: Sequence[Any]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _mark(trial: Trial) -> tuple[Any, ...]:
-    with contextlib.suppress(OSError):
-        return (size(trial.run.path / "metrics.jsonl"), *sorted(path.name for path in trial.run.checkpoints.iterdir()))
-    return ()
 
 
 def _reason(trial: Trial) -> str:

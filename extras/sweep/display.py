@@ -2,24 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from extras.sweep.sweep_folder import Spec, Trial, best_trial
+from extras.sweep.trial_process import Running
 from logger.console import styled, unstyled
 from utils.streams import is_plain, say
 from utils.text import duration, number, number_or_dash
-
-
-@dataclass(kw_only=True)
-class Row:
-    """A running trial."""
-
-    trial: Trial
-    epochs: int = 0
-    value: float | None = None
-    """Its best value so far."""
 
 
 class Display:
@@ -49,7 +39,7 @@ class Display:
                 result += f"  {styled('best', 'good')}"
         self._say(f"{trial.name}  {values}  {result}")
 
-    def update(self, trials: Sequence[Trial], rows: Sequence[Row], total: int) -> None:
+    def update(self, trials: Sequence[Trial], running: Sequence[Running], total: int) -> None:
         """Show the progress of the sweep and of its running trials in one line; only in a terminal."""
         if self.quiet or is_plain(sys.stdout):
             return
@@ -60,9 +50,9 @@ class Display:
         self._bar.n, self._bar.total = done, total  # --trials may have raised the number
         best = best_trial(trials, self.spec)
         texts = [f"best {number(best.value)} ({best.name})"] if best else []
-        for row in sorted(rows, key=lambda row: row.trial.number):
-            epochs = row.trial.values.get("trainer.epochs", self.spec.epochs)
-            texts.append(f"{row.trial.name} {row.epochs}/{epochs} {number_or_dash(row.value)}")
+        for one in sorted(running, key=lambda one: one.trial.number):
+            epochs = one.trial.values.get("trainer.epochs", self.spec.epochs)
+            texts.append(f"{one.trial.name} {one.epochs}/{epochs} {number_or_dash(one.value)}")
         self._bar.set_postfix_str(", ".join(texts))
 
     def close(self) -> None:

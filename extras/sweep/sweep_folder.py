@@ -14,13 +14,14 @@ import contextlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,6 +34,7 @@ from utils.paths import project_path
 from utils.run_folder import RunFolder, rename_to_free, replace_file
 
 Record = TypeVar("Record")
+State = Literal["complete", "pruned", "failed"]
 TRIAL = re.compile(r"trial-(\d{3,})")
 LOCK_WAIT = 60.0
 """Seconds to wait for another coordinator's claim, which takes milliseconds."""
@@ -79,7 +81,7 @@ class Spec:
 class Outcome:
     """How a trial ended."""
 
-    state: Literal["complete", "pruned", "failed"]
+    state: State
     value: float | None
     """The best monitored value; None if there was none."""
     epoch: int
@@ -151,7 +153,7 @@ def rank(trials: Iterable[Trial], spec: Spec) -> list[Trial]:
 
     def key(trial: Trial) -> tuple[int, float, int]:
         value = math.inf if math.isnan(trial.value) else trial.value if spec.minimise else -trial.value
-        return ("complete", "pruned", "failed").index(trial.state), value, trial.number
+        return get_args(State).index(trial.state), value, trial.number
 
     return sorted((trial for trial in trials if trial.outcome), key=key)
 
@@ -171,28 +173,27 @@ class SweepFolder:
 
     @classmethod
     def create(cls, spec: Spec, base: dict[str, Any], *, job: str | None) -> "SweepFolder":
-        """Create a folder save_dir/name/sweep-TIME. job: a launcher's, whose processes then all get the same folder."""
+        """Create a folder save_dir/name/sweep-TIME.
+
+        job: a launcher's id, whose processes share sweep-JOB, which the first of them creates.
+        """
         trainer = base.get("trainer")
         save_dir = str(trainer.get("save_dir", "saved")) if isinstance(trainer, dict) else "saved"
         parent = project_path(save_dir) / spec.name
-        stamp = re.sub(r"\W+", "-", job) if job else time.strftime("%Y%m%d-%H%M%S")
-        unnamed = parent / f".sweep-{stamp}-{os.uname().nodename if hasattr(os, 'uname') else ''}-{os.getpid()}.tmp"
-        path = parent / f"sweep-{stamp}"
+        if job is None:
+            return cls(_create(parent / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}", spec, base, rename_to_free))
+        path = parent / ("sweep-" + re.sub(r"\W+", "-", job))
         try:
-            with os_errors_as(UserError, f"cannot create a folder for the sweep in {parent}"):
-                unnamed.mkdir(parents=True)
-                _write(unnamed / "base.json", as_json(base, parent / "sweep"))
-                _write_record(unnamed / "sweep.json", spec)
-                if not job:
-                    return cls(rename_to_free(unnamed, path))
-                try:
-                    return cls(unnamed.rename(path))
-                except OSError:
-                    if not path.exists():
-                        raise
-        finally:
-            shutil.rmtree(unnamed, ignore_errors=True)
-        folder = cls(path)  # another process of the launcher was first
+            return cls(_create(path, spec, base, Path.rename))
+        except UserError:
+            if not path.exists():
+                raise
+        return cls._join(path, spec, base)
+
+    @classmethod
+    def _join(cls, path: Path, spec: Spec, base: dict[str, Any]) -> "SweepFolder":
+        """The sweep that another process of the same job has created."""
+        folder = cls.of(path)
         if folder.read_spec().spaces != spec.spaces or read_text(folder.base) != as_json(base, path):
             raise UserError(f"{path} is a different sweep, of another job with the same id; choose another id")
         return folder
@@ -292,6 +293,19 @@ class SweepFolder:
 
 ADVICE = "start a new sweep, without -r"
 ADVICE_FOR_TRIAL = "remove the folder of this trial to run it again"
+
+
+def _create(path: Path, spec: Spec, base: dict[str, Any], rename: Callable[[Path, Path], Path]) -> Path:
+    """Create a sweep's folder, which appears completely or not at all. Raises UserError."""
+    unnamed = path.with_name(f".{path.name}-{platform.node()}-{os.getpid()}.tmp")
+    try:
+        with os_errors_as(UserError, f"cannot create a folder for the sweep in {path.parent}"):
+            unnamed.mkdir(parents=True)
+            _write(unnamed / "base.json", as_json(base, path))
+            _write_record(unnamed / "sweep.json", spec)
+            return rename(unnamed, path)
+    finally:
+        shutil.rmtree(unnamed, ignore_errors=True)
 
 
 def is_running(run: RunFolder) -> bool:

@@ -15,20 +15,58 @@ import runpy
 import signal
 import subprocess
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from base.build import build_experiment, with_facts
 from base.initial_weights import load_initial_weights
 from base.training.run import prepare_folder
+from extras.sweep.sweep_folder import Trial
 from utils import cli
 from utils.config import load_config
 from utils.distributed import get_process_group
+from utils.files import size
 from utils.paths import PROJECT
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 
 ERRORS = "errors.log"
 """Standard error of a trial's process; the rest is in train.log."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a trial has on disk."""
+
+    metrics: int
+    """Bytes of metrics.jsonl."""
+    checkpoints: list[Path]
+
+    @classmethod
+    def of(cls, trial: Trial) -> "Progress":
+        folder = trial.run.checkpoints
+        return cls(size(trial.run.path / "metrics.jsonl"), sorted(folder.iterdir()) if folder.exists() else [])
+
+
+@dataclass(kw_only=True)
+class Running:
+    """A trial claimed by a coordinator."""
+
+    trial: Trial
+    slot: int
+    at_claim: Progress
+    at_start: Progress | None = None
+    """When its process was last started."""
+    process: "subprocess.Popen[bytes] | None" = None
+    """None while a process left behind by another coordinator still trains it."""
+    deaths: int = 0
+    read: int = -1
+    """Bytes of metrics.jsonl read so far."""
+    epochs: int = 0
+    value: float | None = None
+    """Its best value so far."""
+    pruned: bool = False
+    """Whether it was asked to stop because of pruning."""
 
 
 class TrialProcesses:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from extras.sweep import coordinator as module
-from extras.sweep.display import Display, Row
+from extras.sweep.display import Display
 from extras.sweep.ranking import repeated, t_quantile
 from extras.sweep.results import Result, conclude
 from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial
+from extras.sweep.trial_process import Progress, Running
 from tests import forked
 from tests.extras.sweep.made_up import (
     SIGKILL,
@@ -58,7 +59,8 @@ def test_a_terminal_shows_the_running_trials(
     folder = make("shown", spec(*SPACES))
     trial = folder.create_trial(0, {"optimizer.args.lr": "0.1", "seed": "0"})
     display = Display(folder.read_spec())
-    display.update([trial], [Row(trial=trial, epochs=2, value=0.25)], 6)
+    running = Running(trial=trial, slot=0, at_claim=Progress.of(trial), epochs=2, value=0.25)
+    display.update([trial], [running], 6)
     assert "| 0/6 [" in terminal.getvalue()
     assert f"trial-000 2/{folder.read_spec().epochs} 0.2500]" in terminal.getvalue()
     display.close()
