@@ -4,8 +4,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from extras.letters import shortened
 from extras.spreadsheets import csv_table
 from utils.errors import CheckpointError, TrainingError, UserError
 from utils.paths import display_path
-from utils.run_folder import replace_file, replace_files
+from utils.run_folder import replace_files
 from utils.streams import say
 from utils.text import count, duration, number, number_or_dash, table, width
 
@@ -59,14 +58,10 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise CheckpointError(f"no run to compare: no config.json in {names}")
     groups = group_runs(runs)
     folder = out or _folder_of(runs)
-    files = {TABLE: _csv([_columns(group) for group in groups])}
+    files: dict[str, str | bytes] = {TABLE: _csv([_columns(group) for group in groups]), PICTURE: png(curves(groups))}
     if any(group.repeats for group in groups):
         files[MEANS] = _csv([_means(group) for group in groups])
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if MEANS not in files:
-            (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
-        replace_files(folder, files)
+    _write(folder, files)
     notes = [f"damaged: {display_path(run.path)}: {run.damage}" for run in runs if run.damage]
     for run in runs:
         state, _, reason = run.state.partition(": ")
@@ -74,9 +69,7 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> Path:
     notes += [f"test values left out: {display_path(run.path)}: {run.outdated}" for run in runs if run.outdated]
     notes += [f"not a run: {display_path(path)}" for path in others]
     say("\n\n".join("\n".join(lines) for lines in [*map(_printed, groups), notes] if lines))
-    with _writing(folder):
-        replace_file(folder / PICTURE, png(curves(groups)))
-    say(f"\nwritten: {', '.join(display_path(folder / name) for name in [*files, PICTURE])}")
+    say(f"\nwritten: {', '.join(display_path(folder / name) for name in files)}")
     return folder / TABLE
 
 
@@ -87,11 +80,12 @@ def _folder_of(runs: Sequence[Run]) -> Path:
         raise UserError("the runs are on different drives; choose a folder for the comparison with --out") from error
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Raise UserError if a file cannot be written inside the block."""
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        if MEANS not in files:
+            (folder / MEANS).unlink(missing_ok=True)  # from an earlier comparison
+        replace_files(folder, files)
     except (OSError, TrainingError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{folder} cannot be written: {reason}; choose another folder with --out") from error
@@ -106,8 +100,7 @@ def _columns(group: RunGroup) -> list[Column]:
     tests = [_numbers(test, values) for test, values in test_values(runs).items()]
     tests.sort(key=lambda column: column.name != f"test {name.removeprefix('val_')}")
     others = [_numbers(name, values) for name, values in values_at_best(runs, group.monitor).items()]
-    task = {"data": _data(group), "loss": group.task.loss, "monitor": group.monitor}
-    return [
+    important = [
         Column("run", [run.name for run in runs], [shortened(group.short_name(run), 34) for run in runs]),
         _numbers("best", [run.best(group.monitor) for run in runs]),
         _numbers("last", [run.records[-1].get(name) if run.records else None for run in runs]),
@@ -119,14 +112,17 @@ def _columns(group: RunGroup) -> list[Column]:
         *tests[1:],
         Column("seconds", [round(run.seconds, 3) for run in runs], [duration(run.seconds) for run in runs], "time"),
         _texts("commit", [run.commit for run in runs], 8),
-        *keys[1:3],
-        *others,
-        *keys[3:],
+    ]
+    rest = [*keys[1:3], *others, *keys[3:]]
+    only_in_file = [
         Column("best_epoch", [run.at_best(group.monitor).get("epoch") for run in runs]),
         Column("when", [str(run.environment.get("time", "")) for run in runs]),
         Column("folder", [display_path(run.path) for run in runs]),
-        *(Column(name, [value] * len(runs)) for name, value in task.items()),
+        Column("data", [_data(group)] * len(runs)),
+        Column("loss", [group.task.loss] * len(runs)),
+        Column("monitor", [group.monitor] * len(runs)),
     ]
+    return [*important, *rest, *only_in_file]
 
 
 def _means(group: RunGroup) -> list[Column]:

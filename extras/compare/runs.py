@@ -29,11 +29,8 @@ WHICH_DATA = (
     "data_dir", "folds", "input_shape", "linear", "num_classes", "num_samples", "seed", "target_shape",
     "validation_split",
 )  # fmt: skip
-# those that do not change what a test measures
-NOT_IN_TEST = {
-    "balanced", "batch_size", "cache_dir", "crop", "device_cache", "download", "drop_last", "eval_batch_size", "flip",
-    "in_memory", "num_workers", "shuffle",
-}  # fmt: skip
+# overrides that cannot change what a test measures, whatever the data loader
+ONLY_SPEED = ("runtime.", *(f"{ARGUMENT}{name}=" for name in ("eval_batch_size", "num_workers", "device_cache")))
 # runs that differ only in these repeat one experiment
 REPEATS = ("seed", f"{ARGUMENT}fold")
 
@@ -324,9 +321,9 @@ def _lines(path: Path) -> int:
 
 def _outdated(run: Run, test: dict[str, Any]) -> str:
     """Why a test's values must not stand beside the run's best value: of other data or another checkpoint."""
-    overrides = test.get("overrides")
-    changed = list(filter(_changes_test, map(str, overrides))) if isinstance(overrides, list) else []
-    if changed:
+    found = test.get("overrides")
+    overrides = found if isinstance(found, list) else []
+    if changed := [each for each in map(str, overrides) if not each.startswith(ONLY_SPEED)]:
         return f"tested with {one_line(', '.join(changed))}; run test.py without it"
     best = run.at_best(run.monitor).get("epoch") if run.monitor else None
     ended = {record.get("epoch"): record.get("step") for record in run.records}.get(best or run.epochs)
@@ -335,9 +332,3 @@ def _outdated(run: Run, test: dict[str, Any]) -> str:
     if ended is None or not isinstance(step, int) or (step == ended if best else step >= ended):
         return ""
     return f"tested at step {step}, but the {'best' if best else 'last'} epoch ended at step {ended}; run test.py again"
-
-
-def _changes_test(override: str) -> bool:
-    """Whether an override of a test may change its values: other data, another loss or metric under the same name."""
-    key = override.partition("=")[0]
-    return key.removeprefix(ARGUMENT) not in NOT_IN_TEST and not key.startswith("runtime.")

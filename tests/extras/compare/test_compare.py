@@ -434,7 +434,14 @@ def test_a_run_with_a_value_from_the_data_is_not_one_without(make: Make, capsys:
 
 @pytest.mark.parametrize(
     "override",
-    ["data_loader.args.noise=8", "data_loader.args.num_test_samples=9", "loss=MSELoss", "metrics=[]", "trainer.type=A"],
+    [
+        "data_loader.args.noise=8",
+        "data_loader.args.crop=8",
+        "data_loader.args.num_test_samples=9",
+        "loss=MSELoss",
+        "metrics=[]",
+        "trainer.type=A",
+    ],
 )
 def test_a_test_of_something_else_does_not_count(make: Make, capsys: pytest.CaptureFixture[str], override: str) -> None:
     """A value of other data, or of another loss or metric under the same name."""
@@ -487,7 +494,7 @@ def test_of_repeated_runs_the_last_to_start_counts_whatever_their_names(make: Ma
     assert sorted(row["members"].split()) == ["small/again", "small/one"]
 
 
-def test_the_table_is_written_before_it_is_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_is_there_before_the_table_is_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("20260101-000001", [0.1])
 
     def say(text: str) -> None:
