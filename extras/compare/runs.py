@@ -30,7 +30,9 @@ WHICH_DATA = (
     "validation_split",
 )  # fmt: skip
 # overrides that cannot change what a test measures, whatever the data loader
-ONLY_SPEED = ("runtime.", *(f"{ARGUMENT}{name}=" for name in ("eval_batch_size", "num_workers", "device_cache")))
+ONLY_SPEED = (
+    "runtime.", *(f"{ARGUMENT}{name}=" for name in ("batch_size", "device_cache", "eval_batch_size", "num_workers"))
+)  # fmt: skip
 # runs that differ only in these repeat one experiment
 REPEATS = ("seed", f"{ARGUMENT}fold")
 
