@@ -63,7 +63,7 @@ class Coordinator:
     # ------------------------------------------------------------------ starting
 
     def total(self) -> int:
-        return self.spec.trials if self.spec.sampler else len(self.search.points)  # type: ignore[return-value]
+        return self.spec.trials or len(self.search.points)
 
     def _finished(self) -> bool:
         trials = self.folder.trials()
