@@ -5,7 +5,7 @@ spaces         KEY=SPACE, checked like overrides
 sweep_folder   trials and outcomes on disk, the only record of what is done
 search         the next trial's values, and pruning: a grid, or Optuna
 coordinator    claims trials, starts their processes, records how they end
-trial_process  the process of a trial, which runs ``train.py -r`` on its run
+trial_process  a running trial, and its process: ``train.py -r`` on its run
 display        the live table
 ranking        trials as table rows, and grouped over seeds and folds
 results        the final table, sweep.csv, best.json, report.md and report.html
