@@ -61,7 +61,7 @@ from utils.tree import has_strides, to_device
 
 def with_facts(loaded: LoadedConfig) -> tuple[LoadedConfig, BaseDataLoader | None]:
     """The config with its data loader's facts filled in, and that loader; None if it refers to no facts."""
-    if not loaded.waits_for_data:
+    if not loaded.from_data:
         return loaded, None
     process_group = get_process_group()
     process_group.connect(loaded.config.runtime.timeout)

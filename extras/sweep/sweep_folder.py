@@ -267,7 +267,7 @@ class SweepFolder:
     def config_text(self, values: dict[str, str], folder: Path) -> str:
         """A trial's config, in the form that ``train.py -c`` reads. folder: where it will be saved."""
         loaded = load_config(self.base, [f"{key}={value}" for key, value in values.items()], dry_run=False)
-        if loaded.waits_for_data:  # the trial's own process replaces these references
+        if loaded.from_data:  # the trial's own process replaces these references
             return as_json(loaded.unresolved.value, folder)
         return to_json(loaded.config, folder=folder)
 

@@ -117,7 +117,7 @@ def _complete(run: RunFolder) -> None:
     """Before the first step, add what a new run's folder has besides the config, which requires the data."""
     import_components()
     loaded = load_config(run.config)
-    if not loaded.waits_for_data and (loaded.config.model.weights is None or run.initial.exists()):
+    if not loaded.from_data and (loaded.config.model.weights is None or run.initial.exists()):
         return
     loaded, data = with_facts(loaded)
     weights = None

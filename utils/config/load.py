@@ -34,9 +34,7 @@ class LoadedConfig:
     """As written, with its references."""
     dry_run: bool = True
     from_data: Sequence[KeyPath] = ()
-    """The arguments that refer to a fact of the data."""
-    waits_for_data: bool = False
-    """Whether a fact of the data is still missing; ``with_facts`` gives the config to run."""
+    """The arguments that refer to a fact of the data; ``with_facts`` gives the config to run."""
 
     def error(self, path: KeyPath, message: str) -> ConfigError:
         """An error found only when the part at this path is built."""
@@ -96,7 +94,7 @@ def _checked(
     problems = [*references.problems, *(one for one in problems if not is_below(one.path, *unknown))]
     if problems or config is None:
         raise config_error(document, problems)
-    return LoadedConfig(config, document, unresolved, dry_run, references.pending, bool(references.pending))
+    return LoadedConfig(config, document, unresolved, dry_run, references.pending)
 
 
 def _ineffective(config: Config) -> Iterable[Problem]:
