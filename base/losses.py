@@ -64,7 +64,9 @@ def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torc
             raise loaded.error(at, f"{component.type} has parameters, which no optimizer would train")
         on_device = to_device(args, device)
         loss, reduction = functools.partial(function, **on_device), component.args.get("reduction", "mean")
-    if reduction not in ("mean", "batchmean", "sum"):
+    # that of KLDivLoss is a mean over samples; torch's other losses have none
+    batch_mean = component.type == "KLDivLoss" or component.type in LOSSES.own()
+    if reduction not in ("mean", "sum") and not (batch_mean and reduction == "batchmean"):
         message = f'the loss must be "mean" or "sum" over the samples, not {reduction!r}'
         raise loaded.error((*at, "args", "reduction"), message)
     try:

@@ -1,4 +1,4 @@
-"""From the text of a config file to a checked Config, or to one error that lists every mistake with its line.
+"""From the text of a config file to a checked Config, or to one error that lists the mistakes with their lines.
 
 The stages, in order:
 
@@ -12,8 +12,8 @@ The stages, in order:
     unread          overrides of keys that a command does not read
     resume          the config of a resumed run compared with that of its checkpoint
 
-sources and located_json stop at the first mistake. The others yield Problems (a path and a message each), which are
-reported together.
+sources and located_json stop at the first mistake. The others yield Problems (a path and a message each). Those of
+references and problems are reported together; only without any, those of dry_run and the conflicts are.
 """
 
 from utils.config.load import LoadedConfig, as_json, load_config, to_json

@@ -5,7 +5,7 @@ components are only built in the run itself, since their constructors may do any
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,72 +19,48 @@ from utils.device import pick_device
 from utils.errors import ConfigError
 from utils.nested_arguments import built
 from utils.optimizers import step_unmarked
-from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS, Registry
-from utils.schema import KeyPath, is_below, name_and_args
+from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS
+from utils.schema import Config, KeyPath, is_below
 from utils.user_code import format_error
 
-# in place of a schedule length that only the data determines
-ASSUMED_LENGTH = 1000
+# in place of the length of the run, which the data may determine
+ANY_LENGTH = 1000
 
 
 class _Refused(Exception):  # noqa: N818  (carries a Problem)
     pass
 
 
-def dry_run_problems(
-    config: dict[str, Any], flawed: Set[KeyPath], lengths: Mapping[KeyPath, int | None], pending: Sequence[KeyPath] = ()
-) -> Iterator[Problem]:
+def dry_run_problems(config: Config, pending: Sequence[KeyPath]) -> Iterator[Problem]:
     """What torch finds wrong with the device and its components.
 
-    flawed: paths with known mistakes, or with values that are not known yet. pending: the latter.
-    lengths: of schedulers by path, each in its "interval"; None: only the data determines it.
+    pending: values that are not known yet; a component that has one is not built.
     """
-    runtime = config.get("runtime")
-    if isinstance(runtime, dict) and isinstance(runtime.get("device"), str) and ("runtime", "device") not in flawed:
-        try:
-            pick_device(runtime["device"])
-        except ConfigError as error:
-            yield Problem(("runtime", "device"), str(error).removeprefix("runtime.device: "))
-    groups: list[Any] = []
+    try:
+        pick_device(config.runtime.device)
+    except ConfigError as error:
+        yield Problem(("runtime", "device"), str(error).removeprefix("runtime.device: "))
+    has_groups = any(optimizer.groups for optimizer in config.optimizers.values())
     optimizers = dict[KeyPath, Optimizer]()  # by the path of the scheduler of each
-    for kind, path, entry in components(config):
-        buildable = _without_flaws(REGISTRIES[kind], path, entry, flawed)
-        if buildable is None:
+    for kind, path, entry in components(config.model_dump()):
+        name, args = entry["type"], entry["args"]
+        if name in REGISTRIES[kind].own() or any(is_below(unknown, path) for unknown in pending):
             continue
-        name, args = buildable
         try:
             with warnings.catch_warnings(action="ignore"):  # the run itself will issue these warnings
                 if kind == "optimizer":
-                    optimizers["lr_scheduler", *path[1:]] = _optimizer(path, name, args, step=not flawed)
-                    groups = list(group_arguments(path, entry))
-                    for group_path, group_args in groups:
-                        if not any(is_below(below, group_path) for below in flawed):
-                            _optimizer(group_path[:-1], name, args | group_args, step=not flawed)
+                    optimizers["lr_scheduler", *path[1:]] = _optimizer(path, name, args)
+                    for group_path, group_args in group_arguments(path, entry):
+                        _optimizer(group_path[:-1], name, args | group_args)
                 elif kind == "lr_scheduler":
                     optimizer = optimizers.get(path) or next(iter(optimizers.values()), None)
-                    optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9}, step=False)
-                    if not groups:  # a list of rates has one per group, and only the model determines the groups
-                        _step_scheduler(path, name, args, optimizer, lengths.get(path) or ASSUMED_LENGTH)
+                    optimizer = optimizer or _optimizer((), "SGD", {"momentum": 0.9})
+                    if not has_groups:  # a list of rates has one per group, and only the model determines the groups
+                        _step_scheduler(path, name, args, optimizer)
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
         except _Refused as refused:
-            if not any(is_below(unknown, path) for unknown in pending):  # else the missing value may be the cause
-                yield refused.args[0]
-
-
-def _without_flaws(
-    registry: Registry, path: KeyPath, entry: Any, flawed: Set[KeyPath]
-) -> tuple[str, dict[str, Any]] | None:
-    """Name and arguments of a library's component, without arguments known to be wrong; None if it cannot be built."""
-    component = name_and_args(entry)
-    if component is None or component[0] in registry.own() or flawed & {path, (*path, "type"), (*path, "args")}:
-        return None
-    name, args = component
-    wrong = {below[len(path) + 1] for below in flawed if is_below(below, (*path, "args"))}
-    args = {key: value for key, value in args.items() if key not in wrong}
-    if any(known.default is known.empty and key not in args for key, known in registry.parameters(name).items()):
-        return None
-    return name, args
+            yield refused.args[0]
 
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
@@ -114,7 +90,7 @@ def _is_to_blame(make: Any, args: dict[str, Any], key: str, error: Exception) ->
     return True
 
 
-def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) -> Optimizer:
+def _optimizer(path: KeyPath, name: str, args: dict[str, Any]) -> Optimizer:
     """Build an optimizer and step it, since some check arguments only then."""
     kind: Any = OPTIMIZERS[name]
     parameter = torch.nn.Parameter(torch.ones(1, 1))
@@ -128,7 +104,7 @@ def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) ->
         closure()
         # SparseAdam needs sparse gradients, "capturable" an accelerator
         elsewhere = args.get("capturable") and torch.accelerator.is_available()
-        if step and name != "SparseAdam" and not elsewhere:
+        if name != "SparseAdam" and not elsewhere:
             step_unmarked(optimizer, closure)
         return optimizer
 
@@ -136,13 +112,13 @@ def _optimizer(path: KeyPath, name: str, args: dict[str, Any], *, step: bool) ->
     return optimizer
 
 
-def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: Optimizer, length: int) -> None:
+def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: Optimizer) -> None:
     """Build a scheduler and step it. Raises _Refused, also if the learning rate turns negative or not finite."""
 
     def build(at: KeyPath, name: str, args: dict[str, Any]) -> Any:
         return _build(at, name, SCHEDULERS[name], args)
 
-    scheduler: Any = make_scheduler({"type": name, "args": args}, optimizer, length, build, path)
+    scheduler: Any = make_scheduler({"type": name, "args": args}, optimizer, ANY_LENGTH, build, path)
     try:
         scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Load a config: run every check in order and report all mistakes at once."""
+"""Load a config: run the checks in stages, and report all mistakes of the first stage that finds any."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
-from utils.config.schedulers import length_conflict, monitor_conflict
+from utils.config.schedulers import monitor_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.extras import find_extra
 from utils.paths import PROJECT, path_from
-from utils.registry import LOSSES, TRAINERS
-from utils.schema import Component, Config, KeyPath, SchedulerConfig, component_path, is_below, validation_names
+from utils.registry import TRAINERS
+from utils.schema import Config, KeyPath, LossConfig, is_below, validation_names
 from utils.text import hint
 
 # keys of a line in metrics.jsonl besides the metrics
@@ -41,7 +41,7 @@ class LoadedConfig:
         return self.document.error(path, message)
 
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
-        """The config with the facts of the data filled in. Raises ConfigError listing all mistakes."""
+        """The config with the facts of the data filled in. Raises ConfigError listing the mistakes."""
         filled = _checked(self.unresolved, facts, dry_run=self.dry_run)
         return replace(filled, from_data=self.from_data)
 
@@ -54,7 +54,7 @@ class LoadedConfig:
 def load_config(
     path: Path, overrides: Sequence[str] = (), *, dry_run: bool = True, partial: bool = False
 ) -> LoadedConfig:
-    """Read and check a config file with KEY=VALUE overrides applied. Raises ConfigError listing all mistakes.
+    """Read and check a config file with KEY=VALUE overrides applied. Raises ConfigError listing the mistakes.
 
     dry_run: also let torch check the ranges of its arguments, and whether the device exists.
     partial: the config will not be run; environment variables that it refers to may be unset.
@@ -69,29 +69,31 @@ def _checked(
     document = references.resolved()
     unknown = [*references.pending, *(problem.path for problem in references.problems)]
 
+    def known(problems: Iterable[Problem]) -> list[Problem]:
+        """A value that is not known yet cannot be wrong."""
+        return [problem for problem in problems if not is_below(problem.path, *unknown)]
+
     # keys, types and names
     config = None
-    problems: list[Problem] = []
+    found: list[Problem] = []
     try:
         config = Config.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
-        problems += schema_problems(document.value, error)
-    problems += component_problems(document.value)
+        found += schema_problems(document.value, error)
+    problems = [*references.problems, *known([*found, *component_problems(document.value)])]
 
-    # ranges that only torch knows, and keys that contradict each other
-    flawed = {problem.path for problem in problems} | {*unknown}
-    if dry_run:
-        from utils.config.dry_run import dry_run_problems  # imports torch
+    # keys that contradict each other, and ranges that only torch knows
+    if config and not problems:
+        problems = known(_conflicts(config))
+        if dry_run:
+            from utils.config.dry_run import dry_run_problems  # imports torch
 
-        lengths = {path: _length(config, each) for path, each in config.schedulers().items()} if config else {}
-        problems += dry_run_problems(document.value, flawed, lengths, references.pending)
-    if config:
-        problems += _conflicts(config, flawed_keys={path[0] for path in flawed if path})
-    if config and not problems:  # an override is expected to have an effect
-        problems += [each for each in _ineffective(config) if document.is_override(each.path)]
+            problems += dry_run_problems(config, references.pending)
 
-    # a value that is not known yet cannot be wrong
-    problems = [*references.problems, *(one for one in problems if not is_below(one.path, *unknown))]
+    # an override is expected to have an effect
+    if config and not problems:
+        problems = known(each for each in _ineffective(config) if document.is_override(each.path))
+
     if problems or config is None:
         raise config_error(document, problems)
     return LoadedConfig(config, document, unresolved, dry_run, references.pending)
@@ -114,22 +116,17 @@ def as_json(config: dict[str, Any], folder: Path) -> str:
     return json.dumps(config | (schema if "$schema" in config else {}), indent=2) + "\n"
 
 
-def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]:
-    """Keys that contradict each other. flawed_keys: top-level keys that already have mistakes."""
-    if "metrics" not in flawed_keys:
-        yield from _metric_conflicts(config)
+def _conflicts(config: Config) -> Iterator[Problem]:
+    """Keys that contradict each other."""
+    yield from _metric_conflicts(config)
     steps = config.trainer.profile_steps
     if steps and steps[0] > steps[1]:
         yield Problem(("trainer", "profile_steps"), f"the first step, {steps[0]}, comes after the last, {steps[1]}")
     if steps and not config.trainer.writes_tensorboard:
         message = 'needs TensorBoard: "tensorboard" among the writers, and not "tensorboard": false'
         yield Problem(("trainer", "profile_steps"), message)
-    for name, loss in config.losses.items() if "loss" not in flawed_keys else ():
-        path = component_path("loss", name)
-        if loss.type not in LOSSES.own():
-            yield from _reduction_problems(loss, path)
-        if not name and loss.weight != 1:
-            yield Problem((*path, "weight"), "a single loss cannot have a weight; only several losses by name can")
+    if isinstance(config.loss, LossConfig) and config.loss.weight != 1:
+        yield Problem(("loss", "weight"), "a single loss cannot have a weight; only several losses by name can")
     writers = [writer.type for writer in config.trainer.writers]
     for index, name in enumerate(writers):
         if name in writers[:index]:
@@ -145,8 +142,7 @@ def _conflicts(config: Config, flawed_keys: set[str | int]) -> Iterator[Problem]
             "with several optimizers and accumulate_steps > 1, the loss scale would change within a step; use bf16"
         )
         yield Problem(("runtime", "precision"), message)
-    if not flawed_keys & {"lr_scheduler", "optimizer"}:
-        yield from _scheduler_conflicts(config)
+    yield from _scheduler_conflicts(config)
 
 
 def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
@@ -158,20 +154,8 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             )
             yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}')
     for path, scheduler in config.schedulers().items():
-        length = _length(config, scheduler)
-        if length and (problem := length_conflict(scheduler.type, scheduler.args, (*path, "args"), length)):
-            yield problem
         if problem := monitor_conflict(scheduler, path, config.trainer.monitor):
             yield problem
-
-
-def _reduction_problems(loss: Component, path: KeyPath) -> Iterator[Problem]:
-    """A loss from torch must be reduced to a mean or a sum over the samples."""
-    reduction = loss.args.get("reduction", "mean")
-    # whose "batchmean" is a mean over samples, and "mean" one over all elements
-    if reduction not in ("mean", "sum") and (loss.type, reduction) != ("KLDivLoss", "batchmean"):
-        message = f'the loss must be "mean" or "sum" over the samples, got "{reduction}"'
-        yield Problem((*path, "args", "reduction"), message)
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:
@@ -201,11 +185,3 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
             yield Problem(("trainer", "monitor"), f'no value is logged as "{monitored}"; {hint(monitored, known)}')
     elif config.trainer.early_stop:
         yield Problem(("trainer", "early_stop"), 'early_stop needs a monitored value, as in "monitor": "min val_loss"')
-
-
-def _length(config: Config, scheduler: SchedulerConfig) -> int | None:
-    """The length of the run in the scheduler's interval; None if the number of steps depends on the data."""
-    if scheduler.interval == "epoch":
-        return config.trainer.epochs
-    steps = config.trainer.steps_per_epoch
-    return config.trainer.epochs * steps if steps else None

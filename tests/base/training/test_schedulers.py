@@ -111,6 +111,13 @@ def test_the_length_of_a_part_that_is_not_its_own(args: dict[str, Any], mileston
     assert bool(says) == bool(problem)
 
 
+def test_a_length_that_is_not_the_runs_is_located(fit: Callable[..., Any]) -> None:
+    cycle = {"type": "OneCycleLR", "args": {"max_lr": 0.05, "total_steps": 100}, "interval": "step"}
+    says = r"config.json:\d+:\d+: lr_scheduler.args.total_steps: OneCycleLR is set to 100 steps, but the run has 8 with"
+    with pytest.raises(ConfigError, match=says):
+        fit("trainer.epochs=2", "trainer.steps_per_epoch=4", lr_scheduler=cycle)
+
+
 class Poly(LambdaLR):
     """(1 - step / length)^power, which is complex beyond its length, or negative with a power of 1."""
 

@@ -16,6 +16,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import count_parameters
 from base.data import Batches
 from base.experiment import Experiment
+from base.losses import build_loss
 from base.metric import StepResult
 from base.training.observer import Observer
 from extras.check import preflight
@@ -409,9 +410,9 @@ def test_a_mean_over_a_batch_is_a_mean_over_samples(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(sound()))
     loss = 'loss={"type": "%s", "args": {"reduction": "batchmean"}}'
-    assert load_config(path, [loss % "KLDivLoss"]).config.loss is not None
+    build_loss(load_config(path, [loss % "KLDivLoss"]), torch.device("cpu"))
     with pytest.raises(ConfigError, match='must be "mean" or "sum"'):
-        load_config(path, [loss % "MSELoss"])
+        build_loss(load_config(path, [loss % "MSELoss"]), torch.device("cpu"))
 
 
 def test_the_classes_of_one_images_boxes_may_all_be_the_same() -> None:

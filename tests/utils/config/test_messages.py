@@ -47,7 +47,6 @@ MISTAKES = [
     Mistake("Not a number", '"lr": 0.01', '"lr": NaN'),
     Mistake("Python in JSON", '"device": "cpu"', '"compile": True'),
     Mistake("The monitored value is not logged", "min val_loss", "max val_acuracy"),
-    Mistake("A schedule of a different length than the run", '"max_lr": 0.05', '"max_lr": 0.05, "total_steps": 100'),
     Mistake("Two metrics with the same name", '{"type": "top_k_accuracy", "args": {"k": 2}}', '"accuracy"'),
     Mistake("A torchmetrics metric", '"accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}',
             '{"type": "F1Score", "args": {"task": "multiclas", "num_clases": 3}}'),
@@ -67,7 +66,7 @@ MISTAKES = [
     Mistake("A Python file", file='import torch\n'),
     Mistake("JSON that is not a config", file='{"time": "12:00", "command": "python train.py"}\n'),
     Mistake("An unfinished file", file=SOUND[:130]),
-    Mistake("Several at once", '"args": {"lr": 0.01, "momentum": 0.9}}', '"args": {"lr": -1}, "intervall": 1}',
+    Mistake("Several at once", '"args": {"lr": 0.01, "momentum": 0.9}}', '"args": {"lr": "high"}, "intervall": 1}',
             ("trainer.epochs=0", "model.args.bias=1")),
 ]  # fmt: skip
 
