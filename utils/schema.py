@@ -4,6 +4,7 @@ import enum
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
+from annotated_types import Predicate
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -58,8 +59,7 @@ MONITOR = r"^(min|max) \S+$"
 NAME = r"^\w[\w.+-]*$"
 IDENTIFIER = r"^[A-Za-z_]\w*$"
 DEVICE = r"^(auto|[a-z]+(:\d+)?)$"
-# what error messages say instead of the pattern
-PATTERNS = {
+PATTERNS = {  # what error messages say instead
     MONITOR: '"min NAME" or "max NAME" of a logged value, as in "min val_loss", or null',
     NAME: "a plain name: letters, digits, and . _ + - after the first",
     IDENTIFIER: "a plain name: letters, digits and _",
@@ -68,7 +68,6 @@ PATTERNS = {
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat32 = Annotated[float, Field(gt=0, le=3.4e38)]
 Workers = Annotated[int, Field(ge=0, le=256)]  # more would only overload the machine
-
 
 Patterns = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 """Shell patterns (*, ?, [ab]) for parameter names."""
@@ -177,8 +176,10 @@ def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
 SEVERAL_BY_NAME = ("validation", "loss", "optimizer", "lr_scheduler")
 """Keys that accept several components by name."""
 ONE, SEVERAL = "<one>", "<several>"  # appear in the paths of pydantic's errors
+# "args" would be taken for the arguments of a single one
+ComponentName = Annotated[str, Field(pattern=IDENTIFIER), Predicate(lambda name: name != "args")]
 OneOrSeveral = Annotated[
-    Annotated[T, Tag(ONE)] | Annotated[dict[Annotated[str, Field(pattern=IDENTIFIER)], T], Tag(SEVERAL)],
+    Annotated[T, Tag(ONE)] | Annotated[dict[ComponentName, T], Tag(SEVERAL)],
     Discriminator(lambda value: SEVERAL if are_several(value) else ONE),
 ]
 """A component, or several by name."""

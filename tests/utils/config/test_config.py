@@ -206,6 +206,12 @@ def test_a_key_beside_several_optimizers_is_one_mistake(explain: Callable[..., s
         assert explain(config, override) == f"override {override}: {expected}"
 
 
+def test_a_component_by_name_is_not_called_args(explain: Callable[..., str]) -> None:
+    """Its arguments would be taken for those of a single one, also on resume."""
+    config = {**sound(), "optimizer": {"args": {"type": "SGD", "params": ["*"]}, "b": {"type": "SGD"}}}
+    assert "optimizer.args: belongs in each component: optimizer.b.args" in explain(config)
+
+
 @needs_extra("hints")
 def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
     assert 'it belongs under "trainer"' in explain(sound() | {"epochs": 3})
