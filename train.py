@@ -88,14 +88,14 @@ def resume(
 ) -> Result:
     """Resume a run in its folder, from its newest intact checkpoint or from one of its checkpoint files."""
     loaded, data = with_facts(load_config(folder.config, overrides))
-    changed = check_folder(loaded, folder)
+    check_folder(loaded, folder)
     experiment = build_experiment(loaded, data)
     load_initial_weights_again(folder, experiment)
     training = build_training(loaded, experiment)
     trainer = build_trainer(loaded, experiment)
     with experiment.signals, folder.owned(experiment.runtime.process_group), log_to_file(trainer, folder):
         trainer.begin(training, build_outputs(loaded, folder, experiment))
-        load_checkpoint(loaded, trainer, folder, file, changed)
+        load_checkpoint(loaded, trainer, folder, file)
         with blame_saved_state(trainer, folder):
             return run(loaded, trainer, folder, note)
 

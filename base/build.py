@@ -42,7 +42,7 @@ from base.training.parameters import (
 from base.training.schedule import Schedule, ScheduledOptimizer
 from logger.console import Console
 from utils.config import LoadedConfig, to_json
-from utils.config.resume import saved_values
+from utils.config.resume import saved_config
 from utils.config.schedulers import length_conflict, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
@@ -124,7 +124,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     console = Console(config.trainer.verbosity, silent=not process_group.is_main_process)
     use_deterministic_kernels(config.runtime.deterministic, runtime.device)
     return Experiment(
-        saved_config=saved_values(config.model_dump(by_alias=True)),
+        saved_config=saved_config(config),
         seed=config.seed,
         runtime=runtime,
         data=data,

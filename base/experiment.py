@@ -28,7 +28,7 @@ class Experiment:
     """The parts shared by training and testing."""
 
     saved_config: dict[str, Any]
-    """The config by dotted key, as every checkpoint stores it, so that a resume can tell what has changed since."""
+    """The config as every checkpoint stores it, so that a resume can tell what has changed since."""
     seed: int
     runtime: Runtime
     data: BaseDataLoader

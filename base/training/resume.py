@@ -15,7 +15,7 @@ from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import config_error
-from utils.config.resume import Change, changes, values_of
+from utils.config.resume import Change, changes, with_all_defaults
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.paths import PROJECT, display_path, shell_path
@@ -72,20 +72,17 @@ def _logged_epochs(folder: RunFolder) -> int:
     return epoch if isinstance(epoch, int) else 0
 
 
-def check_folder(loaded: LoadedConfig, folder: RunFolder) -> list[Change]:
-    """The differences from the config in the folder. Raises ConfigError if something changed that cannot."""
-    before, now = load_config(folder.config, dry_run=False).config, loaded.config
-    changed = changes(*(values_of(each.model_dump(by_alias=True)) for each in (before, now)))
-    _refuse(loaded, changed, folder, epoch_steps=0)
-    return changed
+def check_folder(loaded: LoadedConfig, folder: RunFolder) -> None:
+    """Raise ConfigError if something differs from the config in the folder that cannot change."""
+    before = load_config(folder.config, dry_run=False).config
+    _refuse(loaded, changes(with_all_defaults(before), with_all_defaults(loaded.config)), folder, epoch_steps=0)
 
 
-def load_checkpoint(
-    loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None, changed: Sequence[Change]
-) -> None:
+def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> None:
     """Resume from this checkpoint or the newest intact one of the run; if there is none yet, from the start.
 
-    changed: from ``check_folder``, takes effect. Raises ConfigError if it cannot, leaving the folder unchanged.
+    Raises ConfigError if something differs from the checkpoint's config that cannot change, leaving the folder
+    unchanged.
     """
     found = _find(trainer, folder, file)
     if found is None:
@@ -94,8 +91,9 @@ def load_checkpoint(
     source, state = found
     try:
         before, saved = state["config"], state["progress"]
-        since = changes(before, trainer.experiment.saved_config)
-        _refuse(loaded, since, folder, epoch_steps=0 if saved["trained"] else saved["epoch_steps"])
+        monitor = before["trainer"].get("monitor")
+        changed = changes(before, trainer.experiment.saved_config)
+        _refuse(loaded, changed, folder, epoch_steps=0 if saved["trained"] else saved["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
     try:
@@ -113,8 +111,8 @@ def load_checkpoint(
     another = trainer.settings.monitored_name in (*new, *in_validation)  # a metric under the same name
     if another:
         progress.reset_best()
-    _recompute_best_and_schedules(trainer, before.get("trainer.monitor"), folder)
-    if trainer.finished() and (another or any(change.path == ("trainer", "monitor") for change in changed)):
+    _recompute_best_and_schedules(trainer, monitor, folder)
+    if trainer.finished() and (another or monitor != trainer.settings.monitor):
         # config.json is written with the next step, so that it would not say by which value best.pth was chosen
         message = f"the monitored value cannot change once a run is finished; {how_to_train_longer(trainer)}"
         raise loaded.error(("trainer", "monitor"), message)
@@ -123,7 +121,7 @@ def load_checkpoint(
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
-    _report(trainer, changed, since)
+    _report(trainer, changed)
     if new and progress.epoch_steps:
         trainer.console.warn(
             f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
@@ -170,16 +168,12 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
         raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(loaded, folder)}")
 
 
-def _report(trainer: BaseTrainer, changed: Sequence[Change], since: Sequence[Change]) -> None:
-    """changed: from the run's config.json; since: from the checkpoint."""
+def _report(trainer: BaseTrainer, changed: Sequence[Change]) -> None:
     for change in changed:
         if trainer.finished():
             trainer.console.warn(f"no effect, since the run is finished: {change}")
         else:
             trainer.console.info(f"resumed with {change}")
-    for change in since:
-        if not any(change.concerns(other) for other in changed):
-            trainer.console.info(f"resumed with {change}, as in config.json")
 
 
 def _new_run(loaded: LoadedConfig, folder: RunFolder) -> str:
@@ -230,7 +224,7 @@ def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:
             f"no checkpoint in {folder.checkpoints}: those of this run are gone, or could not be written. "
             f"Restore one, or start a new run: python train.py -c {shell_path(folder.config)}"
         )
-    if not folder.initial.exists() and trainer.experiment.saved_config.get("model.weights.file"):
+    if not folder.initial.exists() and trainer.experiment.saved_config["model"]["weights"]:
         raise CheckpointError(f"{folder.initial}, the initial weights of this run, is missing. Restore it")
     if folder.environment.exists():  # otherwise it was only prepared, as the trials of a sweep are
         trainer.console.warn("the run has no checkpoint yet; it starts from the beginning")

@@ -26,10 +26,11 @@ import train
 from tests.conftest import small_config
 from utils import checkpoint
 from utils.config import load_config
-from utils.config.resume import changes, values_of
+from utils.config.resume import changes, with_all_defaults
 from utils.config.schedulers import COMPOUND_SCHEDULERS
 from utils.errors import UserError
 from utils.registry import OPTIMIZERS, SCHEDULERS, import_components
+from utils.schema import Config
 
 Json = dict[str, Any]
 LOSSES = ("cross_entropy", {"type": "CrossEntropyLoss", "args": {"weight": [1.0, 2.0, 0.5]}}, "MultiMarginLoss")
@@ -194,14 +195,15 @@ def wrong(run: Path, before: Json, overrides: tuple[str, ...], seen: Counter[str
     if progress["steps"] == steps:
         seen["no step to take"] += 1
         return "" if after == before else "config.json changed without a step"
-    expected = load_config(run / "config.json", overrides).config.model_dump(by_alias=True, exclude={"variables"})
-    if left := changes(values_of(after), values_of(expected)):
+    expected = load_config(run / "config.json", overrides).config
+    was, written = (with_all_defaults(Config.model_validate(each)) for each in (before, after))
+    if left := changes(written, with_all_defaults(expected)):
         return f"config.json does not have {left[0]}"
-    for change in changes(values_of(before), values_of(after)):
+    for change in changes(was, written):
         if before["trainer"]["verbosity"] and f"resumed with {change}" not in printed:
             return f"not reported: {change}"
         seen["took effect"] += 1
-    return in_effect(run, expected)
+    return in_effect(run, expected.model_dump())
 
 
 def in_effect(run: Path, config: Json) -> str:

@@ -255,8 +255,8 @@ def test_a_checkpoint_from_before_the_key_resumes(fit: Fit) -> None:
     run = fit("trainer.epochs=1").run_dir
     path = checkpoint.step_files(run / "checkpoints")[0]
     before = checkpoint.read(path)
-    assert "model.weights" in before["config"]
-    del before["config"]["model.weights"]
+    assert "weights" in before["config"]["model"]
+    del before["config"]["model"]["weights"]
     (path.parent / "last.pth").unlink()
     checkpoint.write(path, before)
     assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2

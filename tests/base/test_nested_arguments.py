@@ -272,9 +272,9 @@ class Configured(nn.Module):
 def test_defaults_that_no_config_could_give_are_saved_by_name(fit: Fit) -> None:
     with temporarily(MODELS, Configured):
         run = fit(model="Configured").run_dir
-        saved = state(run)["config"]
-        assert saved["model.args.act"] == "torch.nn.modules.activation.ReLU"
-        assert saved["model.args.table"] == "table"
+        saved = state(run)["config"]["model"]["args"]
+        assert saved["act"] == "torch.nn.modules.activation.ReLU"
+        assert saved["table"] == "table"
         assert len(lines(train.main(["-r", run, "trainer.epochs=3"]).run_dir)) == 3
 
 

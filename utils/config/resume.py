@@ -3,7 +3,6 @@
 The rule for each key is in utils/schema.py; the rule for an argument is in its annotation.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from utils.nested_arguments import plain_default, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES, markers, setting_at
-from utils.schema import KeyPath, LossConfig, MetricConfig, OnResume, is_below
+from utils.schema import Config, KeyPath, LossConfig, MetricConfig, OnResume
 from utils.schema_fields import section_at
 from utils.text import dotted
 
@@ -34,11 +33,6 @@ class Change:
         """As in "optimizer.args.lr 0.01 -> 0.5"."""
         return f"{dotted(self.path)} {shown(self.before)} -> {shown(self.after)}"
 
-    def concerns(self, other: "Change") -> bool:
-        """Whether another change is of the same value, of a part of it, or of the component that it belongs to."""
-        at = other.path[:-1] if other.path[-1] == "type" else other.path
-        return is_below(self.path, at) or is_below(at, self.path)
-
     def refusal(self, epoch_steps: int) -> Problem | None:
         """Why the change is refused after this many steps of an epoch; None if it is allowed."""
         values = f"this run has {shown(self.before)}, got {shown(self.after)}"
@@ -49,53 +43,66 @@ class Change:
         return None
 
 
-def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a checked config, as returned by ``Config.model_dump``, by dotted path; arguments as a whole."""
-    return {dotted(path): value for path, value in _values((), _with_defaults(config))}
+def with_all_defaults(config: Config) -> dict[str, Any]:
+    """A checked config, for ``changes``: also with the defaults of omitted component arguments."""
+    filled = config.model_dump(by_alias=True, exclude={"schema_path"})
+    filled["trainer"]["save_dir"] = str(project_path(config.trainer.save_dir).resolve())
+    for kind, _, entry in components(filled):
+        if kind != "metrics":
+            entry["args"] = with_defaults(REGISTRIES[kind].parameters(entry["type"]), entry["args"])
+    return filled
 
 
-def saved_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a checkpoint stores.
+def saved_config(config: Config) -> dict[str, Any]:
+    """The config as a checkpoint stores it.
 
     name and save_dir are left out: they only lead to the run's folder, which may have been moved since. So are
     variables, whose values are already where they are used.
     """
-    left_out = ("name", "variables", "trainer.save_dir")
-    return {key: value for key, value in values_of(config).items() if key not in left_out}
+    saved = with_all_defaults(config)
+    del saved["name"], saved["variables"], saved["trainer"]["save_dir"]
+    return saved
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The differences between two configs, both as returned by ``values_of`` or ``saved_values``.
+def changes(before: Any, now: Any, path: KeyPath = (), component: str | None = None) -> list[Change]:
+    """The differences between two configs, both from ``with_all_defaults`` or ``saved_config``.
 
     A key or argument that did not exist when a checkpoint was written counts only if it differs from its default.
+    path, component: of values inside the configs, and to which they belong.
     """
-    keys = [key for key in {**before, **now} if before.get(key, {}) != now.get(key, {})]  # {}: no arguments
-    paths = [tuple(int(part) if part.isdecimal() else part for part in key.split(".")) for key in keys]
-    found = []
-    for key, path in zip(keys, paths, strict=True):
-        component = now.get(f"{dotted(path[: path.index('args')])}.type") if "args" in path else None
-        added_default = _at(before, key) is _MISSING and now[key] == _default(path, component)
-        if not added_default and not any(_includes(other, path) for other in paths):
-            group_of = dotted(path[: path.index("groups")]) if "groups" in path else ""
-            rule = rule_of(path, component or now.get(f"{group_of}.type"))
-            assert rule is not None, f"utils/schema.py has no rule for {key}"
-            found.append(Change(path, _at(before, key), _at(now, key), rule))
-    return found
+    if before == now or (before is _MISSING and now == _default(path, component)):
+        return []
+    if not _have_own_rules(before, now, path):
+        rule = rule_of(path, component)
+        assert rule is not None, f"utils/schema.py has no rule for {dotted(path)}"
+        return [Change(path, before, now, rule)]
+    old, new = (dict[Any, Any](enumerate(each) if isinstance(each, list) else each) for each in (before, now))
+    keys = {**old, **new}
+    if path[-1:] != ("args",):
+        component = new.get("type", component)
+        if "type" in old and old["type"] != component:
+            del keys["args"]  # of another component
+    return [
+        change
+        for key in keys
+        for change in changes(old.get(key, _MISSING), new.get(key, _MISSING), (*path, key), component)
+    ]
 
 
-def _includes(change: KeyPath, other: KeyPath) -> bool:
-    """Whether a change at a path says all about another: of a whole section, or of the arguments of another type."""
-    section = (*change[:-1], "args") if change[-1] == "type" else change
-    return is_below(other, section) and other != change
+def _have_own_rules(before: Any, now: Any, path: KeyPath) -> bool:
+    """Whether two values are sections or lists of the schema, or all arguments of a component: these change one by one.
 
-
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, put together from those below it."""
-    if key in values:
-        return values[key]
-    below = [other.removeprefix(f"{key}.") for other in values if other.startswith(f"{key}.")]
-    made = {name: _at(values, f"{key}.{name}") for name in dict.fromkeys(other.partition(".")[0] for other in below)}
-    return (list(made.values()) if "0" in made else made) or _MISSING
+    An argument changes as a whole, as does one component that is replaced by several by name.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        if path[-1:] == ("args",):
+            return True
+        is_section = not path or section_at(path) is not None
+        return is_section and bool(before and now) and ("type" in before) == ("type" in now)
+    if isinstance(before, list) and isinstance(now, list):
+        is_section = path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
+        return is_section and bool(before and now)
+    return False
 
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
@@ -106,36 +113,10 @@ def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
 
 
 def _default(path: KeyPath, component: str | None) -> Any:
+    if "groups" in path:  # an argument that a group does not give is the optimizer's
+        component = None
     setting = setting_at(path, component)
     return _MISSING if setting is None or setting.default is setting.empty else plain_default(setting.default)
-
-
-def _has_keys(path: KeyPath, value: Any) -> bool:
-    """Whether a value is a section or list of the schema, whose keys have their own rules, rather than an argument."""
-    if isinstance(value, list):
-        return path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
-    return isinstance(value, dict) and (section_at(path) is not None or path[-1] == "args")
-
-
-def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
-    """The leaves of a config: keys, and arguments as a whole."""
-    if not value or not _has_keys(path, value):
-        yield path, value
-        return
-    for key, item in enumerate(value) if isinstance(value, list) else value.items():
-        yield from _values((*path, key), item)
-
-
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the defaults of omitted component arguments filled in."""
-    filled = {key: value for key, value in config.items() if key != "$schema"}
-    filled["trainer"] = {**config["trainer"], "save_dir": str(project_path(config["trainer"]["save_dir"]).resolve())}
-    for kind, path, entry in list(components(filled)):
-        if kind != "metrics":
-            args = with_defaults(REGISTRIES[kind].parameters(entry["type"]), entry["args"])
-            whole = {**entry, "args": args}
-            filled[kind] = whole if len(path) == 1 else {**filled[kind], path[1]: whole}
-    return filled
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,8 @@ from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
-from utils.config.resume import changes, saved_values
+from utils.config import load_config
+from utils.config.resume import changes, saved_config
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 from utils.tree import describe_batch
@@ -154,13 +155,13 @@ def test_a_run_keeps_its_split(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
     run = fit(*OFTEN, data_loader=RANDOM).run_dir
-    saved = dict(state(run)["config"])
-    now = json.loads((run / "config.json").read_text())
-    assert saved.pop("data_loader.args.folds", "missing") is None
-    assert saved.pop("data_loader.args.balanced") is False
-    assert not changes(saved, saved_values(now))
-    now["data_loader"]["args"] |= {"folds": 5, "fold": 0}
-    assert {str(change) for change in changes(saved, saved_values(now))} == {
+    saved = state(run)["config"]
+    args = saved["data_loader"]["args"]
+    assert args.pop("folds", "missing") is None
+    assert args.pop("balanced") is False
+    assert not changes(saved, saved_config(load_config(run / "config.json").config))
+    now = load_config(run / "config.json", ["data_loader.args.folds=5", "data_loader.args.fold=0"]).config
+    assert {str(change) for change in changes(saved, saved_config(now))} == {
         "data_loader.args.folds nothing -> 5",
         "data_loader.args.fold null -> 0",
     }
