@@ -104,7 +104,7 @@ def test_messages_name_the_file_that_has_the_mistake(write: Callable[..., Path])
     base = sound()
     base["optimizer"]["args"]["momentun"] = 0.9
     write("base.json", **base)
-    path = write("child.json", extends="base.json", optimizer={"args": {"lr": -1}}, metrics=["acuracy"])
+    path = write("child.json", extends="base.json", optimizer={"args": {"lr": "high"}}, metrics=["acuracy"])
     lines = [line for line in message(path, "seed=-1").splitlines() if ": " in line and "|" not in line]
     files = {line.split(": ")[1]: Path(line.split(":")[0]).name for line in lines}
     assert files["optimizer.args.momentun"] == "base.json"
