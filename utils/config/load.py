@@ -173,7 +173,7 @@ def _metric_conflicts(config: Config) -> Iterator[Problem]:
     ]
     taken = {*LOGGED, *(f"val_{name}" for name in logged)}
     for path, name in [*values, *in_validation]:
-        if name in taken or (name.startswith("val_") and path[0] != "validation"):
+        if name in taken or (name.startswith(("val_", "lr_")) and path[0] != "validation"):
             yield Problem(path, f'its value would be logged as "{name}", but that name is taken; choose another name')
         taken.add(name)
     if config.trainer.monitor:
