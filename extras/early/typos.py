@@ -72,8 +72,8 @@ def _unknown_name(kind: str, name: str, own: OwnNames) -> str:
     hints = find_extra("hints")
     if name in own.defined or _TASK.match(name) or "." in name:
         raise ImportError
-    if hints and name in hints.FORMER_NAMES:
-        hint = f"use {hints.FORMER_NAMES[name]}"
+    if hints and (instead := hints.former_name(REGISTRIES[kind].kind, name)):
+        hint = f"use {instead}"
     else:
         close = closest(name, [*sorted(own.registered[VARIABLES[kind]]), *_library_names(kind, own)])
         if close is None:

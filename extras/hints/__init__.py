@@ -10,8 +10,8 @@ utils/config and utils/registry.py ask for these hints. Nothing here imports tor
 """
 
 from extras.hints.components import component_hint, single_task_hint
-from extras.hints.former_names import FORMER_NAMES, hook_hint, key_meant
+from extras.hints.former_names import former_name, hook_hint, key_meant
 from extras.hints.ineffective import ineffective
 from extras.hints.keys import key_hint
 
-__all__ = ["FORMER_NAMES", "component_hint", "hook_hint", "ineffective", "key_hint", "key_meant", "single_task_hint"]
+__all__ = ["component_hint", "former_name", "hook_hint", "ineffective", "key_hint", "key_meant", "single_task_hint"]

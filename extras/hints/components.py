@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from extras.hints.former_names import FORMER_NAMES
+from extras.hints.former_names import former_name
 from utils.registry import FOLDERS, METRICS, REGISTRIES, Registry
 from utils.user_code import where
 
@@ -18,8 +18,8 @@ _CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"
 
 def component_hint(registry: Registry, name: str, args: Mapping[str, Any]) -> str:
     """Advice about a name that the registry does not have; "" if there is none. args: those given in the config."""
-    if name in FORMER_NAMES:
-        return f"use {FORMER_NAMES[name]}"
+    if instead := former_name(registry.kind, name):
+        return f"use {instead}"
     single_task = single_task_hint(name, args) if registry is METRICS else ""
     return single_task or _unregistered(registry, name) or _other_kind(registry, name) or _left_out(registry, name)
 

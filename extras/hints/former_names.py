@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-FORMER_NAMES = {
+FORMER_KEYS = {
     "arch": '"model"',
     "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
     "save_freq": '"save_period"',
@@ -11,15 +11,6 @@ FORMER_NAMES = {
     "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
     "tensorboardX": '"tensorboard"',
     "visualization": '"tensorboard", under "trainer"',
-    "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
-    "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
-    "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
-    "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
-    "top_acc": '"accuracy"',
-    "acc": '"accuracy"',
-    "f1": '{"type": "F1Score", "args": {"task": "multiclass", "num_classes": ...}}',
-    "L1": 'torch.nn\'s "L1Loss"',
-    "cosine": '"CosineAnnealingLR"',
     "patience": '"early_stop", under "trainer"; that of a scheduler belongs under lr_scheduler.args',
     **dict.fromkeys(("grad_clip", "gradient_clip_val", "max_grad_norm"), '"clip_grad_norm", under "trainer"'),
     **dict.fromkeys(
@@ -27,9 +18,31 @@ FORMER_NAMES = {
         '"accumulate_steps", under "trainer"',
     ),
     **dict.fromkeys(("amp", "fp16", "mixed_precision"), '"precision", under "runtime"'),
-    "MnistModel": '"LeNet"',
-    "MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/',
 }
+
+FORMER_NAMES = {
+    "data loader": {"MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/'},
+    "model": {"MnistModel": '"LeNet"'},
+    "loss": {
+        "nll_loss": '"cross_entropy" on outputs without log_softmax, or torch.nn\'s "NLLLoss"',
+        "binary_cross_entropy": 'torch.nn\'s "BCELoss"',
+        "binary_cross_entropy_with_logits": 'torch.nn\'s "BCEWithLogitsLoss"',
+        "L1": 'torch.nn\'s "L1Loss"',
+    },
+    "metric": {
+        "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
+        "top_acc": '"accuracy"',
+        "acc": '"accuracy"',
+        "f1": '{"type": "F1Score", "args": {"task": "multiclass", "num_classes": ...}}',
+    },
+    "scheduler": {"cosine": '"CosineAnnealingLR"'},
+}
+"""Components, by kind."""
+
+
+def former_name(kind: str, name: str) -> str | None:
+    """The equivalent of a component of a kind that is called differently elsewhere."""
+    return FORMER_NAMES.get(kind, {}).get(name)
 
 
 FORMER_HOOKS = {
@@ -56,5 +69,5 @@ def hook_hint(trainer: type) -> str:
 
 def key_meant(key: str, known: Sequence[str]) -> str | None:
     """The key of a section that is called differently elsewhere; None if it is not one of those known."""
-    former = FORMER_NAMES.get(key, "")
+    former = FORMER_KEYS.get(key, "")
     return next((name for name in known if former.startswith(f'"{name}"')), None)

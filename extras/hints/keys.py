@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from extras.hints.former_names import FORMER_NAMES
+from extras.hints.former_names import FORMER_KEYS
 from utils.registry import REGISTRIES
 from utils.schema import Config, KeyPath
 from utils.schema_fields import keys_of, section_at
@@ -12,8 +12,8 @@ from utils.text import closest, dotted
 
 def key_hint(key: str, parent: KeyPath, known: Sequence[str], config: Any) -> str:
     """What an unknown key of the object at a path probably means, or where it belongs. known: that object's keys."""
-    if key in FORMER_NAMES:
-        return f"use {FORMER_NAMES[key]}"
+    if key in FORMER_KEYS:
+        return f"use {FORMER_KEYS[key]}"
     if key == "extends":
         return "it belongs at the top of a file and cannot be an override"
     if close := closest(key, known):
