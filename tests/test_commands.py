@@ -135,6 +135,12 @@ def test_a_mistake_leaves_no_run_folder(write_config: Write, tmp_path: Path) -> 
     assert not (tmp_path / "saved").exists()
 
 
+def test_testing_on_a_device_that_is_not_there_names_the_override(fit: Fit) -> None:
+    run = fit("trainer.epochs=1").run_dir
+    with pytest.raises(UserError, match=r'^override runtime.device=cudda: runtime.device: "cudda" is not a device'):
+        load_script("test").main(["-r", str(run), "-d", "cudda"])
+
+
 @pytest.mark.slow
 def test_testing_takes_the_best_checkpoint_or_the_one_named(fit: Fit) -> None:
     test = load_script("test")

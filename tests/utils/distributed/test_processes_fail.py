@@ -230,7 +230,7 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) ->
 
 
 def test_fsdp_wants_a_launcher(fit: Callable[..., train.Result], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'runtime.strategy: "fsdp" needs several processes'):
+    with pytest.raises(ConfigError, match=r'^override runtime.strategy=fsdp: runtime.strategy: "fsdp" needs several'):
         fit("runtime.strategy=fsdp")
     assert not (tmp_path / "saved").exists()
 
