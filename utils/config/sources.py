@@ -5,19 +5,20 @@ import re
 from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from utils.arguments import inside, json_type
 from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
 from utils.registry import REGISTRIES, setting_at
-from utils.schema import SEVERAL_BY_NAME, KeyPath, are_several, is_below
+from utils.schema import SEVERAL_BY_NAME, Component, KeyPath, are_several, is_below
 from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
 
 MAX_BYTES = 1_000_000
 MAX_EXTENDING = 50
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 # .001, 1. and +1 are numbers everywhere except in JSON; 007, 2024_01_01 and an integer of 20 digits may be names
 _LOOSE_NUMBER = re.compile(r"(?=.*[.+])[+-]?([0-9]+\.?|\.[0-9])[0-9]*([eE][+-]?[0-9]{1,2})?")
 
@@ -134,9 +135,19 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
 
 def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether the value at a path is a string, which cannot be a number, true or false."""
-    expected = _expected(config, path)
-    kinds = set(alternatives(expected.annotation)) if expected else set()
+    kinds = _kinds(config, path)
     return str in kinds and not kinds & {int, float, bool}
+
+
+def _is_number(config: dict[str, Any], path: KeyPath) -> bool:
+    kinds = _kinds(config, path)
+    return bool(kinds & {int, float}) and str not in kinds
+
+
+def _kinds(config: dict[str, Any], path: KeyPath) -> set[Any]:
+    """The types that the value at a path may have; none if they are unknown."""
+    expected = _expected(config, path)
+    return set(alternatives(expected.annotation)) if expected else set()
 
 
 def _expected(config: dict[str, Any], path: KeyPath) -> Parameter | None:
@@ -151,6 +162,16 @@ def _expected(config: dict[str, Any], path: KeyPath) -> Parameter | None:
 def _is_argument(path: KeyPath) -> bool:
     """Whether a path leads to an argument of a component, which may be one of several by name."""
     return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
+
+
+def _may_be_component(config: dict[str, Any], path: KeyPath) -> bool:
+    """Whether the value at a path is a component, or inside the arguments of one, where it may be."""
+    if section := section_at(path):
+        return issubclass(section, Component)
+    if not _is_argument(path):
+        return "args" in path[:-1]
+    expected = _expected(config, path)
+    return expected is None or any(get_origin(kind) is dict for kind in alternatives(expected.annotation))
 
 
 def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
@@ -204,7 +225,7 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
     """The object or list at a path in which to set a value; an empty object if there is none yet."""
     key: Any = path[-1]
     inner = container[key] if isinstance(container, list) else container.get(key)
-    if isinstance(inner, str) and path[0] in REGISTRIES:
+    if isinstance(inner, str) and (path == ("model", "weights") or _may_be_component(document.value, path)):
         inner = {"file" if path == ("model", "weights") else "type": inner}
     elif inner is None:
         inner = {}
@@ -217,16 +238,14 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
 
 def value_at(config: dict[str, Any], path: KeyPath, text: str, name: str) -> Any:
     """Parse the text of an override or environment variable as the value at a path. name: for messages."""
-    value = _value(text, name)
-    # name=12345: a file would have quotes, which a shell removes
-    return text if isinstance(value, (int, float)) and _is_text(config, path) else value
-
-
-def _value(text: str, name: str) -> Any:
     try:
-        return parse(text, name).value
+        value = parse(text, name).value
     except ConfigError as error:
+        if _JSON_NUMBER.fullmatch(text) and _is_number(config, path):
+            raise  # it is too large
         if text[:1] in ("{", "[", '"'):
             quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
             raise ConfigError(f"{error}{quotes}") from error
-        return float(text) if _LOOSE_NUMBER.fullmatch(text) else text
+        value = float(text) if _LOOSE_NUMBER.fullmatch(text) else text
+    # name=12345: a file would have quotes, which a shell removes
+    return text if isinstance(value, (int, float)) and _is_text(config, path) else value

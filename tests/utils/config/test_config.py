@@ -232,6 +232,8 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("metrics.7=accuracy", "metrics has 2 elements"),
         ("metrics.x=accuracy", "metrics has 2 elements"),
         ("name.x=1", 'name has no keys; it is "digits"'),
+        ("trainer.monitor.x=1", 'trainer.monitor has no keys; it is "min val_loss"'),
+        ("data_loader.type.x=1", 'data_loader.type has no keys; it is "RandomTensorLoader"'),
         ("model.5=1", 'model.5: unknown key "5"'),
         ("optimizer.params=5", "optimizer.params: should be a list, got 5"),
         ("loss=5", "loss: should be a component"),
@@ -245,6 +247,10 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("loss=\udcff", "a character that cannot be printed"),
         pytest.param("extends=x.json", "it belongs at the top of a file", marks=needs_extra("hints")),
         ("optimizer.args.lr=NaN", 'should be a number, got "NaN"'),
+        *(
+            (f"{key}={number}", f"{number} is not a finite number of at most 64 bits")
+            for key, number in (("data_loader.args.batch_size", 2**64), ("seed", 2**64), ("optimizer.args.lr", "1e999"))
+        ),
         ("optimizer.args.lr=-1", "override optimizer.args.lr=-1: optimizer.args.lr: SGD rejects this"),
     ],
 )
