@@ -91,8 +91,8 @@ def _checked(
             problems += dry_run_problems(config, references.pending)
 
     # an override is expected to have an effect
-    if config and not problems:
-        problems = known(each for each in _ineffective(config) if document.is_override(each.path))
+    if config and not problems and not references.pending:
+        problems = [each for each in _ineffective(config) if document.is_override(each.path)]
 
     if problems or config is None:
         raise config_error(document, problems)

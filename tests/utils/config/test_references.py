@@ -250,6 +250,12 @@ def test_the_values_are_checked_once_the_data_are_there(
     assert not (tmp_path / "saved").exists()
 
 
+def test_what_the_data_tell_may_be_where_a_schedule_changes(load: Load) -> None:
+    parts = {"schedulers": ["ConstantLR", "CosineAnnealingLR"], "milestones": ["${data.first}"]}
+    loaded = load("optimizer.args.lr=0.5", lr_scheduler={"type": "SequentialLR", "args": parts})
+    assert loaded.from_data == [("lr_scheduler", "args", "milestones", 0)]
+
+
 def test_other_mistakes_are_found_before_the_data_are_read(fit: Fit) -> None:
     Telling.drawn = 0
     with pytest.raises(ConfigError, match=r'no argument "widht"(.|\n)*epochs'):
