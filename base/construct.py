@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from utils.arguments import in_json_words, is_module, parameters
+from utils.arguments import in_json_words, is_component, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
 from utils.extras import find_extra
@@ -43,7 +43,7 @@ def arguments_of(
             return torch.tensor(value, dtype=torch.get_default_dtype())
         if kind is Path:
             return project_path(value)
-        if not is_module(kind):
+        if not is_component(kind):
             return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
         inner, component = registry_inside(registry), Component.model_validate(value)
         if inner is LOSSES and not inspect.isclass(inner[component.type]) and kind is nn.Module:

@@ -200,7 +200,7 @@ def json_type(annotation: Any) -> Any:
         return list[float] | None if _union(annotation) else list[float]
     if is_settings(annotation):
         return dict[str, Any]
-    if is_module(annotation):
+    if is_component(annotation):
         return str | dict[str, Any]
     if annotation in PLAIN or typing.get_origin(annotation) is Literal:
         return annotation
@@ -235,10 +235,12 @@ def is_settings(annotation: Any) -> bool:
     return isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or issubclass(annotation, BaseModel))
 
 
-def is_module(annotation: Any) -> bool:
-    """Whether an argument is a module: a config gives a component."""
-    nn = _of_torch("nn")
-    return nn is not None and isinstance(annotation, type) and issubclass(annotation, nn.Module)
+def is_component(annotation: Any) -> bool:
+    """Whether an argument is a module or a scheduler: a config gives a component."""
+    nn, optim = _of_torch("nn"), _of_torch("optim")
+    if nn is None or not isinstance(annotation, type):
+        return False
+    return issubclass(annotation, (nn.Module, optim.lr_scheduler.LRScheduler))
 
 
 def describe(annotation: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from utils.arguments import DICTS, LISTS, is_module, is_settings, is_tensor, parameters
+from utils.arguments import DICTS, LISTS, is_component, is_settings, is_tensor, parameters
 from utils.schema import KeyPath
 from utils.schema_fields import alternatives
 
@@ -82,7 +82,7 @@ def _object_of(annotation: Any, value: Any) -> type | None:
         return None
     if isinstance(value, str) and Path in kinds:
         return Path
-    return next((kind for kind in kinds if is_module(kind) or (is_settings(kind) and isinstance(value, dict))), None)
+    return next((kind for kind in kinds if is_component(kind) or (is_settings(kind) and isinstance(value, dict))), None)
 
 
 def _elements(annotation: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:

@@ -235,8 +235,8 @@ def markers(path: KeyPath, component: str | None, kind: type[M]) -> list[M]:
 
 
 def registry_inside(registry: Registry) -> Registry:
-    """Where to look up components that are arguments of another one: losses in a loss, models elsewhere."""
-    return LOSSES if registry is LOSSES else MODELS
+    """Where to look up components that are arguments of another one: in a loss or scheduler its own kind, or models."""
+    return registry if registry in (LOSSES, SCHEDULERS) else MODELS
 
 
 def import_components() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.arguments import parameters
 from utils.config.located_json import Problem
-from utils.config.schedulers import COMPOUND_SCHEDULERS, SchedulerPart, scheduler_parts
+from utils.config.schedulers import SchedulerPart, scheduler_parts
 from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS
 from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path
 from utils.text import dotted
@@ -50,7 +50,7 @@ def ineffective(config: Config) -> Iterator[Problem]:
 def _simple_parts(scheduler: SchedulerConfig, at: KeyPath) -> list[SchedulerPart]:
     """The schedulers of which one at a path is composed."""
     parts = scheduler_parts(scheduler.type, scheduler.args, (*at, "args"), length=0)
-    return [part for part in parts if part.name not in COMPOUND_SCHEDULERS]
+    return [part for part in parts if "schedulers" not in part.args]
 
 
 def _places(optimizer: OptimizerConfig, path: KeyPath) -> dict[KeyPath, dict[str, Any]]:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from extras.schema import docstrings
-from utils.arguments import DICTS, STRICT, NotJson, is_module, is_settings, json_type, parameters
-from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.arguments import DICTS, STRICT, NotJson, is_component, is_settings, json_type, parameters
+from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.registry import METRICS, REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
 from utils.schema_fields import alternatives, keys_of, section_at
@@ -168,8 +168,6 @@ def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Sc
     texts = docstrings.arguments(registry[name], known)
     for parameter in known.values():
         schema = _type(kind, parameter)
-        if name in COMPOUND_SCHEDULERS and parameter.name == "schedulers":
-            schema = {"type": "array", "minItems": 1, "items": {"$ref": f"#/definitions/{kind}"}}
         if schema is None:
             continue
         optional = parameter.default is not parameter.empty or FROM_RUN_LENGTH.get(name) == parameter.name
@@ -212,14 +210,14 @@ def _of_annotation(kind: str, annotation: Any) -> Schema | None:
 def _contains_objects(annotation: Any) -> bool:
     """Whether an argument may contain settings or components at any depth."""
     return any(
-        is_settings(one) or is_module(one) or any(map(_contains_objects, get_args(one)))
+        is_settings(one) or is_component(one) or any(map(_contains_objects, get_args(one)))
         for one in alternatives(annotation)
     )
 
 
 def _with_objects(kind: str, annotation: Any) -> Schema:
     """The schema of settings, of a component, or of a list or dict containing them."""
-    if is_module(annotation):
+    if is_component(annotation):
         inside = next(name for name, one in REGISTRIES.items() if one is registry_inside(REGISTRIES[kind]))
         return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
     if is_settings(annotation):

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
 from utils.config.located_json import Problem
-from utils.config.schedulers import COMPOUND_SCHEDULERS, FROM_RUN_LENGTH
+from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.extras import find_extra
 from utils.nested_arguments import nested
-from utils.registry import REGISTRIES, SCHEDULERS, TRAINERS, WRITERS, Registry, registry_inside
+from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import (
     ONE,
     PATTERNS,
@@ -146,10 +146,6 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         yield Problem(at, f'unknown {registry.kind} "{name}"; {registry.suggest(name, args)}')
         return
     known = registry.parameters(name)
-    if registry is SCHEDULERS and name in COMPOUND_SCHEDULERS:
-        known.pop("schedulers", None)
-        yield from _compound_problems(name, args.get("schedulers"), (*path, "args", "schedulers"))
-        args = {key: value for key, value in args.items() if key != "schedulers"}
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
     for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
         yield Problem((*path, "args", *below), message)
@@ -167,7 +163,7 @@ def _nested_problems(
     objects = [(name, *each) for name in names for each in nested(known[name].annotation, args[name])]
     for name, below, kind, value in objects:
         at = (*path, name, *below)
-        if arguments.is_module(kind):
+        if arguments.is_component(kind):
             yield from _inner_component_problems(registry_inside(registry), value, at)
             continue
         fields = arguments.parameters(kind)
@@ -183,17 +179,6 @@ def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[s
     for index, group in enumerate(groups if isinstance(groups, list) else ()):
         if isinstance(group, dict) and isinstance(group.get("args"), dict):
             yield (*path, "groups", index, "args"), group["args"]
-
-
-def _compound_problems(name: str, schedulers: Any, path: KeyPath) -> Iterator[Problem]:
-    """Problems with the schedulers inside a compound scheduler."""
-    if not isinstance(schedulers, list) or not schedulers:
-        example = '"schedulers": [{"type": "LinearLR", "args": {...}}, "CosineAnnealingLR"]'
-        got = "" if schedulers is None else f", got {shortened(schedulers)}"
-        yield Problem(path, f"{name} needs a list of schedulers, as in {example}{got}")
-        return
-    for index, entry in enumerate(schedulers):
-        yield from _inner_component_problems(SCHEDULERS, entry, (*path, index))
 
 
 def _inner_component_problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:

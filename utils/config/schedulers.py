@@ -10,8 +10,6 @@ from utils.schema import KeyPath, SchedulerConfig, name_and_args
 
 # the argument that defaults to the length of the run
 FROM_RUN_LENGTH = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
-# schedulers composed of others, which the config gives as components
-COMPOUND_SCHEDULERS = {"SequentialLR", "ChainedScheduler"}
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -28,7 +26,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
     left_out = FROM_RUN_LENGTH.get(name)
     if left_out and args.get(left_out) is None and args.get("epochs") is None:
         args[left_out] = length
-    if name in COMPOUND_SCHEDULERS:
+    if "schedulers" in args:
         lengths = _part_lengths(args.get("milestones"), len(args["schedulers"]), length)
         args["schedulers"] = [
             make_scheduler(inner, optimizer, part, build, (*path, "args", "schedulers", index))
@@ -92,7 +90,7 @@ def scheduler_parts(name: str, args: dict[str, Any], at: KeyPath, length: int) -
     """A scheduler of this length and, after it, those inside it. at: path of its arguments."""
     yield SchedulerPart(name, args, at, length)
     inner = args.get("schedulers")
-    if name in COMPOUND_SCHEDULERS and isinstance(inner, list):
+    if isinstance(inner, list):
         lengths = _part_lengths(args.get("milestones"), len(inner), length)
         for index, (entry, lasts) in enumerate(zip(inner, lengths, strict=True)):
             if component := name_and_args(entry):
@@ -104,7 +102,7 @@ def length_conflict(name: str, args: dict[str, Any], path: KeyPath, length: int)
     stepping it past its end raises an error. Also if such parts overlap. path: of the arguments.
     """
     for part in scheduler_parts(name, args, path, length):
-        milestones = part.args.get("milestones") if part.name in COMPOUND_SCHEDULERS else None
+        milestones = part.args.get("milestones") if "schedulers" in part.args else None
         if isinstance(milestones, list) and any(stop <= start for start, stop in pairwise([0, *milestones])):
             message = f"should increase from 1 on, since each is where the next scheduler takes over, got {milestones}"
             return Problem((*part.at, "milestones"), message)

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+)
 
 import train
 from tests.helpers import temporarily
@@ -109,6 +116,22 @@ def test_the_length_of_a_part_that_is_not_its_own(args: dict[str, Any], mileston
     problem = length_conflict(scheduler.type, scheduler.args, ("lr_scheduler", "args"), 8)
     assert says in (f"{dotted(problem.path)}: {problem.message}" if problem else "")
     assert bool(says) == bool(problem)
+
+
+class Chain(SequentialLR):
+    """Switches after the first epoch, unlike torch's with its own arguments."""
+
+    def __init__(self, optimizer: Optimizer, *, schedulers: list[LRScheduler]) -> None:
+        super().__init__(optimizer, schedulers, milestones=[1])
+
+
+def test_a_scheduler_of_ones_own_may_be_made_of_others(fit: Callable[..., Any]) -> None:
+    parts = [{"type": "ConstantLR", "args": {"factor": 0.5}}, {"type": "StepLR", "args": {"step_size": 1}}]
+    chain = {"type": "Chain", "args": {"schedulers": parts}}
+    with temporarily(SCHEDULERS, Chain):
+        assert fit("trainer.epochs=3", lr_scheduler=chain).last["lr"] == pytest.approx(0.01)
+        with pytest.raises(ConfigError, match=r'lr_scheduler\.args\.schedulers\.0: unknown scheduler "StepLr"'):
+            fit('lr_scheduler.args.schedulers=["StepLr"]', lr_scheduler=chain)
 
 
 def test_a_length_that_is_not_the_runs_is_located(fit: Callable[..., Any]) -> None:

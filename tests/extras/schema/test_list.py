@@ -33,6 +33,10 @@ def test_the_whole_of_one() -> None:
     assert '"metrics": [{"type": "F1Score", "args": {"task": ...}}]' in listing("F1Score")
 
 
+def test_schedulers_made_of_others_are_listed_with_them() -> None:
+    assert "schedulers: list of LRScheduler, must be given" in listing("SequentialLR")
+
+
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(UserError, match='unknown component "Lenett"; did you mean "LeNet"'):
         listing("Lenett")

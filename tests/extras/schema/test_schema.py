@@ -244,8 +244,7 @@ def test_an_editor_completes_the_arguments_of_every_component(schema: Schema, ki
         for args in below(component, "args", value, schema):
             offered |= {key for key, _ in completions(args, {}, schema)}
         parameters = registry.parameters(name).values()
-        # schedulers: components, which the config builds
-        expected = {p.name for p in parameters if json_type(p.annotation) is not NotJson or p.name == "schedulers"}
+        expected = {p.name for p in parameters if json_type(p.annotation) is not NotJson}
         assert offered == expected, name
 
 

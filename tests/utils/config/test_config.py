@@ -74,7 +74,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         (
             "lr_scheduler",
             "ChainedScheduler",
-            "lr_scheduler.args.schedulers: ChainedScheduler needs a list of schedulers",
+            'lr_scheduler.args: ChainedScheduler needs the argument "schedulers": list of LRScheduler',
         ),
         (
             "lr_scheduler",
@@ -117,7 +117,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ),
         ("loss", "NLLLoss2d", 'unknown loss "NLLLoss2d"; did you mean "NLLLoss"?'),
         ("lr_scheduler", {"type": "ReduceLROnPlateau", "interval": "step"}, '"interval": "epoch"'),
-        ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1]}}, "needs a list of schedulers"),
+        ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1]}}, 'needs the argument "schedulers"'),
         ("trainer", {"monitor": "off"}, 'trainer.monitor: should be "min NAME" or "max NAME"'),
         ("trainer", {"monitor": "min val_los"}, 'no value is logged as "val_los"; did you mean "val_loss"?'),
         ("trainer", {"early_stop": 3}, "early_stop needs a monitored value"),
@@ -167,8 +167,8 @@ def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expe
         (["CosineAnnealingLR", {"type": "LinearLR", "arg": {}}], 'schedulers.1.arg: unknown key "arg"'),
         (["CosineAnnealingLR", {"type": "LinearLr"}], 'unknown scheduler "LinearLr"; did you mean "LinearLR"?'),
         (["CosineAnnealingLR", {"type": "LinearLR", "args": {"start_factor": -1}}], "1.args.start_factor: LinearLR"),
-        (["CosineAnnealingLR", 5], "schedulers.1: should be a component"),
-        ([], "SequentialLR needs a list of schedulers"),
+        (["CosineAnnealingLR", 5], "schedulers.1: should be a string or an object, got 5"),
+        ([], "SequentialLR rejects this"),
         (["CosineAnnealingLR"], "SequentialLR rejects this"),
         (["CosineAnnealingLR", "ConstantLR"], ""),
     ],
