@@ -15,6 +15,7 @@ from extras.early.names import VARIABLES, OwnNames, is_known, own_names
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import components, group_arguments, schema_problems
 from utils.config.references import References
+from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.extras import find_extra
@@ -121,7 +122,8 @@ def _looks_right(document: Document, problems: Sequence[Problem]) -> bool:
         given = [named[1], *(args for _, args in group_arguments(path, entry))]
         if defined is None or not all(_fits(args, defined["properties"]) for args in given):
             return False
-        if not set(defined.get("required", ())) <= named[1].keys():
+        missing = defined["properties"].keys() - named[1].keys() - {FROM_RUN_LENGTH.get(named[0])}
+        if any("default" not in defined["properties"][name] for name in missing):
             return False
     return "loss" in document.value or any(path[:1] == KeyPath(("loss",)) for path in wrong)
 
@@ -135,8 +137,9 @@ def _fits(args: dict[str, Any], properties: dict[str, Any]) -> bool:
 
 
 def _is_of_kind(value: Any, schema: dict[str, Any]) -> bool:
+    if value is None:  # the schema allows null also to remove an inherited value
+        return schema.get("default", ...) is None
     kinds = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict}
-    kinds["null"] = type(None)
     for one in schema.get("anyOf", [schema]):
         kind: Any = kinds.get(one.get("type"), object if "$ref" not in one else ())
         if isinstance(value, kind) and (isinstance(value, bool) <= (kind in (bool, object))):

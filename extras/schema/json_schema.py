@@ -11,11 +11,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
+from pydantic.fields import FieldInfo
 
 from extras.schema import docstrings
 from utils.arguments import DICTS, STRICT, NotJson, is_component, is_settings, json_type, parameters
 from utils.config.schedulers import FROM_RUN_LENGTH
-from utils.registry import METRICS, REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
+from utils.registry import METRICS, REGISTRIES, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
 from utils.schema_fields import alternatives, keys_of, section_at
 
@@ -27,21 +28,22 @@ REFERENCE = {"$ref": "#/definitions/reference"}
 NOT_ANY_STRING = {"pattern", "enum", "const", "anyOf", "allOf", "$ref"}
 # the kinds of which a config has a list
 ELEMENTS: dict[str, KeyPath] = {"metrics": ("metrics", 0), "writers": ("trainer", "writers", 0)}
-PARTIAL = ".partial"  # for a config that extends another, in which nothing is required
+NULL = {"type": "null"}
 
 
 def config_schema() -> Schema:
-    """The whole schema, as JSON Schema draft 7, which all editors support."""
+    """The whole schema, as JSON Schema draft 7, which all editors support.
+
+    It requires no key or argument, and null is allowed for all that have a default: a config that extends another gives
+    only what differs, and removes an inherited value by null.
+    """
     about = "A variable, an environment variable, or a fact of the data: ${NAME}, ${env:NAME}, ${data.NAME}."
     definitions: Schema = {"reference": {"type": "string", "pattern": r"\$\{[^{}]+\}", "description": about}}
     for kind, registry in REGISTRIES.items():
-        if kind == "validation":  # a data loader
-            continue
-        definitions |= _definitions(kind, registry, partial=False)
-        if kind != "metrics":  # a list, which is replaced rather than merged
-            definitions |= _definitions(kind, registry, partial=True)
-    definitions |= _definitions("writers", WRITERS, partial=False)
-    whole, partial_root = _root(partial=False), _root(partial=True)
+        if kind != "validation":  # a data loader
+            definitions |= _definitions(kind, registry)
+    definitions |= _definitions("writers", WRITERS)
+    extends = "Path of a config, relative to this file, from which all keys not given here are inherited."
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "An experiment",
@@ -49,9 +51,11 @@ def config_schema() -> Schema:
         "$comment": "Written by make schema; do not edit.",
         "madeWith": {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES},
         "type": "object",
-        "if": {"required": ["extends"]},
-        "then": partial_root,
-        "else": whole,
+        "properties": {
+            "extends": {"type": "string", "description": extends},
+            **{key: _of_key(key, field) for key, field in keys_of(Config).items()},
+        },
+        "additionalProperties": False,
         "definitions": definitions,
     }
 
@@ -65,47 +69,26 @@ def dumps(schema: Schema) -> str:
     return rest.replace('"definitions": {}', '"definitions": {\n  ' + ",\n  ".join(definitions) + "\n }") + "\n"
 
 
-def _root(*, partial: bool) -> Schema:
-    """The keys of a config. partial: it extends another one, so nothing is required."""
-    properties: Schema = {}
-    for key, field in keys_of(Config).items():
-        if key in REGISTRIES and key != "trainer":
-            properties[key] = _about(field.description, _component(key, partial=partial))
-        else:
-            section = section_at((key,))
-            keys = _section(key, section, partial=partial) if section else _plain(Config, key)
-            properties[key] = _about(field.description, keys)
-    if partial:
-        extends = "Path of a config, relative to this file, from which all keys not given here are inherited."
-        properties = {"extends": {"type": "string", "description": extends}, **properties}
-    required = [key for key, field in keys_of(Config).items() if field.is_required() or key == "loss"]
-    schema: Schema = {"properties": properties, "additionalProperties": False}
-    if partial:
-        return schema
-    if unsupervised := _unsupervised():
-        named = {"properties": {"type": {"enum": unsupervised}}, "required": ["type"]}
-        given = {"required": ["loss"]}
-        schema |= {"if": {"properties": {"trainer": named}, "required": ["trainer"]}, "else": given}
-        required.remove("loss")
-    return {**schema, "required": required}
+def _of_key(key: str, field: FieldInfo) -> Schema:
+    """The values allowed for a key of a config."""
+    section = section_at((key,))
+    if key in REGISTRIES and key != "trainer":
+        schema = _component(key)
+    elif section:
+        schema = _section(key, section)
+    else:
+        return _plain(Config, key)
+    return _about(field.description, schema if field.is_required() else _or(schema, NULL))
 
 
-def _unsupervised() -> list[str]:
-    """The trainers for which a config need not name a loss."""
-    return [name for name in TRAINERS.names() if not getattr(TRAINERS[name], "supervised", True)]
-
-
-def _component(kind: str, *, partial: bool) -> Schema:
-    """The values allowed for a component: an object, a name, or null if the config can omit it."""
-    defined = "data_loader" if kind == "validation" else kind
-    reference = {"$ref": f"#/definitions/{defined}{PARTIAL if partial else ''}"}
+def _component(kind: str) -> Schema:
+    """The values allowed for a component: an object or a name, one or several."""
+    reference: Schema = {"$ref": f"#/definitions/{'data_loader' if kind == 'validation' else kind}"}
     if kind == "metrics":
-        several = {"type": "array", "items": {"anyOf": [{"$ref": f"#/definitions/{kind}"}, REFERENCE]}}
-        return {"anyOf": [several, {"type": "null"}, REFERENCE] if partial else [several, REFERENCE]}
+        reference = {"type": "array", "items": _or(reference, REFERENCE)}
     if kind in SEVERAL_BY_NAME:
         reference = _one_or_several(kind, reference)
-    nullable = kind in ("lr_scheduler", "validation", "loss")
-    return {"anyOf": [reference, {"type": "null"}, REFERENCE] if nullable else [reference, REFERENCE]}
+    return _or(reference, REFERENCE)
 
 
 def _one_or_several(kind: str, reference: Schema) -> Schema:
@@ -123,30 +106,25 @@ def _one_or_several(kind: str, reference: Schema) -> Schema:
     return {"if": by_name, "then": several, "else": reference}
 
 
-def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
+def _definitions(kind: str, registry: Registry) -> Schema:
     """A definition of the kind, and one for the arguments of each of its components."""
     made: Schema = {}
     by_name: list[Schema] = []
-    suffix = PARTIAL if partial else ""
     for name in registry.names():
-        args = _arguments(kind, registry, name, partial=partial)
-        made[f"{kind}.{name}{suffix}"] = args
-        then: Schema = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{suffix}"}}}
-        if kind == "optimizer":  # a parameter group takes the same arguments, and requires none
-            group = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}{PARTIAL}"}}}
-            then["properties"]["groups"] = {"items": group}
-        if args.get("required"):
-            then["required"] = ["args"]
+        made[f"{kind}.{name}"] = _arguments(kind, registry, name)
+        args: Schema = {"properties": {"args": {"$ref": f"#/definitions/{kind}.{name}"}}}
+        then = args
+        if kind == "optimizer":  # a parameter group takes the same arguments
+            then = {"properties": {**args["properties"], "groups": {"items": args}}}
         named: Schema = {"properties": {"type": {"const": name}}}
         if name != registry.default:
             named["required"] = ["type"]
         by_name.append({"if": named, "then": then})
     if kind == "trainer":  # has further keys besides "type" and "args"
-        return {**made, f"trainer.types{suffix}": {"allOf": by_name}}
-    if not partial:
-        made[f"{kind}.names"] = {
-            "anyOf": [{"const": n, "description": docstrings.paragraph(registry[n])} for n in registry.names()]
-        }
+        return {**made, "trainer.types": {"allOf": by_name}}
+    made[f"{kind}.names"] = {
+        "anyOf": [{"const": n, "description": docstrings.paragraph(registry[n])} for n in registry.names()]
+    }
     section = section_at(ELEMENTS.get(kind, (kind,)))
     assert section is not None
     keys = {key: _plain(section, key) for key in keys_of(section)}
@@ -154,43 +132,32 @@ def _definitions(kind: str, registry: Registry, *, partial: bool) -> Schema:
         section.model_fields["type"].description, {"anyOf": [{"$ref": f"#/definitions/{kind}.names"}, REFERENCE]}
     )
     whole = {"type": "object", "properties": keys, "additionalProperties": False, "allOf": by_name}
-    if not partial:
+    if kind in ELEMENTS:  # nothing inherits from an element of a list
         whole["required"] = ["type"]
-    alone = [name for name in registry.names() if partial or "required" not in made[f"{kind}.{name}"]]
-    made[f"{kind}{suffix}"] = {"anyOf": [{"enum": alone}, whole]} if alone else whole
+    made[kind] = {"anyOf": [{"enum": registry.names()}, whole]}
     return made
 
 
-def _arguments(kind: str, registry: Registry, name: str, *, partial: bool) -> Schema:
+def _arguments(kind: str, registry: Registry, name: str) -> Schema:
     """The "args" of a component."""
-    properties, required = {}, []
+    properties = {}
     known = registry.parameters(name)
     texts = docstrings.arguments(registry[name], known)
     for parameter in known.values():
-        schema = _type(kind, parameter)
-        if schema is None:
-            continue
         optional = parameter.default is not parameter.empty or FROM_RUN_LENGTH.get(name) == parameter.name
-        if not optional:
-            required.append(parameter.name)
-        if partial:
-            at = f"#/definitions/{kind}.{name}/properties/{parameter.name}"
-            properties[parameter.name] = {"anyOf": [{"$ref": at}, {"type": "null"}]} if optional else {"$ref": at}
-        else:
+        schema = _type(kind, parameter, takes_null=optional)
+        if schema is not None:
             properties[parameter.name] = _about(texts.get(parameter.name), _with_default(schema, parameter.default))
-    args: Schema = {"type": "object", "properties": properties, "additionalProperties": registry.takes_any(name)}
-    return {**args, "required": required} if required and not partial else args
+    return {"type": "object", "properties": properties, "additionalProperties": registry.takes_any(name)}
 
 
-def _type(kind: str, parameter: inspect.Parameter) -> Schema | None:
+def _type(kind: str, parameter: inspect.Parameter, *, takes_null: bool) -> Schema | None:
     """The schema of an argument of a component; None if JSON cannot express it."""
     schema = _of_annotation(kind, parameter.annotation)
     if not schema:
         return schema
     schema = _or_reference(schema)
-    if parameter.default is None and schema and {"type": "null"} not in schema.get("anyOf", []):
-        return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]}
-    return schema
+    return _or(schema, NULL) if takes_null and schema else schema
 
 
 def _of_annotation(kind: str, annotation: Any) -> Schema | None:
@@ -223,7 +190,9 @@ def _with_objects(kind: str, annotation: Any) -> Schema:
     if is_settings(annotation):
         fields = parameters(annotation)
         texts = docstrings.arguments(annotation, fields)
-        described = {name: (_type(kind, field), field) for name, field in fields.items()}
+        described = {
+            name: (_type(kind, field, takes_null=field.default is None), field) for name, field in fields.items()
+        }
         properties = {
             name: _about(texts.get(name), _with_default(schema, field.default))
             for name, (schema, field) in described.items()
@@ -257,9 +226,16 @@ def _or_reference(schema: Schema) -> Schema:
     alternatives = schema.get("anyOf", [schema])
     if any(one.get("type", "string") == "string" and not one.keys() & NOT_ANY_STRING for one in alternatives):
         return schema
+    return _or(schema, REFERENCE)
+
+
+def _or(schema: Schema, other: Schema) -> Schema:
+    """Allow other values as well."""
+    if other in schema.get("anyOf", ()):
+        return schema
     about: Schema = {key: schema[key] for key in ("description", "default", "examples", "anyOf") if key in schema}
     value = {key: item for key, item in schema.items() if key not in about}
-    return {**about, "anyOf": [*about.get("anyOf", [value]), REFERENCE]}
+    return {**about, "anyOf": [*about.get("anyOf", [value]), other]}
 
 
 def _draft_7(schema: Any, definitions: Schema) -> Any:
@@ -277,21 +253,18 @@ def _draft_7(schema: Any, definitions: Schema) -> Any:
     return renamed
 
 
-def _section(key: str, section: type[BaseModel], *, partial: bool) -> Schema:
+def _section(key: str, section: type[BaseModel]) -> Schema:
     """An object of plain keys, such as "trainer" or "runtime"."""
     keys = {name: _plain(section, name) for name in keys_of(section)}
     schema: Schema = {"type": "object", "properties": keys, "additionalProperties": False}
     if key == "trainer":
         registry = REGISTRIES[key]
-        keys["type"] = {**keys["type"], "enum": registry.names()}
+        keys["type"] = {**keys["type"], "enum": [*registry.names(), None]}
         items = {"anyOf": [{"$ref": "#/definitions/writers"}, REFERENCE]}
-        keys["writers"] = {**keys["writers"], "anyOf": [{"type": "array", "items": items}, REFERENCE]}
-        schema["allOf"] = [{"$ref": f"#/definitions/trainer.types{PARTIAL if partial else ''}"}]
+        keys["writers"] = {**keys["writers"], "anyOf": [{"type": "array", "items": items}, REFERENCE, NULL]}
+        schema["allOf"] = [{"$ref": "#/definitions/trainer.types"}]
         keys["monitor"] = {**keys["monitor"], "examples": _monitored()}
-    if not partial:
-        return schema
-    # null removes an inherited value
-    return schema | {"properties": {name: _or_null(value) for name, value in keys.items()}}
+    return schema
 
 
 def _monitored() -> list[str]:
@@ -303,17 +276,12 @@ def _monitored() -> list[str]:
     return found
 
 
-def _or_null(schema: Schema) -> Schema:
-    description = {"description": schema["description"]} if "description" in schema else {}
-    return {**description, "anyOf": [schema, {"type": "null"}]}
-
-
 def _plain(section: type[BaseModel], key: str) -> Schema:
     """A key of the schema itself."""
     field = keys_of(section)[key]
     whole = section.model_json_schema(by_alias=True)
     schema = _or_reference(_draft_7(whole["properties"][key], whole.get("$defs", {})))
-    return _about(field.description, schema)
+    return _about(field.description, schema if field.is_required() else _or(schema, NULL))
 
 
 def _with_default(schema: Schema, default: Any) -> Schema:

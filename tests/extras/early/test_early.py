@@ -124,6 +124,8 @@ def test_a_typo_is_told_in_the_same_words(
         ("", "", ["trainer.epoch=3", "model.args.hiden_features=1"]),
         ("", "", ["trainer.epoch=3", "model.args.hidden_features=many"]),
         ("", "", ["trainer.epoch=3", "model.args.hidden_features=true"]),
+        ("", "", ["trainer.epoch=3", "model.args.bias=null"]),
+        ('"hidden_features": 4, ', "", ["trainer.epoch=3"]),
         ("", "", ["model=LeNet", "data_loader.args.btch_size=1"]),
         ('"accuracy"', '"MulticlassAccuracy"', []),
         ('"loss": "cross_entropy",', "", ["trainer.epoch=3"]),

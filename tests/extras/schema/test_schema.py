@@ -15,7 +15,7 @@ from pydantic import PositiveInt, ValidationError
 
 from extras.schema.__main__ import MOST_USED, config_table, texts
 from tests.configs import BUNDLED, OURS, SOUND, TEMPLATES, message, sound
-from tests.utils.config.mutations import VALUES, renamed_keys
+from tests.utils.config.mutations import VALUES, move, remove, renamed_keys, several
 from utils.arguments import NotJson, describe, json_type
 from utils.config.problems import component_problems
 from utils.paths import PROJECT
@@ -57,8 +57,8 @@ def same_libraries(schema: Schema) -> bool:
 def own_part(schema: Schema) -> Schema:
     """What does not depend on the versions of the libraries."""
     own = {f"{kind}.{name}" for kind, registry in REGISTRIES.items() for name in registry.own()}
-    names = [name for name in schema["definitions"] if name.removesuffix(".partial") in own]
-    return {"definitions": {name: schema["definitions"][name] for name in names}, "then": schema["then"]["properties"]}
+    names = [name for name in schema["definitions"] if name in own]
+    return {"definitions": {name: schema["definitions"][name] for name in names}, "properties": schema["properties"]}
 
 
 @pytest.mark.slow
@@ -130,22 +130,17 @@ def test_a_bundled_config_with_a_renamed_key_is_not_valid(path: Any, validator: 
         ("model", "LeNett"),
         ("model", {"type": "LeNet", "args": {"kernel_size": 4}}),
         ("model", {"type": "LeNet", "arg": {}}),
-        ("model", {"type": "TwoLayerNet"}),
-        ("model", "TwoLayerNet"),
         ("model", None),
-        ("model", {"args": {}}),
         ("optimizer", {"type": "SGD", "args": {"lr": "0.1"}}),
         ("optimizer", {"type": "SGD", "args": {"momentun": 0.9}}),
         ("optimizer", {"type": "Adam", "args": {"betas": [0.9]}}),
         ("metrics", ["acuracy"]),
         ("metrics", [{"type": "F1Score", "args": {"task": "multiclas"}}]),
         ("metrics", "accuracy"),
-        ("metrics", None),
-        ("lr_scheduler", {"type": "StepLR"}),
-        ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1], "schedulers": ["StepLR"]}}),
+        ("metrics", [{"args": {}}]),
+        ("lr_scheduler", {"type": "SequentialLR", "args": {"milestones": [1], "schedulers": ["StepLr"]}}),
         ("trainer", {"epochs": 0}),
         ("trainer", {"type": "Trainr"}),
-        ("trainer", {"epochs": None}),
         ("runtime", {"precision": "fp64"}),
         ("name", "a/b"),
         ("loss", {"tpye": "mse_loss"}),
@@ -181,7 +176,6 @@ def test_a_config_that_extends_another_gives_only_what_differs(validator: Any) -
     ]
     for change in changes:
         assert validator.is_valid({"extends": "base.json", **change}), change
-        assert not validator.is_valid(change), change
     wrong: list[Schema] = [
         {"optimizer": {"type": "SGD", "args": {"momentun": 0.9}}},
         {"optimizer": {"type": "SGD", "args": {"momentum": "0.9"}}},
@@ -221,7 +215,7 @@ def below(schema: Schema, key: str, value: Any, root: Schema) -> Iterator[Schema
 
 def test_an_editor_completes_keys_and_shows_their_docstrings(schema: Schema) -> None:
     offered = dict(completions(schema, {}, schema))
-    assert offered.keys() == {field.alias or name for name, field in Config.model_fields.items()}
+    assert offered.keys() == {"extends", *(field.alias or name for name, field in Config.model_fields.items())}
     assert all(offered.values()), "each key has a description"
     (trainer,) = below(schema, "trainer", {}, schema)
     assert dict(completions(trainer, {}, schema)).keys() == TrainerConfig.model_fields.keys()
@@ -281,7 +275,6 @@ def test_arguments_carry_docstring_default_and_range(schema: Schema) -> None:
     assert args["crop"]["anyOf"][0]["minimum"] == 0
     assert "shift each image" in args["crop"]["description"]
     assert "part of the training data" in args["validation_split"]["description"], "inherited from the base class"
-    assert schema["definitions"]["data_loader.CIFAR10Loader"]["required"] == ["batch_size"]
     assert "momentum factor" in schema["definitions"]["optimizer.SGD"]["properties"]["momentum"]["description"]
     if same_libraries(schema):
         assert {f"metrics.{name}" for name in METRICS.names()} <= schema["definitions"].keys()
@@ -290,11 +283,14 @@ def test_arguments_carry_docstring_default_and_range(schema: Schema) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [SOUND, *(path.read_text() for path in TEMPLATES)])
 def test_the_schema_refuses_what_the_loader_finds_structurally_wrong(text: str, schema: Schema) -> None:
-    """And the other way round: what the loader takes is not underlined."""
+    """Except for what is missing or null, since the config may extend another one. What the loader takes is valid."""
     validator = STRICT_VALIDATOR(schema)
     for seed, change in enumerate(2 * VALUES):
         value = change(json.loads(text), random.Random(seed))
-        assert validator.is_valid(value) == is_sound(value), json.dumps(value)
+        if is_sound(value):
+            assert validator.is_valid(value), json.dumps(value)
+        elif change not in (remove, move, several) and "null" not in json.dumps(value):
+            assert not validator.is_valid(value), json.dumps(value)
 
 
 def is_sound(value: Any) -> bool:
@@ -326,7 +322,7 @@ def test_every_argument_of_ours_is_described(schema: Schema) -> None:
 
 
 def test_the_monitor_offers_the_loss_and_each_metric(schema: Schema, validator: Any, tmp_path: Path) -> None:
-    offered = schema["else"]["properties"]["trainer"]["properties"]["monitor"]["examples"]
+    offered = schema["properties"]["trainer"]["anyOf"][0]["properties"]["monitor"]["examples"]
     assert offered[:2] == ["min val_loss", "min loss"]
     assert {each.split()[1] for each in offered} == {
         f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", *METRICS.own())
