@@ -134,13 +134,21 @@ def check_optimizer(config: Config, start: float, end: float, steps: int) -> Che
     return CheckResult("optimizer", "ok", text)
 
 
+def loading_time(arrivals: Sequence[float], workers: int) -> float:
+    """Seconds to load a batch in the middle of an epoch. arrivals: of the first batches, in seconds since the start."""
+    # workers deliver in bursts, a batch from each: a median of the gaps would be about 0. The first has started them
+    each = max(workers, 1)
+    last = (len(arrivals) - 1) // each * each
+    return (arrivals[last] - arrivals[0]) / last if last else arrivals[-1] / len(arrivals)
+
+
 def check_time(config: Config, training: Training, step: float, fetching: float) -> CheckResult:
     """The time of the whole run without its validations, from the seconds of a step and of loading its batches."""
     settings = config.trainer
     steps = settings.steps_per_epoch or -(-len(training.batches) // settings.accumulate_steps)
     # worker processes load batches while the model computes; without them, one follows the other
     parallel = training.batches.num_workers > 0
-    seconds = max(step, fetching / training.batches.num_workers) if parallel else step + fetching
+    seconds = max(step, fetching) if parallel else step + fetching
     total = settings.epochs * steps * seconds
     text = (
         f"{duration(step, fine=True)} a step and {duration(fetching, fine=True)} for its data; "

@@ -122,7 +122,8 @@ class _Check:
         self.first = next(training.batches.ranges())
         self.measures = "eval_step"
         """The step whose losses are compared; "train_step" if the other takes no training batch, or has no loss."""
-        self.fetching: list[float] = []
+        self.fetching = 0.0
+        """Seconds to load a batch."""
         # the schedule is unaffected: its length is that of the run
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
@@ -173,12 +174,13 @@ class _Check:
         yield from schedule_checks.check_schedules(self.training)
 
     def _first_batch(self) -> Any:
+        batches, workers = self.training.batches.one_pass(), self.training.batches.num_workers
         start = time.perf_counter()
-        batches = self.training.batches.one_pass()
         batch = next(batches).data
-        self.fetching = [time.perf_counter() - start]
-        for _ in islice(batches, TIMED_STEPS):
-            self.fetching.append(time.perf_counter() - start - sum(self.fetching))
+        arrivals = [time.perf_counter() - start]
+        for _ in islice(batches, max(TIMED_STEPS, workers)):
+            arrivals.append(time.perf_counter() - start)
+        self.fetching = model_checks.loading_time(arrivals, workers)
         self.training.batches.close()
         return self.runtime.to_device(batch)
 
@@ -280,9 +282,8 @@ class _Check:
                 torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - began)
         yield model_checks.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
-        fetching = statistics.median(self.fetching) * self.config.trainer.accumulate_steps
-        step = statistics.median(seconds)
-        yield model_checks.check_time(self.config, self.training, step, fetching)
+        fetching = self.fetching * self.config.trainer.accumulate_steps
+        yield model_checks.check_time(self.config, self.training, statistics.median(seconds), fetching)
         states = [state for each in self.training.optimizers.values() for state in each.optimizer.state.values()]
         yield model_checks.check_memory(self.model, states)
 

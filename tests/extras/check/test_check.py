@@ -20,6 +20,7 @@ from extras.check import preflight
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import _named_tensors
 from extras.check.first_loss import first_loss
+from extras.check.model_checks import check_time, loading_time
 from logger.console import styled
 from tests.base.training.test_modes import PlainBackward
 from tests.configs import EVERY, TEMPLATES, sound, with_small_data
@@ -28,7 +29,7 @@ from utils.config import load_config
 from utils.errors import DataError
 from utils.paths import PROJECT
 from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
-from utils.text import printable
+from utils.text import duration, printable
 
 Check = Callable[..., tuple[int, str]]
 
@@ -369,6 +370,28 @@ def test_several_losses_by_name_pass(check: Check) -> None:
 def test_a_buffer_that_grows_is_not_a_fault(check: Check) -> None:
     status, printed = check(**planted("grown"), data_loader={"type": "Made", "args": {"kind": ""}})
     assert status == 0, printed
+
+
+@pytest.mark.parametrize(
+    ("workers", "arrivals", "seconds"),
+    [
+        (0, [9.0, 9.5, 10.0], 0.5),  # the first sample may have opened files
+        (1, [2.0, 4.0, 6.0], 2.0),
+        (4, [2.0] * 4 + [4.0] * 4 + [6.0], 0.5),  # in bursts: a batch from each worker
+        (4, [2.0] * 4 + [4.0], 0.5),
+        (4, [2.0] * 4 + [4.0] * 3, 0.5),
+        (4, [2.0, 2.0], 1.0),  # not a whole burst
+        (0, [3.0], 3.0),
+    ],
+)
+def test_the_time_of_a_run_follows_from_when_its_batches_arrive(
+    workers: int, arrivals: list[float], seconds: float
+) -> None:
+    assert loading_time(arrivals, workers) == seconds
+    config: Any = SimpleNamespace(trainer=SimpleNamespace(epochs=2, steps_per_epoch=10, accumulate_steps=1))
+    training: Any = SimpleNamespace(batches=SimpleNamespace(num_workers=workers))
+    text = check_time(config, training, step=0.25, fetching=seconds).text
+    assert f"take about {duration(20 * (seconds if workers else seconds + 0.25), fine=True)}," in text
 
 
 @pytest.mark.slow
