@@ -42,7 +42,7 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
                 else:
                     found.problems.append(f"{name}: no such file")
         else:
-            there = os.path.lexists(word) or _in_archive(word)
+            there = os.path.lexists(file_and_member(word)[0])
             matches = [word] if there else sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (it may be absolute)
             for name in matches:
                 _add(name, suffixes, found)
@@ -52,10 +52,11 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
     return found
 
 
-def _in_archive(word: str) -> bool:
-    """Whether this has the form FILE.npz:NAME."""
-    path, colon, name = word.rpartition(":")
-    return bool(colon and name) and path.lower().endswith(".npz") and Path(path).is_file()
+def file_and_member(word: str) -> tuple[str, str]:
+    """FILE.npz and NAME for FILE.npz:NAME if there is such a file; else the word itself and ""."""
+    path, _, member = word.rpartition(":")
+    in_archive = member and path.lower().endswith(".npz") and Path(path).is_file() and not os.path.lexists(word)
+    return (path, member) if in_archive else (word, "")
 
 
 def _add(name: str, suffixes: Sequence[str], found: Found) -> None:

@@ -21,7 +21,7 @@ from base.data.pictures import pictures_of
 from base.load_run import TrainedRun, class_names_of, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.picture_grid import Cell
-from extras.predict.inputs import Found, find_files
+from extras.predict.inputs import Found, file_and_member, find_files
 from extras.predict.outputs import ADVICE, Field, Interpreter, Task
 from extras.predict.reading import Item, kind_of, read_items
 from extras.predict.writing import Source, merged, write
@@ -238,6 +238,7 @@ def _check_destination(out: Path | None, options: argparse.Namespace) -> None:
 
 def _check_not_input(files: Found, *paths: Path | None) -> None:
     """Raise UserError if an input would be overwritten."""
+    inputs = {file_and_member(name)[0] for name in files.files}
     for path in paths:
-        if path and path.exists() and any(path.samefile(name) for name in files.files if Path(name).exists()):
+        if path and path.exists() and any(path.samefile(name) for name in inputs if Path(name).exists()):
             raise UserError(f"{path} is one of the inputs and would be overwritten; choose another file")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from base.data.workers import read_once, worker_count
-from extras.predict.inputs import ARRAYS, TABLES
+from extras.predict.inputs import ARRAYS, TABLES, file_and_member
 from utils.errors import DataError, UserError, os_errors_as
 from utils.files import open_regular
 from utils.user_code import format_error
@@ -119,7 +119,7 @@ def _prepared(prepare: Prepare, raw: Any) -> Any:
 
 def _array_rows(name: str) -> Iterator[Tensor]:
     """The rows of an array saved by np.save, which is not read at once, or np.savez. Raises Unreadable, DataError."""
-    path, _, member = name.rpartition(":") if not Path(name).is_file() else (name, "", "")
+    path, member = file_and_member(name)
     try:
         with os_errors_as(Unreadable, "it cannot be read"), open_regular(Path(path)) as file:
             if path.lower().endswith(".npz"):

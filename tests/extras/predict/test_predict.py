@@ -236,6 +236,7 @@ def test_nothing_that_can_be_read_leaves_the_older_file(ask: Ask, tmp_path: Path
         (["two", "--out", "nowhere/x.csv"], "x.csv: it is a folder, or in no folder that exists"),
         (["two", "--show", "x.jpg"], "the suffix selects the format: .png"),
         (["two/0.png", "--show", "two/0.png"], "two/0.png is one of the inputs and would be overwritten"),
+        (["several.npz:a", "--out", "several.npz"], "several.npz is one of the inputs and would be overwritten"),
         (["two", "model.args.num_classes=4"], "do not match this model"),
         (["table.csv"], "takes images: files, or uint8 (H, W, 3) or (H, W); got the row of a table"),
         (["floats.npy"], "takes images: files, or uint8 (H, W, 3) or (H, W); got (3, 32, 32) float32"),
