@@ -3,7 +3,6 @@
 import argparse
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from base.base_data_loader import BaseDataLoader
 from base.data.images.folder import SUFFIXES
@@ -23,7 +21,7 @@ from base.training.first_batch import FORWARD_ERRORS
 from extras.picture_grid import Cell
 from extras.predict.inputs import Found, file_and_member, find_files
 from extras.predict.outputs import ADVICE, Field, Interpreter, Task
-from extras.predict.reading import Item, kind_of, read_items
+from extras.predict.reading import Item, kind_of, read_items, say_beside_bar
 from extras.predict.writing import Source, merged, write
 from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
@@ -31,7 +29,7 @@ from utils.paths import display_path
 from utils.run_folder import replace_file
 from utils.schema import Command
 from utils.streams import say_error
-from utils.text import count, duration, escape_controls
+from utils.text import count, duration
 from utils.tree import describe_batch, map_tensors, tensors
 from utils.user_code import format_error_with_source
 
@@ -136,7 +134,7 @@ class Predictor:
 
     def _name(self, problem: str) -> None:
         self.problems += 1
-        tqdm.write(f"skipped {escape_controls(problem)}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        say_beside_bar(f"skipped {problem}")
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch."""

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import pickle
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
+from tqdm import tqdm
 
 from base.data.workers import read_once, worker_count
 from extras.predict.inputs import ARRAYS, TABLES, file_and_member
 from utils.errors import DataError, UserError, os_errors_as
 from utils.files import open_regular
+from utils.text import count, escape_controls
 from utils.user_code import format_error
 
 CHUNK = 16  # files per request to a worker
@@ -43,6 +46,11 @@ class Item(NamedTuple):
     """Row in an array or table, from 0."""
     value: Any
     problem: str = ""
+
+
+def say_beside_bar(text: str) -> None:
+    """Print a line to standard error, above a progress bar."""
+    tqdm.write(escape_controls(text).encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def read_items(
@@ -160,19 +168,19 @@ def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str])
         with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
             start = text.readline()
             text.seek(0)
-            rows = filter(None, csv.reader(text, delimiter=max(",;\t", key=start.count), strict=True))
+            delimiter = "\t" if name.lower().endswith(".tsv") else max(",;\t", key=start.count)
+            rows = filter(None, csv.reader(text, delimiter=delimiter, strict=True))
             if (first := next(rows, None)) is None:
                 raise Unreadable("the table is empty")
-            bare = all(map(_is_number, first))
-            names = [str(place) for place in range(len(first))] if bare else [cell.strip() for cell in first]
+            names, is_header = _column_names(name, first)
             if len(set(names)) < len(names):
                 raise Unreadable("two columns have the same name")
             if missing := [each for each in columns or () if each not in names]:
                 raise DataError(f"{name} has no column {missing[0]!r}; it has {', '.join(names[:20])}")
             chosen = columns or names
-            if (columns or not bare) and (missing := [each for each in needed if each not in chosen]):
+            if (columns or names != _numbered(first)) and (missing := [each for each in needed if each not in chosen]):
                 raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
-            for row in itertools.chain([first] if bare else [], rows):
+            for row in itertools.chain([] if is_header else [first], rows):
                 if len(row) != len(names):
                     yield Unreadable(f"{len(row)} cells, but there are {len(names)} columns")
                     continue
@@ -182,6 +190,23 @@ def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str])
         raise Unreadable("not valid UTF-8") from error
     except csv.Error as error:
         raise Unreadable(f"not a table of comma-separated values: {error}") from error
+
+
+def _column_names(file: str, first: Sequence[str]) -> tuple[list[str], bool]:
+    """The names in the first row, and whether it has them; else numbers. Says which, if all its cells are numbers."""
+    names, numbers = [cell.strip() for cell in first], _numbered(first)
+    if not all(map(_is_number, first)):
+        return names, True
+    if names == numbers:  # the names that pandas writes for columns without any
+        say_beside_bar(f"{file}: the first row, {','.join(names)}, is taken for the header")
+        return names, True
+    say_beside_bar(f"{file}: no header: {count(len(first), 'column')}, and the first row is an input")
+    return numbers, False
+
+
+def _numbered(row: Sequence[str]) -> list[str]:
+    """The names of columns without a header."""
+    return [str(place) for place in range(len(row))]
 
 
 def _is_number(cell: str) -> bool:

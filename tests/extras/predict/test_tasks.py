@@ -89,6 +89,27 @@ def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> N
     assert [row["row"] for row in table(output)] == list("0123")
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "rows", "said"),
+    [
+        ("t.csv", "0,1,2", 1, "t.csv: the first row, 0,1,2, is taken for the header\n"),
+        ("t.csv", "2019,2020,2021", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
+        ("t.csv", "nan,inf,1", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
+        ("t.csv", "a,b,c", 1, ""),
+        ("t.tsv", "length, cm\twidth, cm\theight, about, cm", 1, ""),
+    ],
+)
+def test_the_first_row_of_a_table_is_its_header_unless_it_has_numbers(
+    regression: Path, ask: Ask, name: str, first: str, rows: int, said: str
+) -> None:
+    Path(name).write_text(f"{first}\n" + ("\t" if name == "t.tsv" else ",").join("123") + "\n")
+    status, output, errors = ask(regression, name)
+    assert status == 0
+    assert len(table(output)) == rows
+    assert errors.startswith(said)
+    assert errors.count("header") == bool(said)
+
+
 def test_inputs_that_the_models_dtype_cannot_hold_are_refused(regression: Path, ask: Ask) -> None:
     """Floats are rounded, as nearly all are; nothing else changes its value."""
     np.save("rounded.npy", np.array([[0.1, 1e-60, np.nan]]))
