@@ -69,6 +69,7 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "view size is not compatible": "the memory format of images and the outputs of convolutions, channels_last here, "
     "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
 }
+STEPS = ("train_step", "eval_step")
 OTHER_PARTS = (
     "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
     "step unpack what it returns"
@@ -83,13 +84,20 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
             "a gradient in an evaluation, which runs without gradients: call self.backward(loss) only if "
             "torch.is_grad_enabled(), and compute any other gradient inside torch.enable_grad()"
         )
-    in_step = called[-1] in ("train_step", "eval_step")
+    in_step = called[-1] in STEPS
     if in_step and re.search("values to unpack|cannot unpack non-iterable", str(error)):
         return OTHER_PARTS
-    if isinstance(batch, dict) and len(batch) == 2 and re.search(r"\bstr\b", str(error)):
+    if isinstance(batch, dict) and len(batch) == 2 and _has_unpacked_keys(error, batch):
         return f'"inputs, targets = batch", which gives the keys of a dict; read batch["{next(iter(batch))}"] instead'
     found = ((re.search(pattern, str(error)), cause) for pattern, cause in CAUSES.items())
     return next((match.expand(cause) for match, cause in found if match), "")
+
+
+def _has_unpacked_keys(error: Exception, batch: dict[Any, Any]) -> bool:
+    """Whether a step has the keys of its batch in variables, as after ``inputs, targets = batch``."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name in STEPS]
+    texts = [[value for value in frame.f_locals.values() if isinstance(value, str)] for frame in frames]
+    return any(all(key in each for key in batch) for each in texts)
 
 
 def step_advice(trainer: BaseTrainer, error: Exception, batch: Any) -> str:

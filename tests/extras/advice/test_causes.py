@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from extras.advice import usual_cause
+from extras.advice.causes import OTHER_PARTS
 
 X, LOGITS = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
 LABELS = torch.zeros(4, dtype=torch.int64)
@@ -29,6 +30,21 @@ def in_place() -> None:
     powers = LOGITS.exp()
     powers += 1
     powers.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def no_driver() -> None:
+    raise RuntimeError("Found no NVIDIA driver on your system.")
+
+
+def train_step(batch: Any) -> Any:
+    """Unpacks a batch of a number of parts, or an object."""
+    inputs, targets = range(batch) if isinstance(batch, int) else batch
+    return inputs.mean() + targets
+
+
+def elsewhere() -> Any:
+    inputs, targets = cast("Any", (1, 2, 3))
+    return inputs + targets
 
 
 @pytest.mark.parametrize(
@@ -66,6 +82,23 @@ def in_place() -> None:
         (lambda: nn.Linear(3, 2)(nn.GRU(3, 3)(X)), "a layer that gets a tuple: nn.RNN"),
         (lambda: cast("Any", [X, X]).flatten(1), "samples that are lists of numbers"),
         (lambda: F.cross_entropy(LOGITS, LABELS[:2]), "outputs whose first axis was reshaped"),
+        (lambda: LOGITS.detach().sum().backward(), "a loss that is cut off from the weights"),
+        (lambda: F.cross_entropy(cast("Any", (LOGITS, X)), LABELS), "outputs or targets that are not tensors"),
+        (lambda: F.cross_entropy(cast("Any", X.numpy()), LABELS), "outputs or targets that are not tensors"),
+        (lambda: F.cross_entropy(LOGITS, cast("Any", ("a",) * 4)), "outputs or targets that are not tensors"),
+        (lambda: cast("Any", (LOGITS, X)).dim(), "outputs or targets that are not tensors"),
+        (
+            lambda: F.cross_entropy(LOGITS[:, None].repeat(1, 4, 1), LABELS[:, None].repeat(1, 4)),
+            "classes that are not on axis 1",
+        ),
+        (lambda: F.embedding(LABELS + 100, X), "an index that is not below the size of an embedding"),
+        (
+            lambda: F.binary_cross_entropy_with_logits(LOGITS, torch.ones(4, 3).long()),
+            "integers as targets of a loss that takes floats",
+        ),
+        (no_driver, "a .cuda() in the code"),
+        (lambda: train_step(3), OTHER_PARTS),
+        (lambda: train_step(object()), OTHER_PARTS),
     ],
 )
 def test_an_error_of_torch_has_a_usual_cause(step: Callable[[], Any], cause: str) -> None:
@@ -74,7 +107,18 @@ def test_an_error_of_torch_has_a_usual_cause(step: Callable[[], Any], cause: str
     assert usual_cause(error.value).startswith(cause), error.value
 
 
-def test_other_errors_have_none() -> None:
-    with pytest.raises(RuntimeError) as error:
-        X.reshape(5, 5)
+@pytest.mark.parametrize("step", [lambda: X.reshape(5, 5), lambda: X[0, 99], elsewhere])
+def test_other_errors_have_none(step: Callable[[], Any]) -> None:
+    with pytest.raises((RuntimeError, IndexError, ValueError)) as error:
+        step()
     assert usual_cause(error.value) == ""
+
+
+def test_the_keys_of_a_dict_are_blamed_only_where_a_step_has_unpacked_them() -> None:
+    batch = dict.fromkeys(("image", "label"), X)
+    with pytest.raises(AttributeError) as unpacked:
+        train_step(batch)
+    assert usual_cause(unpacked.value, batch).startswith('"inputs, targets = batch", which gives the keys of a dict')
+    with pytest.raises(TypeError) as other:
+        cast("Any", batch["image"]) + "str"
+    assert usual_cause(other.value, batch) == ""
