@@ -18,6 +18,7 @@ from utils.registry import METRICS, SCHEDULERS, TRAINERS
 
 WriteConfig = Callable[..., Path]
 SGD = {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}
+BIASES = {"type": "SGD", "groups": [{"params": ["*.bias"], "args": {"lr": 0.3}}]}
 CYCLIC = {"base_lr": 0.1, "max_lr": 0.2, "max_momentum": 0.9}
 OFF = {"epochs": 1, "tensorboard": False}
 LOADER: Any = {
@@ -80,6 +81,13 @@ def with_args(**args: Any) -> dict[str, Any]:
             ["optimizer.args.decoupled_weight_decay: has no effect without weight_decay"],
         ),
         ({"optimizer": {"type": "AdamW"}}, []),
+        *(
+            (
+                {"optimizer": BIASES, "lr_scheduler": one_cycle(max_lr=most)},
+                ["optimizer.groups.0.args.lr: has no effect: OneCycleLR sets the learning rate"],
+            )
+            for most in (0.05, [0.05, 0.5])
+        ),
         ({"optimizer": SGD, "lr_scheduler": {"type": "CyclicLR", "args": CYCLIC}}, ["optimizer.args.lr"]),
         (
             {
@@ -208,16 +216,6 @@ def test_a_rate_that_the_scheduler_overrules_is_reported(
     train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer={"type": "SGD"}))])
     train.main(["-c", str(write_config(lr_scheduler="CosineAnnealingLR")), "--lr=0.3"])
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("most", [0.05, [0.05, 0.5]])
-def test_the_rate_of_a_group_that_the_scheduler_overrules_is_reported(
-    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], most: Any
-) -> None:
-    optimizer = {"type": "SGD", "groups": [{"params": ["*.bias"], "args": {"lr": 0.3}}]}
-    scheduler = {"type": "OneCycleLR", "args": {"max_lr": most}, "interval": "step"}
-    train.main(["-c", str(write_config(lr_scheduler=scheduler, optimizer=optimizer))])
-    assert "optimizer.groups.0.args.lr: has no effect: OneCycleLR sets the learning rate" in capsys.readouterr().err
 
 
 def test_validation_within_an_epoch_needs_data(fit: Callable[..., train.Result]) -> None:

@@ -462,14 +462,6 @@ def test_a_metric_that_returns_no_tensor_is_refused(fit: Fit, metric: str, messa
         fit(metrics=[metric])
 
 
-def test_a_library_metric_that_refuses_the_batch_is_named(fit: Fit) -> None:
-    metric = {"type": "F1Score", "args": {"task": "multiclass", "num_classes": 5}, "name": "f1"}
-    with pytest.raises(
-        UserError, match=r'metrics: "f1" does not accept these outputs and targets: ValueError: If `preds'
-    ):
-        fit(metrics=["accuracy", metric])
-
-
 @pytest.mark.parametrize(
     ("model", "reason"),
     [("Asserts", "AssertionError: expected images"), ("Misspells", "'Misspells' object has no attribute 'layers'")],

@@ -1,8 +1,6 @@
 """export.py: files that give what the run's model gives, or one message."""
 
-import errno
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -317,21 +315,6 @@ def test_a_file_that_gives_something_else_is_not_kept(
 @pytest.mark.parametrize("override", ["runtime.precision=bf16", "trainer.epochs=99", "metrics=[]"])
 def test_an_override_without_effect_is_refused(run: Path, capsys: Capture, override: str) -> None:
     assert f"override {override}: this command does not use" in failure(capsys, "-r", str(run), override)
-
-
-def test_a_full_disk_leaves_the_earlier_file(
-    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
-) -> None:
-    (tmp_path / "a.safetensors").write_text("earlier")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("utils.files.os.fsync", full)
-    said = failure(capsys, "-r", str(run), "--out", str(tmp_path / "a.safetensors"))
-    full_disk = "No space left on device; --out names another file"
-    assert said == f"error: {tmp_path}/a.safetensors cannot be written: {full_disk}\n"
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.safetensors", "earlier")]
 
 
 def test_a_mistake_is_one_message(run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
