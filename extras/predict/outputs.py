@@ -1,17 +1,16 @@
 """Interprets the model's outputs: a class and its probability, values, masks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from base.training.library_metric import LOGITS, PROBABILITIES
 from extras.classification import CLASS_LOSSES, are_probabilities, may_be_classes, names_of_classes
 from utils.errors import DataError
-from utils.tree import describe_batch, map_tensors, tensors
+from utils.tree import describe_batch, map_tensors
 
 ADVICE = "define predict_step in the trainer to return the predictions (docs/predict.md)"
 
@@ -25,8 +24,6 @@ class Field:
     """An array of shape (B, ...), or a list of B strings, lists of strings or other plain values."""
     labels: Sequence[str] | None = None
     """Column names for an array of shape (B, D)."""
-    digits: int = 9
-    """Significant digits of a float. Nine reproduce every float32, 17 every float64."""
     prefix: str = ""
     """Placed before the labels in a table."""
 
@@ -95,10 +92,8 @@ class Interpreter:
             for key, value in outputs.items():
                 yield from self._fields(value, count, task.part(str(key)), _joined(name, str(key)))
         elif isinstance(outputs, list) and len(outputs) == count and not isinstance(outputs[0], Tensor):
-            plain = [map_tensors(lambda tensor: tensor.tolist(), each) for each in outputs]
-            yield Field(
-                name or "outputs", plain, digits=_digits(tensors(outputs))
-            )  # as for a detector: a dict for each picture
+            # as for a detector: a dict for each picture
+            yield Field(name or "outputs", [map_tensors(lambda each: numbers(each.numpy()), item) for item in outputs])
         elif isinstance(outputs, (list, tuple)):
             names = getattr(outputs, "_fields", [str(place) for place in range(len(outputs))])
             for key, value in zip(names, outputs, strict=True):
@@ -121,7 +116,7 @@ class Interpreter:
         else:
             values = outputs.numpy()
             values = values[:, 0] if values.shape[1:] == (1,) else values
-            yield Field(name or "value", values, digits=_digits([outputs]))
+            yield Field(name or "value", values)
 
 
 def kind_of(outputs: Tensor, task: Task) -> str:
@@ -151,8 +146,8 @@ def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fie
     ]
     return [
         Field(_joined(name, "class"), chosen),
-        Field(_joined(name, "probability"), best.numpy(), digits=6),
-        Field(_joined(name, "probabilities"), chances.numpy(), names, digits=6, prefix=_joined(name, "p_")),
+        Field(_joined(name, "probability"), best.numpy()),
+        Field(_joined(name, "probabilities"), chances.numpy(), names, prefix=_joined(name, "p_")),
     ]
 
 
@@ -164,7 +159,7 @@ def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fiel
         chosen = [two[int(chance >= 0.5)] if chance == chance else "" for chance in of_one.tolist()]
         return [
             Field(_joined(name, "class"), chosen),
-            Field(_joined(name, "probability"), of_one.numpy(), digits=6),  # of the second class
+            Field(_joined(name, "probability"), of_one.numpy()),  # of the second class
         ]
     names = names_of_classes(names, chances.shape[1])
     several = [
@@ -172,18 +167,18 @@ def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fiel
     ]
     return [
         Field(_joined(name, "classes"), several),
-        Field(_joined(name, "probabilities"), chances.numpy(), names, digits=6, prefix=_joined(name, "p_")),
+        Field(_joined(name, "probabilities"), chances.numpy(), names, prefix=_joined(name, "p_")),
     ]
+
+
+def numbers(values: np.ndarray[Any, Any]) -> Any:
+    """An array as nested lists of Python's numbers: each float with the fewest digits that reproduce it, as 0.1."""
+    return (values.astype(str).astype(float) if values.dtype.kind == "f" else values).tolist()
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor  # NumPy lacks bfloat16
-
-
-def _digits(outputs: Iterable[Tensor]) -> int:
-    """Significant digits that reproduce all values."""
-    return 17 if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in outputs) else 9
 
 
 def _joined(name: str, last: str) -> str:

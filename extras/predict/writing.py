@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from extras.predict.outputs import Field
+from extras.predict.outputs import Field, numbers
 from extras.spreadsheets import csv_field
 from utils.errors import DataError, UserError, os_errors_as
 from utils.files import atomic_write
@@ -57,7 +57,7 @@ def merged(batches: Sequence[Sequence[Field]]) -> list[Field]:
         if len(parts) < len(batches):
             raise DataError(f"the model returned the output {field.name} for some of the inputs only")
         if len({part.shape[1:] if isinstance(part, np.ndarray) else None for part in parts}) > 1:
-            parts = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
+            parts = [numbers(part) if isinstance(part, np.ndarray) else part for part in parts]
         whole = np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [each for part in parts for each in part]
         fields.append(replace(field, values=whole))
     return fields
@@ -128,18 +128,18 @@ def _columns(field: Field) -> Iterator[tuple[str, list[str]]]:
             "--out FILE.npz writes it as an array"
         )
     if values.ndim == 1:
-        yield field.name, _numbers(values, field.digits)
+        yield field.name, _texts(values)
         return
     names = [f"{field.prefix}{label}" for label in field.labels or ()]
     names = names or [f"{field.name}_{place}" for place in range(values.shape[1])]
     for name, column in zip(names, values.T, strict=True):
-        yield name, _numbers(column, field.digits)
+        yield name, _texts(column)
 
 
-def _numbers(values: np.ndarray[Any, Any], digits: int) -> list[str]:
-    if values.dtype.kind == "f":
-        return [f"{value:.{digits}g}" for value in values.tolist()]
-    return [str(int(value)) if values.dtype.kind == "b" else str(value) for value in values.tolist()]
+def _texts(values: np.ndarray[Any, Any]) -> list[str]:
+    """Each number in the fewest digits that reproduce it in its dtype; a bool as 0 or 1."""
+    texts: list[str] = (values.astype(int) if values.dtype.kind == "b" else values).astype(str).tolist()
+    return texts
 
 
 def _json_values(field: Field) -> list[Any]:
@@ -151,10 +151,10 @@ def _json_values(field: Field) -> list[Any]:
         if isinstance(value, (list, tuple)):
             return [plain(each) for each in value]
         if isinstance(value, float):
-            return float(f"{value:.{field.digits}g}") if math.isfinite(value) else None
+            return value if math.isfinite(value) else None
         return value if isinstance(value, (int, str, bool, type(None))) else str(value)
 
-    values = plain(field.values.tolist() if isinstance(field.values, np.ndarray) else field.values)
+    values = plain(numbers(field.values) if isinstance(field.values, np.ndarray) else field.values)
     if field.labels is None or len(set(field.labels)) < len(field.labels):
         return list(values)
     return [dict(zip(field.labels, each, strict=True)) for each in values]
