@@ -6,14 +6,14 @@ it is.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Keys = tuple[Any, ...]
-"""Path to a tensor in a nest: dict keys and positions."""
+"""Path to a tensor in a nest: dict keys, names of fields, and positions."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
@@ -56,7 +56,7 @@ def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
             mapped[key] = function(key, value)
         return mapped
     if isinstance(nest, (list, tuple)):
-        items = [function(index, item) for index, item in enumerate(nest)]
+        items = [function(key, item) for key, item in _items(nest)]
         # a named tuple takes its fields separately; every other sequence takes an iterable
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     if values := fields(nest):
@@ -83,9 +83,17 @@ def _with_keys(nest: Any, keys: Keys) -> Iterator[tuple[Keys, Tensor]]:
     if isinstance(nest, Tensor):
         yield keys, nest
         return
-    items = dict(enumerate(nest)) if isinstance(nest, (list, tuple)) else fields(nest)
-    for key, item in (nest if isinstance(nest, dict) else items).items():
+    if isinstance(nest, (list, tuple)):
+        items = _items(nest)
+    else:
+        items = (nest if isinstance(nest, dict) else fields(nest)).items()
+    for key, item in items:
         yield from _with_keys(item, (*keys, key))
+
+
+def _items(nest: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    """The items of a list or tuple by position; of a named tuple by its fields."""
+    return zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True)
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:
@@ -137,7 +145,7 @@ def same_leaf(one: Any, other: Any) -> bool:
 def describe_batch(batch: Any) -> str:
     """Shapes and dtypes of the tensors in a batch, for a message: "(64, 3, 32, 32) float32, (64,) int64".
 
-    Those of a dict have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64".
+    Those of a dict or named tuple have its keys before them: "image: (64, 3, 32, 32) float32, label: (64,) int64".
     """
     parts = []
     for keys, tensor in by_keys(batch).items():

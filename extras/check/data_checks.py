@@ -1,19 +1,17 @@
 """Checks on one real batch before anything is trained."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.training.first_batch import may_not_match
 from extras.check.check_result import CheckResult, Verdict
 from utils.device_errors import device_failure
 from utils.errors import UserError
 from utils.extras import find_extra
-from utils.tree import Keys, fields, has_strides, stored_values, tensors
+from utils.tree import by_keys, has_strides, stored_values, tensors
 from utils.user_code import format_error_with_source, user_line
 
 ITEMS = 4
@@ -25,11 +23,13 @@ def check_batch(batch: Any, *, supervised: bool = True) -> Iterator[CheckResult]
 
     supervised: whether a loss compares the targets; else parts may be there only for their shape.
     """
-    found = _named_tensors(batch)
-    if not found:
-        yield CheckResult("batch", "ok", f"{type(batch).__name__}, in which no tensors were found")
+    parts = _parts(batch)
+    for name, part in [("", batch)] if parts is batch else parts.items():
+        if next(tensors(part), None) is None:
+            kind = f"{name}: {type(part).__name__}".removeprefix(": ")
+            yield CheckResult("batch", "ok", f"{kind}, in which no tensors were found")
     hidden = 0
-    for name, tensor in found.items():
+    for name, tensor in _named_tensors(batch).items():
         result = _check_tensor(name, tensor, may_be_constant=not supervised)
         if result.verdict == "ok" and any(key.isdigit() and int(key) >= ITEMS for key in name.split(".")):
             hidden += 1
@@ -109,47 +109,10 @@ def _cause_of(error: Exception, batch: Any, *, otherwise: str) -> str:
 
 def _named_tensors(batch: Any) -> dict[str, Tensor]:
     """Every tensor in a batch by its path, as in "image.0"; in a pair, "inputs" and "targets" come first."""
-    pair = isinstance(batch, (list, tuple)) and len(batch) == 2
-    named = {}
-    for keys, tensor in _with_keys(tuple(batch) if pair else batch):  # also without the names of a named tuple
-        path = [str(key) for key in keys]
-        if pair:
-            path[0] = ("inputs", "targets")[keys[0]]
-        named[".".join(path)] = tensor
-    return named
+    return {".".join(map(str, keys)): tensor for keys, tensor in by_keys(_parts(batch)).items()}
 
 
-def _with_keys(nest: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Tensor]]:
-    """Every tensor in a nest with its path, to describe it; also those in objects of other types (``_attributes``)."""
-    if isinstance(nest, Tensor):
-        yield keys, nest
-    elif isinstance(nest, (list, tuple)):
-        for key, item in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
-            yield from _with_keys(item, (*keys, key))
-    else:
-        inside = _attributes(nest)
-        keys = (*keys, type(nest).__name__) if inside else keys
-        for key, value in (nest if isinstance(nest, dict) else fields(nest) or inside).items():
-            yield from _with_keys(value, (*keys, key))
-
-
-def _attributes(leaf: Any, depth: int = 3) -> dict[str, Any]:
-    """The attributes that hold tensors of an object that is not a nest, such as a graph; empty if there are none.
-
-    Those of its private attributes, such as the storage of a graph, count as its own, down to a depth.
-    """
-    if isinstance(leaf, (type, ModuleType, nn.Module, Tensor, dict, list, tuple)) or dataclasses.is_dataclass(leaf):
-        return {}
-    if isinstance(leaf, Mapping):  # such as the encodings of a tokenizer
-        return dict(leaf)
-    slots = [name for kind in type(leaf).__mro__ for name in vars(kind).get("__slots__", ())]
-    found = dict[str, Any]()
-    for name in (*slots, *getattr(leaf, "__dict__", ())):
-        value = getattr(leaf, name, None)
-        if name.startswith("_") and isinstance(value, dict):
-            found |= {str(key): item for key, item in value.items() if next(tensors(item), None) is not None}
-        elif next(tensors(value), None) is not None:
-            found[name.lstrip("_")] = value
-        elif depth:
-            found |= _attributes(value, depth - 1)
-    return found
+def _parts(batch: Any) -> Any:
+    """The inputs and targets of a pair by these names; any other batch as it is."""
+    is_pair = isinstance(batch, (list, tuple)) and len(batch) == 2
+    return dict(zip(("inputs", "targets"), batch, strict=True)) if is_pair else batch

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.tree import copied, describe_batch, map_tensors, map_with_keys, same, tensors, to_device
+from utils.tree import by_keys, copied, describe_batch, map_tensors, map_with_keys, same, tensors, to_device
 
 
 @dataclass
@@ -52,6 +52,9 @@ def test_fields_are_keys() -> None:
     keys: list[Any] = []
     map_with_keys(lambda path, tensor: keys.append(path), [Graph(X, EDGES)])
     assert keys == [(0, "x"), (0, "edges")]
+    keys.clear()
+    map_with_keys(lambda path, tensor: keys.append(path), (Pair(X, EDGES), X))
+    assert keys == [*by_keys((Pair(X, EDGES), X))] == [(0, "x"), (0, "edges"), (1,)]
 
 
 def test_dataclasses_are_compared_by_their_fields() -> None:

@@ -17,7 +17,7 @@ from base.base_data_loader import BaseDataLoader
 from base.metric import StepResult
 from extras.check import preflight
 from extras.check.check_result import CheckResult
-from extras.check.data_checks import _named_tensors
+from extras.check.data_checks import check_batch
 from extras.check.first_loss import first_loss
 from extras.check.model_checks import check_time, loading_time
 from logger.console import styled
@@ -290,7 +290,8 @@ class Pair(NamedTuple):
 
 def test_the_parts_of_a_named_tuple_have_their_names() -> None:
     batch = (Pair(torch.rand(9, 2), torch.arange(9)), torch.arange(9))
-    assert list(_named_tensors(batch)) == ["inputs.image", "inputs.sizes", "targets"]
+    names = [result.text.partition(" ")[0] for result in check_batch(batch)]
+    assert names == ["inputs.image", "inputs.sizes", "targets"]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
