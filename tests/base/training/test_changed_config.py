@@ -407,27 +407,13 @@ def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, 
     assert torch.equal(unchanged[0], steps(before, old_parameter, 3))
 
 
-@pytest.mark.parametrize(
-    ("name", "argument", "value"),
-    [
-        ("Adam", "amsgrad", True),
-        ("AdamW", "amsgrad", True),
-        ("RMSprop", "centered", True),
-        ("RMSprop", "momentum", 0.5),
-        ("Adafactor", "lr", 0.5),
-    ],
-)
-def test_an_argument_that_needs_a_state_of_its_own_takes_effect(fit: Fit, name: str, argument: str, value: Any) -> None:
-    run = fit("trainer.epochs=1", optimizer={"type": name, "args": {"lr": 0.01}}).run_dir
+def test_an_argument_that_needs_a_state_of_its_own_takes_effect_in_a_run(fit: Fit) -> None:
+    run = fit("trainer.epochs=1", optimizer={"type": "Adam", "args": {"lr": 0.01}}).run_dir
     copied = run.parent / "unchanged"
     shutil.copytree(run, copied)
-    for folder, override in (
-        (run, f"optimizer.args.{argument}={json.dumps(value)}"),
-        (copied, "optimizer.args.lr=0.01"),
-    ):
+    for folder, override in ((run, "optimizer.args.amsgrad=true"), (copied, "optimizer.args.lr=0.01")):
         train.main(["-r", str(folder), "trainer.epochs=4", override])
-    losses = [json.loads((each / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for each in (run, copied)]
-    assert losses[0] != losses[1]
+    assert lines(run)[-1]["loss"] != lines(copied)[-1]["loss"]
 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, args in INITIAL_ONLY.items() for key in args])

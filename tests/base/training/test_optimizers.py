@@ -869,12 +869,9 @@ def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(fit: Fit, o
 
 
 @needs_extra("check")
-@pytest.mark.parametrize("optimizer", ["Unasked", "Asserting"])
-def test_check_finds_an_optimizer_that_misses_its_closure(
-    fit: Fit, capsys: pytest.CaptureFixture[str], optimizer: str
-) -> None:
-    fit("--check", optimizer={"type": optimizer, "args": {"lr": 0.1}})
-    assert f"FAIL  optimizer: {optimizer}.step failed" in capsys.readouterr().out
+def test_check_finds_an_optimizer_that_misses_its_closure(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--check", optimizer={"type": "Asserting", "args": {"lr": 0.1}})
+    assert "FAIL  optimizer: Asserting.step failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -198,21 +198,6 @@ def test_worker_processes_inherit_nothing_of_the_graph(
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_of_any_kind(fit: Fit) -> None:
-    def steps(*settings: str) -> list[int]:
-        found = read(fit("trainer.epochs=5", *settings).run_dir)
-        tag = "evaluation/confusion_matrix"
-        return [event.step for event in found.Images(tag)] if tag in found.Tags()["images"] else []
-
-    assert steps("trainer.pictures_every=2") == [10, 20, 25]
-    assert steps("trainer.pictures_every=null") == [25]
-    assert steps("trainer.pictures_every=0") == []
-    assert not read(fit("trainer.epochs=1", "trainer.pictures_every=0", **IMAGES).run_dir).Tags()["images"]
-    early = ("trainer.monitor=max val_loss", "trainer.early_stop=2")
-    assert steps("trainer.pictures_every=null", *early) == [15]
-
-
-@pytest.mark.slow
 def test_a_resumed_run_shows_what_it_is_now(fit: Fit) -> None:
     run = fit("trainer.epochs=1", "trainer.pictures_every=null").run_dir
     before = tags(run)
@@ -576,21 +561,25 @@ def test_mistakes_are_reported(fit: Fit, overrides: list[str], says: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("overrides", "observed"),
+    ("overrides", "observed", "drawn"),
     [
-        ([], [False, False, True]),
-        (["trainer.pictures_every=0"], [False, False, False]),
-        (["trainer.pictures_every=2"], [False, True, True]),
+        ([], [False, False, True], [15]),
+        (["trainer.pictures_every=0"], [False, False, False], []),
+        (["trainer.pictures_every=2"], [False, True, True], [10, 15]),
         # any epoch may be the last from the second on
-        (["trainer.early_stop=1", "trainer.monitor=min val_loss"], [True, True, True]),
-        (["trainer.early_stop=2", "trainer.monitor=max val_loss"], [False, False, True]),
+        (["trainer.early_stop=1", "trainer.monitor=min val_loss"], [True, True, True], [15]),
+        (["trainer.early_stop=2", "trainer.monitor=max val_loss", "trainer.epochs=5"], [False, False, True], [15]),
         # within an epoch, nothing is drawn
-        (["trainer.validate_every_steps=3", "trainer.steps_per_epoch=4"], [False, False, False, False, False, True]),
+        (
+            ["trainer.validate_every_steps=3", "trainer.steps_per_epoch=4"],
+            [False, False, False, False, False, True],
+            [12],
+        ),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value[0], str) else "",
 )
-def test_only_what_may_be_drawn_is_observed(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, overrides: list[str], observed: list[bool]
+def test_pictures_are_drawn_as_often_as_asked_and_at_the_end_and_only_what_is_drawn_is_observed(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, overrides: list[str], observed: list[bool], drawn: list[int]
 ) -> None:
     found: list[bool] = []
     end = EvaluationStats.end_evaluation
@@ -600,8 +589,11 @@ def test_only_what_may_be_drawn_is_observed(
         found.append(self.classification is not None)
 
     monkeypatch.setattr(EvaluationStats, "end_evaluation", counted)
-    fit("trainer.epochs=3", "trainer.pictures_every=null", *overrides)
+    options = ("trainer.epochs=3", "trainer.pictures_every=null", *overrides)
+    shown = read(fit(*options, **({} if drawn else IMAGES)).run_dir)
     assert found == observed
+    assert drawn or not shown.Tags()["images"]
+    assert not drawn or [event.step for event in shown.Images("evaluation/confusion_matrix")] == drawn
 
 
 class Decides(Trainer):
