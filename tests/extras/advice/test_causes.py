@@ -32,13 +32,18 @@ def in_place() -> None:
     powers.sum().backward()  # type: ignore[no-untyped-call]
 
 
+def detached() -> None:
+    LOGITS.detach().sum().backward()  # type: ignore[no-untyped-call]
+
+
 def no_driver() -> None:
     raise RuntimeError("Found no NVIDIA driver on your system.")
 
 
 def train_step(batch: Any) -> Any:
     """Unpacks a batch of a number of parts, or an object."""
-    inputs, targets = range(batch) if isinstance(batch, int) else batch
+    parts: Any = range(batch) if isinstance(batch, int) else batch
+    inputs, targets = parts
     return inputs.mean() + targets
 
 
@@ -82,7 +87,7 @@ def elsewhere() -> Any:
         (lambda: nn.Linear(3, 2)(nn.GRU(3, 3)(X)), "a layer that gets a tuple: nn.RNN"),
         (lambda: cast("Any", [X, X]).flatten(1), "samples that are lists of numbers"),
         (lambda: F.cross_entropy(LOGITS, LABELS[:2]), "outputs whose first axis was reshaped"),
-        (lambda: LOGITS.detach().sum().backward(), "a loss that is cut off from the weights"),
+        (detached, "a loss that is cut off from the weights"),
         (lambda: F.cross_entropy(cast("Any", (LOGITS, X)), LABELS), "outputs or targets that are not tensors"),
         (lambda: F.cross_entropy(cast("Any", X.numpy()), LABELS), "outputs or targets that are not tensors"),
         (lambda: F.cross_entropy(LOGITS, cast("Any", ("a",) * 4)), "outputs or targets that are not tensors"),
