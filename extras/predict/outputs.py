@@ -29,43 +29,54 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What is known of the inputs, outputs or targets in the first batch of the training."""
+
+    shape: Sequence[int] | None = None
+    """Shape of one sample; None: unknown, or not a tensor."""
+    dtype: str = ""
+    highest: int | None = None
+    """Of targets that may be class indices."""
+    parts: "Mapping[str, Sample]" = field(default_factory=dict)
+    """Of a dict, its entries."""
+
+    @classmethod
+    def read(cls, saved: Any) -> "Sample":
+        """saved: from the checkpoint, which may be of another version or damaged: see SavedData."""
+        if not isinstance(saved, Mapping):
+            return cls()
+        shape, dtype, highest, parts = (saved.get(key) for key in ("shape", "dtype", "highest", "parts"))
+        return cls(
+            list(shape) if isinstance(shape, (list, tuple)) else None,
+            str(dtype or ""),
+            highest if isinstance(highest, int) else None,
+            {str(name): cls.read(part) for name, part in parts.items()} if isinstance(parts, Mapping) else {},
+        )
+
+    def part(self, name: str) -> "Sample":
+        return self.parts.get(name, Sample())
+
+
+@dataclass(frozen=True)
 class Task:
     """What the training tells about the outputs.
 
-    losses: the name of each loss by its name in the config, "" for a single one. first_batch: see SavedData.
-    class_names: None without them, or if the outputs are not class scores.
+    losses: the name of each loss by its name in the config, "" for a single one. class_names: None without them, or if
+    the outputs are not class scores.
     """
 
     losses: Mapping[str, str] = field(default_factory=dict)
-    first_batch: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sample = Sample()
+    outputs: Sample = Sample()
+    targets: Sample = Sample()
     class_names: Sequence[str] | None = None
     supervised: bool = True
 
     def part(self, name: str) -> "Task":
         """The task for one entry of outputs that are a dict."""
-        inner = {key: self._about(key, "parts") for key in self.first_batch}
-        parts = {key: each.get(name) if isinstance(each, Mapping) else None for key, each in inner.items()}
         losses = {"": self.losses[name]} if name in self.losses else {}
-        return Task(losses, parts, None, self.supervised)
-
-    def shape(self, what: str) -> list[int] | None:
-        """Shape of one sample of the inputs, outputs or targets in training; None: unknown, or not a tensor."""
-        shape = self._about(what, "shape")
-        return list(shape) if isinstance(shape, (list, tuple)) else None
-
-    def highest_target(self) -> int | None:
-        """The highest target in the run's first batch; None: unknown, or not integers."""
-        highest = self._about("targets", "highest")
-        return highest if isinstance(highest, int) else None
-
-    def dtype(self, what: str) -> str:
-        """Dtype of the inputs, outputs or targets; empty: unknown, or not a tensor."""
-        return str(self._about(what, "dtype") or "")
-
-    def _about(self, what: str, key: str) -> Any:
-        """What is known of the inputs, outputs or targets; None: unknown."""
-        known = self.first_batch.get(what)
-        return known.get(key) if isinstance(known, Mapping) else None
+        inputs, outputs, targets = (each.part(name) for each in (self.inputs, self.outputs, self.targets))
+        return Task(losses, inputs, outputs, targets, None, self.supervised)
 
 
 class Interpreter:
@@ -103,7 +114,7 @@ class Interpreter:
             raise DataError(f"the outputs {name or ''} are of type {type(outputs).__name__}; {ADVICE}")
 
     def _of_tensor(self, outputs: Tensor, task: Task, name: str) -> Iterator[Field]:
-        kind = kind_of(outputs, task)
+        kind = output_kind(outputs, task)
         if kind == "classes":
             given = self._given.setdefault(name, are_probabilities(outputs))
             yield from classes(outputs if given else outputs.softmax(1), task.class_names, name)
@@ -119,20 +130,19 @@ class Interpreter:
             yield Field(name or "value", values)
 
 
-def kind_of(outputs: Tensor, task: Task) -> str:
+def output_kind(outputs: Tensor, task: Task) -> str:
     """ "classes", "labels" (multi-label probabilities), "mask" or "values"."""
-    loss, targets, shape = task.losses.get(""), task.dtype("targets"), task.shape("targets")
+    loss, targets, trained = task.losses.get(""), task.targets, task.outputs.shape
     if not task.supervised or not outputs.is_floating_point():
         return "values"
     if outputs.dim() <= 2 and loss in LOGITS | PROBABILITIES:
         return "labels"
-    indices = targets.startswith(("int", "uint"))
+    indices = targets.dtype.startswith(("int", "uint"))
     if outputs.dim() == 2 and outputs.shape[1] > 1:
-        may_be = may_be_classes(loss or "", outputs.shape[1], task.class_names, task.highest_target())
-        if may_be and (loss in CLASS_LOSSES or (indices and shape == [])):
+        may_be = may_be_classes(loss or "", outputs.shape[1], task.class_names, targets.highest)
+        if may_be and (loss in CLASS_LOSSES or (indices and targets.shape == [])):
             return "classes"
-    trained = task.shape("outputs")
-    if outputs.dim() > 2 and indices and trained and shape == trained[1:]:
+    if outputs.dim() > 2 and indices and trained and targets.shape == trained[1:]:
         return "mask"
     return "values"
 

@@ -20,8 +20,8 @@ from base.load_run import TrainedRun, class_names_of, load_trainer
 from base.training.first_batch import FORWARD_ERRORS
 from extras.picture_grid import Cell
 from extras.predict.inputs import Found, file_and_member, find_files
-from extras.predict.outputs import ADVICE, Field, Interpreter, Task
-from extras.predict.reading import Item, kind_of, read_items, say_beside_bar
+from extras.predict.outputs import ADVICE, Field, Interpreter, Sample, Task
+from extras.predict.reading import Item, file_kind, read_items, say_beside_bar
 from extras.predict.writing import Source, merged, write
 from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
@@ -47,7 +47,7 @@ def predict(options: argparse.Namespace) -> None:
     run = Predictor(trained, columns, show=options.show is not None)
     files = find_files(options.inputs, run.data.input_suffixes or SUFFIXES)
     _check_not_input(files, out, options.show)
-    kinds = {kind_of(name, run.data.input_suffixes) for name in files.files}
+    kinds = {file_kind(name, run.data.input_suffixes) for name in files.files}
     if options.columns is not None and "table" not in kinds:
         raise UserError("--columns names columns of a table, but no input is a table; leave it out")
     start = time.perf_counter()
@@ -88,14 +88,14 @@ class Predictor:
         self.columns, self.show = columns, show
         kept = trained.state.get("data")
         kept = kept if isinstance(kept, Mapping) else {}
-        first_batch = kept.get("first_batch")
+        first_batch = Sample.read({"parts": kept.get("first_batch")})
         self.facts: Mapping[str, Any] = kept.get("input_facts") or {}
         """What the data loader needs to know about the training data to prepare an input."""
         self.task = Task(
             {name: loss.type for name, loss in trained.loaded.config.losses.items()},
-            first_batch if isinstance(first_batch, Mapping) else {},
-            class_names_of(trained.state),
-            trained.experiment.supervised,
+            **{name: first_batch.part(name) for name in ("inputs", "outputs", "targets")},
+            class_names=class_names_of(trained.state),
+            supervised=trained.experiment.supervised,
         )
         self.sources: list[Source] = []
         self.problems = 0
@@ -108,7 +108,7 @@ class Predictor:
         prepare = functools.partial(self.data.prepare_input, facts=self.facts)
         needed, whole = self.facts.get("columns") or (), self.data.input_suffixes
         items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
-        total = len(files.files) if all(kind_of(name, whole) == "file" for name in files.files) else None
+        total = len(files.files) if all(file_kind(name, whole) == "file" for name in files.files) else None
         interpreter, found = Interpreter(self.task), []
         with self.trainer.evaluating(), counting("predicting", "inputs", total) as advance:
             for batch in self._batches(items):
@@ -156,23 +156,23 @@ class Predictor:
         except FORWARD_ERRORS as error:
             what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
             advice = f"If it needs another call, {ADVICE}."
-            if kind_of(file) == "table":
+            if file_kind(file) == "table":
                 advice = "--columns chooses the columns of a table that are inputs."
-            elif self.task.shape("inputs") is None and type(self.data).prepare_input is BaseDataLoader.prepare_input:
+            elif self.task.inputs.shape is None and type(self.data).prepare_input is BaseDataLoader.prepare_input:
                 define = f"define prepare_input in {type(self.data).__name__} (docs/predict.md)"
                 advice = f"In training, the inputs were not one tensor; {define}."
             raise DataError(f"{file}: {what}{self._takes()}\n{advice}") from error
 
     def _takes(self) -> str:
-        task = self.task
-        shape = task.shape("inputs")
-        if shape is None:
+        inputs = self.task.inputs
+        if inputs.shape is None:
             return ""
-        return f"\nIn training, the inputs were {task.dtype('inputs')} of shape (B, {', '.join(map(str, shape))})."
+        shape = ", ".join(map(str, inputs.shape))
+        return f"\nIn training, the inputs were {inputs.dtype} of shape (B, {shape})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert an input to the dtype that the model takes: integers unchanged, floats rounded. Raises DataError."""
-        wanted = getattr(torch, self.task.dtype("inputs") or "none", None)
+        wanted = getattr(torch, self.task.inputs.dtype or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor
         name = str(tensor.dtype).removeprefix("torch.")
@@ -193,11 +193,11 @@ class Predictor:
 
     def _check_shape(self, inputs: Any, file: str) -> None:
         """Raise DataError for inputs with another number of dimensions than in training."""
-        shape = self.task.shape("inputs")
+        shape = self.task.inputs.shape
         if isinstance(inputs, Tensor) and shape is not None and inputs.dim() - 1 != len(shape):
             rows = " An array has one row per input; use array[None] for a single input."
             got = f"{file}: the input has shape {tuple(inputs.shape[1:])}"
-            raise DataError(f"{got}.{self._takes()}{rows if kind_of(file) == 'array' else ''}")
+            raise DataError(f"{got}.{self._takes()}{rows if file_kind(file) == 'array' else ''}")
 
     def _show(self, batch: Sequence[Item], inputs: Any, fields: Sequence[Field]) -> None:
         from extras.predict.grid import MOST, shown

@@ -63,9 +63,9 @@ def read_items(
     """The inputs from all files, in order. Raises UserError for what the model does not accept at all.
 
     columns: of tables, those to read. needed: those that the data loader's ``input_facts`` names.
-    whole: see ``kind_of``.
+    whole: see ``file_kind``.
     """
-    for kind, names in itertools.groupby(files, lambda name: kind_of(name, whole)):
+    for kind, names in itertools.groupby(files, lambda name: file_kind(name, whole)):
         if kind == "file":
             yield from _read_files(list(names), prepare)
             continue
@@ -74,7 +74,7 @@ def read_items(
             yield from _read_rows(name, rows, prepare)
 
 
-def kind_of(name: str, whole: Sequence[str] | None = None) -> str:
+def file_kind(name: str, whole: Sequence[str] | None = None) -> str:
     """ "array", "table" or "file". whole: suffixes of files that are an input each, from the data loader."""
     path = name.lower()
     if path.endswith(tuple(whole or ())):

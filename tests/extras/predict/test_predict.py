@@ -314,7 +314,7 @@ def test_json_and_npz_have_what_the_table_has(ask: Ask, two: Path, tmp_path: Pat
             assert record["class"] == row["class"].lstrip("'") == arrays["class"][place]  # no formula in a table
             chances = [float(row[f"p_{name}"]) for name in record["probabilities"]]
             assert list(record["probabilities"].values()) == chances
-            assert arrays["probabilities"][place].tolist() == np.float32(chances).tolist()
+            assert arrays["probabilities"][place].tolist() == np.array(chances, np.float32).tolist()
             assert record["probability"] == float(row["probability"])
 
 

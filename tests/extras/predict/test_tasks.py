@@ -20,7 +20,7 @@ from base.base_data_loader import BaseDataLoader, row_of_numbers
 from base.base_model import BaseModel
 from base.data.sources import TensorSource
 from base.training.saved_data import SavedData
-from extras.predict.outputs import Interpreter, Task
+from extras.predict.outputs import Interpreter, Sample, Task
 from extras.predict.writing import write
 from tests.helpers import ROOT, Fit, blocks, temporarily
 from trainer.trainer import Trainer
@@ -492,36 +492,37 @@ def fields(task: Task, outputs: Any, count: int = 2) -> dict[str, Any]:
     return {each.name: each.values if isinstance(each.values, list) else each.values.tolist() for each in found}
 
 
-FLOAT, INDEX = {"shape": [2], "dtype": "float32"}, {"shape": [], "dtype": "int64"}
+FLOAT, INDEX = Sample([2], "float32"), Sample([], "int64")
 
 
 def test_labels_that_do_not_exclude_each_other() -> None:
-    task = Task({"": "BCEWithLogitsLoss"}, {"outputs": FLOAT, "targets": FLOAT}, ("cat", "dog"))
+    task = Task({"": "BCEWithLogitsLoss"}, outputs=FLOAT, targets=FLOAT, class_names=("cat", "dog"))
     assert fields(task, torch.tensor([[9.0, 9.0], [-9.0, 9.0]]))["classes"] == [["cat", "dog"], ["dog"]]
     one = fields(task, torch.tensor([[0.0], [-9.0]]))
     assert one["class"] == ["dog", "cat"]
     assert one["probability"][0] == 0.5
-    given = Task({"": "BCELoss"}, {"outputs": FLOAT, "targets": FLOAT})
+    given = Task({"": "BCELoss"}, outputs=FLOAT, targets=FLOAT)
     assert fields(given, torch.tensor([0.25, 0.75])) == {"class": ["0", "1"], "probability": [0.25, 0.75]}
 
 
 def test_classes_are_told_from_values_by_the_training() -> None:
     outputs = torch.tensor([[0.0, 1.0], [torch.nan, 1.0]])
-    of_own_loss = Task({"": "my_loss"}, {"outputs": FLOAT, "targets": INDEX}, ("cat", "dog"))
+    of_own_loss = Task({"": "my_loss"}, outputs=FLOAT, targets=INDEX, class_names=("cat", "dog"))
     assert fields(of_own_loss, outputs)["class"] == ["dog", ""]
-    regression = Task({"": "my_loss"}, {"outputs": FLOAT, "targets": FLOAT}, ("cat", "dog"))
+    regression = Task({"": "my_loss"}, outputs=FLOAT, targets=FLOAT, class_names=("cat", "dog"))
     assert list(fields(regression, outputs)) == ["value"]
     assert "class" in fields(Task({"": "CrossEntropyLoss"}), outputs)  # a run of before
-    own = Task({}, {"outputs": FLOAT, "targets": INDEX}, supervised=False)
+    own = Task(outputs=FLOAT, targets=INDEX, supervised=False)
     assert list(fields(own, outputs)) == ["value"]
-    tokens = Task({"": "cross_entropy"}, {"outputs": {"shape": [5, 7]}, "targets": {"shape": [5], "dtype": "int64"}})
+    tokens = Task({"": "cross_entropy"}, outputs=Sample([5, 7]), targets=Sample([5], "int64"))
     assert list(fields(tokens, torch.zeros(2, 5, 7))) == ["value"]
 
 
 def test_several_outputs_have_a_column_each() -> None:
-    spec = {"outputs": {"parts": {"kind": FLOAT, "size": INDEX}}, "targets": {"parts": {"kind": INDEX}}}
+    targets = Sample.read({"parts": {"kind": {"shape": [], "dtype": "int64"}, "size": None}})
+    assert Sample.read({"shape": 3, "highest": "x", "parts": 4}) == Sample.read(None) == Sample()
     outputs = {"kind": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "size": torch.tensor([3.0, 4.0])}
-    found = fields(Task({}, spec), outputs)
+    found = fields(Task(targets=targets), outputs)
     assert (found["kind_class"], found["size"]) == (["0", "1"], [3.0, 4.0])
     assert list(fields(Task(), (torch.zeros(2), torch.zeros(2, 3)))) == ["output_0", "output_1"]
     boxes = [{"boxes": torch.full((1, 4), 0.1, dtype=dtype)} for dtype in (torch.float32, torch.float64)]
