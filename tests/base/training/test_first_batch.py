@@ -100,10 +100,9 @@ def regression(model: Any = "Squeezed", **keys: Any) -> dict[str, Any]:
         "MultiLabelSoftMarginLoss",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("optimizer", ["SGD", "LBFGS"])
-def test_a_loss_that_broadcasts_is_refused(fit: Fit, tmp_path: Path, loss: str, optimizer: str) -> None:
+def test_a_loss_that_broadcasts_is_refused(fit: Fit, tmp_path: Path, loss: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        fit(**regression(loss=loss, optimizer=optimizer))
+        fit(**regression(loss=loss, optimizer="LBFGS" if loss == "own_loss" else "SGD"))
     message = str(caught.value)
     assert (
         f"first training batch: the loss {loss} compares outputs of shape (10,) with targets of shape (10, 1)"

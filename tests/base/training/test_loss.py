@@ -685,8 +685,7 @@ class Compiling(Trainer):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("steps", "together"), [(1, True), (3, False)])
 def test_a_compiled_loss_is_averaged_as_any_other(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, steps: int, together: bool
 ) -> None:

@@ -341,15 +341,14 @@ class Changing(RandomTensorLoader):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [14, 18])  # in the middle of an epoch, and at its end
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "says", "at"),  # in the middle of an epoch, or at its end
     [
-        ({"size": 100}, "Changing has changed: the number of samples for training was 180, and is now 80"),
-        ({"size": 400}, "samples for training was 180, and is now 380"),
-        ({"size": 201, "held_out": 21}, "samples for validation was 20, and is now 21"),
-        ({"classes": ("a", "c", "b")}, "the list of classes was .*, and is now .*a', 'c', 'b'"),
-        ({"targets": slice(0, 100)}, "the hash of the targets was"),
+        ({"size": 100}, "Changing has changed: the number of samples for training was 180, and is now 80", 14),
+        ({"size": 400}, "samples for training was 180, and is now 380", 18),
+        ({"size": 201, "held_out": 21}, "samples for validation was 20, and is now 21", 14),
+        ({"classes": ("a", "c", "b")}, "the list of classes was .*, and is now .*a', 'c', 'b'", 18),
+        ({"targets": slice(0, 100)}, "the hash of the targets was", 14),
     ],
 )
 def test_another_data_set_is_refused(
@@ -438,8 +437,9 @@ def test_a_metric_whose_state_gets_its_shape_from_the_first_batch_resumes(fit: F
 F1: dict[str, Any] = {"type": "F1Score", "name": "f", "args": {"task": "multiclass", "num_classes": 3}}
 
 
-@pytest.mark.parametrize("step", [5, 7])
-@pytest.mark.parametrize("changed", [{"args": {**F1["args"], "average": "macro"}}, {"type": "Accuracy"}])
+@pytest.mark.parametrize(
+    ("step", "changed"), [(7, {"args": {**F1["args"], "average": "macro"}}), (5, {"type": "Accuracy"})]
+)
 def test_a_metric_may_be_changed_under_its_name(
     fit: Fit, capsys: pytest.CaptureFixture[str], step: int, changed: Any
 ) -> None:
