@@ -87,15 +87,15 @@ def check_gradients(model: nn.Module, optimizers: Collection[ScheduledOptimizer]
 
 
 def check_memorising(
-    model: nn.Module, step: Callable[[], StepResult], measure: Callable[[], float], *, must_learn: bool
+    model: nn.Module, step: Callable[[], StepResult], measure: Callable[[], StepResult], *, must_learn: bool
 ) -> CheckResult:
     """Whether the model memorises one batch with Adam at any of three learning rates; restores its weights afterwards.
 
-    step: computes the gradients of the batch. measure: its loss in evaluation. must_learn: whether it has to.
+    step: computes the gradients of the batch. measure: the step with the loss to compare. must_learn: whether it must.
     """
     if any(getattr(module, "sparse", False) for module in model.modules()):
         return CheckResult("learning", "note", "not tried: Adam does not take sparse gradients", "")
-    start = measure()
+    start = float(measure().loss)
     best = math.inf
     goal = start - (1 - MEMORISED) * abs(start)  # a loss may be negative
     before = copied(model.state_dict())
@@ -106,7 +106,8 @@ def check_memorising(
             for _ in range(STEPS):
                 result = step()
                 step_unmarked(optimizer)  # as in training, without importing the compiler
-            best = min(best, measure(), float(result.loss))  # another model may be evaluated, such as a teacher
+            # another model may be evaluated, such as a teacher
+            best = min(best, float(measure().loss), float(result.loss))
             load_part(model, copied(before))
 
     progress = f"in {STEPS} steps of Adam: loss {start:.4g} to {best:.4g}"

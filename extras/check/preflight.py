@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -120,8 +120,6 @@ class _Check:
         self.config, self.experiment, self.training, self.trainer = config, experiment, training, trainer
         self.model, self.runtime = experiment.model, experiment.runtime
         self.first = next(training.batches.ranges())
-        self.measures = "eval_step"
-        """The step whose losses are compared; "train_step" if the other takes no training batch, or has no loss."""
         self.fetching = 0.0
         """Seconds to load a batch."""
         # the schedule is unaffected: its length is that of the run
@@ -147,12 +145,14 @@ class _Check:
         yield from data_checks.check_batch(self.batch, supervised=self.trainer.supervised)
         batch = self._copied()
         try:
-            result = self._forward(batch, trace)
-            if self.measures == "eval_step":  # else this was the first training step already
-                self._first_train()
+            evaluated = self._evaluated(batch, trace)
+            with traced(self.model, trace) if evaluated is None else nullcontext():
+                trained = self._first_train()
         except Exception as error:
             yield data_checks.explain(error, trace.outputs, self.batch)
             return
+        result = trained if evaluated is None else evaluated
+        measure = self._train if evaluated is None else self._evaluate
         yield from self._likely_mistakes(batch, result)
         yield first_loss(result, self.config, self.experiment)
         yield from self._metrics(result, self.first.size, "training")
@@ -168,7 +168,7 @@ class _Check:
         yield from self._validation()
         cause = "state of the trainer or the model that another batch has changed"
         with _base_rates(self.training):
-            yield from tried("repetition", partial(self._costs, result), cause=cause, lenient=True)
+            yield from tried("repetition", partial(self._costs, result, measure), cause=cause, lenient=True)
             yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
             yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
         yield from schedule_checks.check_schedules(self.training)
@@ -184,25 +184,23 @@ class _Check:
         self.training.batches.close()
         return self.runtime.to_device(batch)
 
-    def _forward(self, batch: Any, trace: Trace) -> StepResult:
-        """The result of ``eval_step``; or of ``train_step`` if only that takes the batch, calls the model itself, or
-        has a loss, as that of a detector.
+    def _evaluated(self, batch: Any, trace: Trace) -> StepResult | None:
+        """The result of ``eval_step``; None if it does not take the batch or call the model, or has no loss, as that of
+        a detector. The losses of ``train_step`` are compared then.
         """
         with suppress(Exception), traced(self.model, trace):
             result = self._evaluate(batch, first="training")
             if trace.outputs is not None and math.isfinite(float(result.loss)):
                 return result
-        self.measures = "train_step"
         trace.layers.clear()
         trace.outputs = None
-        with traced(self.model, trace):
-            return self._first_train()
+        return None
 
-    def _evaluate(self, batch: Any, *, first: str = "") -> StepResult:
-        """first: the phase whose first batch this is, which is then checked."""
+    def _evaluate(self, batch: Any = None, *, first: str = "") -> StepResult:
+        """batch: by default a copy of the first. first: the phase whose first batch this is, which is then checked."""
         self.model.eval()
         with torch.no_grad(), same_statistics(self.model):
-            result = self._step("eval_step", first)(batch)
+            result = self._step("eval_step", first)(self._copied() if batch is None else batch)
         return result._replace(loss=result.loss.detach())  # it has a graph inside torch.enable_grad()
 
     def _step(self, name: str, first: str) -> Callable[[Any], StepResult]:
@@ -212,9 +210,6 @@ class _Check:
     def _copied(self) -> Any:
         """The batch, which a step may change."""
         return map_tensors(Tensor.clone, self.batch)
-
-    def _measure(self) -> float:
-        return float((self._evaluate(self._copied()) if self.measures == "eval_step" else self._train()).loss)
 
     def _train(self, *, first: str = "") -> StepResult:
         """Compute the gradients of the batch in training, as in the first step of a run."""
@@ -258,22 +253,25 @@ class _Check:
 
         return tried("metrics", compute, cause="a metric for outputs or targets of a different shape")
 
-    def _memorising(self, result: StepResult) -> CheckResult:
+    def _memorising(self, result: StepResult, measure: Callable[[], StepResult]) -> CheckResult:
         # a trainer's own loss may not go far below its start, as one with a term for unlabelled samples
-        own_loss = not self.config.losses or self.measures == "train_step"
+        own_loss = not self.config.losses or measure == self._train
         smooth = any(loss.args.get("label_smoothing") for loss in self.config.losses.values())
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         frozen = len(parameters) < len(list(self.model.parameters())) or bool(self.training.frozen.config)
         numbers = sum(tensor.numel() for tensor in tensors(result.targets))
         few = sum(parameter.numel() for parameter in parameters) < numbers
         must_learn = not (own_loss or smooth or frozen or few)
-        return model_checks.check_memorising(self.model, self._train, self._measure, must_learn=must_learn)
+        return model_checks.check_memorising(self.model, self._train, measure, must_learn=must_learn)
 
-    def _costs(self, result: StepResult) -> Iterator[CheckResult]:
-        """Memorise the batch, and take a few steps with the config's optimizer: change of the loss, time and memory."""
+    def _costs(self, result: StepResult, measure: Callable[[], StepResult]) -> Iterator[CheckResult]:
+        """Memorise the batch, and take a few steps with the config's optimizer: change of the loss, time and memory.
+
+        measure: the step whose losses are compared.
+        """
         if self.trainer.supervised:
-            yield self._memorising(result)
-        start = self._measure()
+            yield self._memorising(result, measure)
+        start = float(measure().loss)
         seconds = []
         for _ in range(TIMED_STEPS):
             began = time.perf_counter()
@@ -281,7 +279,7 @@ class _Check:
             if self.runtime.device.type != "cpu":
                 torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - began)
-        yield model_checks.check_optimizer(self.config, start, self._measure(), TIMED_STEPS)
+        yield model_checks.check_optimizer(self.config, start, float(measure().loss), TIMED_STEPS)
         fetching = self.fetching * self.config.trainer.accumulate_steps
         yield model_checks.check_time(self.config, self.training, statistics.median(seconds), fetching)
         states = [state for each in self.training.optimizers.values() for state in each.optimizer.state.values()]
