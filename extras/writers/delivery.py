@@ -11,10 +11,8 @@ A service that does not answer costs one warning. What it missed is sent when it
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from hashlib import blake2b
-from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -60,17 +58,19 @@ class Delivery(Writer):
         self.service = service
         self.journal = LogFile(run.folder / f"{name}.jsonl")
         self.marker = run.folder / f"{name}.json"
+        self._ends = [0]
+        """0, and where each line of the journal ends, in bytes."""
+        self._given = 0
+        """Lines that the run has logged; a resumed run is expected to log any further ones again."""
+        self._sent = 0
+        """Lines that the service has."""
         self._id: str | None = None
-        self._sent = 0  # journal lines that the service has
-        self._given = 0  # entries that belong to the run so far
-        self._ahead: deque[tuple[Entry, int]] = deque()  # lines after the checkpoint, with their offsets
-        self._waiting: deque[tuple[Entry, Tensor | None]] = deque()
+        """The run of the service that has them."""
+        self._pictures: dict[int, Tensor] = {}
+        """Those of lines that are not sent yet; the journal has only their digests."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = self._finished = self._warned = False
-        self._life = 0  # number of times the run has diverged from what was sent
-        self._opened: int | None = None  # the value of _life when the service was opened
-        self._open_id: str | None = None
 
     # ------------------------------------------------------------------ what is logged
 
@@ -94,21 +94,17 @@ class Delivery(Writer):
         given = state.get("entries", 0)
         if type(given) is not int or given < 0:
             raise CheckpointError(f"invalid checkpoint: {given!r} entries of {self.name}")
-        lines, whole = self._read()
-        self.journal.truncate(whole)
+        self._ends = self._read_ends()
+        self.journal.truncate(self._ends[-1])
+        lines = len(self._ends) - 1
         if not state and step:  # it was off until now: existing content is from before that
-            given = len(lines)
-        lost = f"{self.journal.path.name} has {len(lines):,} of {given:,} lines" if len(lines) < given else ""
-        self._given = min(given, len(lines))
-        self._ahead = deque(lines[self._given :])
-        run_id, sent = self._read_marker()
-        if sent > len(lines):  # the journal is missing or truncated: what the service has is unknown
-            run_id, sent = None, 0
-        with self._changed:
-            self._id, self._sent = run_id, sent
-            self._waiting = deque((entry, None) for entry, _ in lines[self._sent : self._given])
+            given = lines
+        self._given = min(given, lines)
+        self._id, self._sent = self._read_marker()
+        if self._sent > lines:  # the journal is missing or truncated: what the service has is unknown
+            self._id, self._sent = None, 0
         self._wake()
-        return lost
+        return f"{self.journal.path.name} has {lines:,} of {given:,} lines" if lines < given else ""
 
     def sync(self) -> None:
         self.journal.sync()
@@ -121,69 +117,61 @@ class Delivery(Writer):
             return
         self._thread.join(SOON)
         if self._thread.is_alive():
-            self.run.warn(
-                f"waiting for {self.name}, for up to {LAST:.0f} s, to get the last {len(self._waiting):,} entries"
-            )
+            last = f"the last {self._unsent():,} entries"
+            self.run.warn(f"waiting for {self.name}, for up to {LAST:.0f} s, to get {last}")
             self._thread.join(LAST)
-        if self._waiting:
-            self.run.warn(
-                f"{self.name} did not get the last {len(self._waiting):,} entries; resuming the run sends them"
-            )
+        if unsent := self._unsent():
+            self.run.warn(f"{self.name} did not get the last {unsent:,} entries; resuming the run sends them")
+
+    def _unsent(self) -> int:
+        return max(self._given - self._sent, 0)
 
     def _add(self, entry: Entry, pictures: Tensor | None = None) -> None:
-        self._given += 1
-        if self._ahead:
-            known, at = self._ahead[0]
-            if _compared(known) == _compared(entry):
-                self._ahead.popleft()
-                if self._given <= self._sent:
-                    return
-                entry = known  # with its time
-            else:
-                self._diverge(at)
-                self._append(entry)
-        else:
-            self._append(entry)
         with self._changed:
+            line = self._given
+            if line < len(self._ends) - 1 and _compared(self._read(line, line + 1)[0]) != _compared(entry):
+                self._diverge()
+            if line == len(self._ends) - 1:
+                entry["time"] = time.time_ns() // 1_000_000
+                content = (json.dumps(entry) + "\n").encode()
+                self.journal.append(content)
+                self._ends.append(self._ends[-1] + len(content))
             # a service that is unreachable for long must not fill the memory
-            self._waiting.append((entry, pictures if len(self._waiting) < BATCH else None))
+            if pictures is not None and 0 <= line - self._sent < BATCH:
+                self._pictures[line] = pictures
+            self._given += 1
         self._wake()
 
-    def _append(self, entry: Entry) -> None:
-        entry["time"] = time.time_ns() // 1_000_000
-        self.journal.append((json.dumps(entry) + "\n").encode())
-
-    def _diverge(self, at: int) -> None:
-        """Handle that the run differs from the interrupted one. at: bytes of the journal that still belong to it."""
-        self._ahead.clear()
-        with self._changed:
-            if self._sent < self._given:  # the service has none of what is dropped
-                self.journal.truncate(at)
-                return
-            self._life += 1
+    def _diverge(self) -> None:
+        """Drop the remaining lines of the interrupted run, from which this one differs."""
+        if self._sent > self._given:  # the service has some of them; nothing has been sent in this process
             self._id, self._sent = None, 0
             self._write_marker()  # first: a kill in between costs a new run, and no entries
-            self.journal.truncate(at)
-            self._waiting = deque((entry, None) for entry, _ in self._read()[0])
+        self.journal.truncate(self._ends[self._given])
+        del self._ends[self._given + 1 :]
 
     # ------------------------------------------------------------------ the thread
 
     def _wake(self) -> None:
         with self._changed:
-            if self._waiting and self._thread is None and not self._closing:
+            if self._unsent() and self._thread is None and not self._closing:
                 # daemon: a hanging service must not keep the process alive
                 self._thread = threading.Thread(target=self._deliver, name=self.name, daemon=True)
                 self._thread.start()
             self._changed.notify()
 
     def _deliver(self) -> None:
+        opened = False
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    break
+                self._changed.wait_for(lambda: self._unsent() or self._closing)
+            if not self._unsent():
+                break
             pause = PAUSE
             try:
+                if not opened:
+                    self._id = self.service.open(self.run, self._id)
+                    opened = True
                 self._send()
             except Exception as error:  # any error: training must not end because of logging
                 if not self._warned:
@@ -195,42 +183,28 @@ class Delivery(Writer):
                 pause = RETRY
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, timeout=pause)
-        self._stop()
-
-    def _send(self) -> None:
-        with self._changed:
-            batch, run_id, life = list(islice(self._waiting, BATCH)), self._id, self._life
-        if self._opened != life:
-            self._stop()
-            self._open_id = self.service.open(self.run, run_id)
-            self._opened = life
-        self.service.send(batch)
-        with self._changed:
-            if life != self._life:  # meanwhile the run has diverged
-                return
-            self._id = self._open_id
-            for _ in batch:
-                self._waiting.popleft()
-            self._sent += len(batch)
-            self._write_marker()
-
-    def _stop(self) -> None:
-        if self._opened is not None:
-            self._opened = None
+        if opened:
             try:
                 self.service.close(finished=self._finished)
             except Exception as error:
                 self.run.warn(f"{self.name}: {format_error(error)}")
 
+    def _send(self) -> None:
+        start = self._sent
+        entries = self._read(start, min(self._given, start + BATCH))
+        if not entries:
+            raise OSError(f"{self.journal.path} cannot be written")
+        self.service.send([(entry, self._pictures.get(line)) for line, entry in enumerate(entries, start)])
+        self._sent += len(entries)
+        self._write_marker()
+        for line in range(start, self._sent):
+            self._pictures.pop(line, None)
+
     # ------------------------------------------------------------------ files
 
-    def _read(self) -> tuple[list[tuple[Entry, int]], int]:
-        """The complete lines of the journal with their offsets, and the offset of the end of the last one.
-
-        A kill may have truncated the last line.
-        """
-        found, at = [], 0
-        path = self.journal.path
+    def _read_ends(self) -> list[int]:
+        """Where the complete lines of the journal end, after a 0. A kill may have truncated the last line."""
+        ends, path = [0], self.journal.path
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
             try:
                 entry = json.loads(line)
@@ -238,9 +212,15 @@ class Delivery(Writer):
                 break
             if not line.endswith(b"\n") or not isinstance(entry, dict):
                 break
-            found.append((entry, at))
-            at += len(line)
-        return found, at
+            ends.append(ends[-1] + len(line))
+        return ends
+
+    def _read(self, start: int, stop: int) -> list[Entry]:
+        """Some lines of the journal; fewer if the disk has not taken all."""
+        with self.journal.path.open("rb") as file:
+            file.seek(self._ends[start])
+            content = file.read(self._ends[stop] - self._ends[start])
+        return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
     def _read_marker(self) -> tuple[str | None, int]:
         try:

@@ -206,6 +206,21 @@ def test_a_journal_that_a_kill_cut_short_is_whole_again(tmp_path: Path, service:
     assert service.values() == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
 
 
+def test_what_a_full_disk_delays_is_sent_once(
+    tmp_path: Path, service: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    writer = Delivery("recorded", RunInfo(tmp_path, "x", {}, print), service)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.files.os.write", full)
+        writer.scalars(1, {"loss": 1.0})
+    writer.scalars(2, {"loss": 0.5})
+    writer.close(finished=True)
+    assert service.values() == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
+
+
 # ------------------------------------------------------------------ any writer
 
 
