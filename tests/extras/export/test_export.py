@@ -21,6 +21,7 @@ from base.base_trainer import BaseTrainer
 from base.load_run import load_run
 from base.metric import StepResult
 from extras.export import calls
+from extras.export.formats import flat_names
 from tests.conftest import small_config
 from tests.helpers import Fit, copy_run, state, temporarily
 from trainer.trainer import Trainer
@@ -216,6 +217,10 @@ class Looping(Branching):
 
 class Named(NamedTuple):
     outputs: Tensor
+
+
+def test_outputs_in_a_named_tuple_have_the_names_of_its_fields() -> None:
+    assert flat_names({"heads": Named(torch.zeros(1))}) == ["heads.outputs"]
 
 
 class NamedNet(Branching):
