@@ -198,7 +198,7 @@ def _column_names(file: str, first: Sequence[str]) -> tuple[list[str], bool]:
     if not all(map(_is_number, first)):
         return names, True
     if names == numbers:  # the names that pandas writes for columns without any
-        say_beside_bar(f"{file}: the first row, {','.join(names)}, is taken for the header")
+        say_beside_bar(f"{file}: the first row numbers the columns, and is taken for the header")
         return names, True
     say_beside_bar(f"{file}: no header: {count(len(first), 'column')}, and the first row is an input")
     return numbers, False

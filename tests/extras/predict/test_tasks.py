@@ -92,7 +92,7 @@ def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> N
 @pytest.mark.parametrize(
     ("name", "first", "rows", "said"),
     [
-        ("t.csv", "0,1,2", 1, "t.csv: the first row, 0,1,2, is taken for the header\n"),
+        ("t.csv", "0,1,2", 1, "t.csv: the first row numbers the columns, and is taken for the header\n"),
         ("t.csv", "2019,2020,2021", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
         ("t.csv", "nan,inf,1", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
         ("t.csv", "a,b,c", 1, ""),
