@@ -640,8 +640,16 @@ ONE_LOSS: Json = {
 }
 
 
-@pytest.mark.parametrize(("precision", "accumulate"), [("fp32", 1), ("fp32", 3), ("fp16", 1)])
-@pytest.mark.parametrize("trainer", ["Trainer", "AtOnce", "AllAtOnce"])
+@pytest.mark.parametrize(
+    ("trainer", "precision", "accumulate"),
+    [
+        ("Trainer", "fp32", 3),
+        ("Trainer", "fp16", 1),
+        ("AtOnce", "fp32", 3),
+        ("AtOnce", "fp16", 1),
+        ("AllAtOnce", "fp32", 1),
+    ],
+)
 def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, precision: str, accumulate: int) -> None:
     options = (f"runtime.precision={precision}", f"trainer.accumulate_steps={accumulate}")
     with temporarily(TRAINERS, AtOnce, AllAtOnce):
