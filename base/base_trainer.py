@@ -27,6 +27,7 @@ from base.training.first_batch import (
     forward_error,
 )
 from base.training.loss import completed
+from base.training.loss_counts import check_counts
 from base.training.metrics import StepLoss
 from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.saved_data import SavedData
@@ -287,6 +288,7 @@ class BaseTrainer(Checkpointed):
     def log_interval(self) -> None:
         """Log a point of the curves within the epoch."""
         self.finite.check(self)
+        check_counts(self)
         means = self.train_metrics.close_interval()
         norm = gradient_norm(self.training.parameters) if self.gradient_norm is None else self.gradient_norm
         self.log.log_interval(means, self.training.rates(), norm)
@@ -305,6 +307,7 @@ class BaseTrainer(Checkpointed):
         """Compare the epoch with the best one, step the schedule, log and save."""
         progress, settings = self.progress, self.settings
         self.finite.check(self)
+        check_counts(self)
         with self.saving_on_failure():
             values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
             monitored = self.monitored(values)

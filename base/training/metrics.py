@@ -76,6 +76,10 @@ class Mean:
         self._pending = []
         return self.interval_sum, self.interval_weight
 
+    def pending_weights(self) -> list[float]:
+        """The weights of the values that have not been read yet."""
+        return _read([weight for _, weight, _ in self._pending])
+
     def close_interval(self, total: float, weight: float) -> float:
         """Add the open interval, summed over all processes, to the total. Returns the interval's mean."""
         self.drop_interval()

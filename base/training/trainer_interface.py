@@ -52,6 +52,8 @@ class TrainerInterface(ABC):
         """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
         self.called_backward = False
         """Whether ``backward`` has been called."""
+        self.warned_of_counts = False
+        """Whether a warning said that losses by name are averaged over different numbers."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> StepResult:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -658,6 +659,53 @@ def test_means_over_different_numbers_are_weighted_by_samples(
         keep_on_device(monkeypatch)
     result = on_two_targets(fit, "trainer.accumulate_steps=2", loss=UNEQUAL)
     assert result.last["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+OTHER_SUM = {"kind": {"type": "cross_entropy", "args": {"reduction": "sum"}}, "size": {"type": "Distances"}}
+
+
+class Distances(nn.L1Loss):
+    def __init__(self) -> None:
+        super().__init__(reduction="sum")
+
+
+PROPORTIONAL = {"kind": {"type": "cross_entropy"}, "size": {"type": "MSELoss"}}
+DIFFERENT = r"warning: the losses kind, size are averaged over different numbers"
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "steps", "warns"),
+    [(UNEQUAL, 2, True), (UNEQUAL, 1, False), (PROPORTIONAL, 2, False), (OTHER_SUM, 2, False)],
+)
+def test_gradients_of_losses_with_different_counts_are_not_called_exact(
+    fit: Fit,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    loss: Any,
+    steps: int,
+    warns: bool,
+    on_device: bool,
+) -> None:
+    if on_device:
+        keep_on_device(monkeypatch)
+    with temporarily(LOSSES, Distances):
+        on_two_targets(fit, f"trainer.accumulate_steps={steps}", "--lr=1e-9", loss=loss, batch_size=8 // steps)
+    assert len(re.findall(DIFFERENT, capsys.readouterr().err)) == warns
+
+
+@pytest.mark.parametrize(("loss", "exact"), [(UNEQUAL, False), (PROPORTIONAL, True), (OTHER_SUM, True)])
+def test_gradients_of_losses_by_name_are_those_of_a_large_batch(fit: Fit, loss: Any, exact: bool) -> None:
+    """But not if their counts are in different proportions, of which a warning tells."""
+    with temporarily(LOSSES, Distances):
+        one, two = (
+            on_two_targets(
+                fit, "--lr=0.01", "trainer.epochs=1", f"trainer.accumulate_steps={n}", loss=loss, batch_size=8 // n
+            )
+            for n in (1, 2)
+        )
+    weights = [state(each.run_dir)["model"]["kind.weight"] for each in (one, two)]
+    assert torch.allclose(weights[0], weights[1], rtol=1e-4, atol=1e-6) is exact
 
 
 class Compiling(Trainer):

@@ -96,6 +96,12 @@ WEIGHTS: Json = {
     "metrics": [],
     "trainer": {**IMAGES["trainer"], "epochs": 1},
 }
+UNEQUAL: Json = {
+    **WEIGHTS,
+    "name": "unequal",
+    "loss": {"weighted": WEIGHTS["loss"], "plain": "cross_entropy"},
+    "trainer": {**WEIGHTS["trainer"], "accumulate_steps": 1},
+}
 STEP = 4  # in the middle of the second epoch, and between two points of the curves
 
 
@@ -180,6 +186,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "lbfgs 1": new(LBFGS),
             "gathering 1": new(GATHERING),
             "weights 1": new(WEIGHTS),
+            "unequal 1": new(UNEQUAL),
             "images 1 sharded": new(IMAGES, *sharded),
             "images 1 fp16": new(IMAGES, *fp16),
             "images 1 tested": tested("images 1", "images 1 tested"),
@@ -225,6 +232,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "images 1 to 2 fp16 fsdp": on(one["images 1 fp16"], *fsdp),
             "images 2 tested": tested(one["images 1"], "images 2 tested"),
             "weights 2": new(WEIGHTS),
+            "unequal 2": new(UNEQUAL),
             "weights 2 fsdp": new(WEIGHTS, *fsdp),
             "tied 2 fsdp": new(TIED, *fsdp),
             "tied 2 to 2 fsdp": on("tied 2 fsdp"),
@@ -467,3 +475,9 @@ def shown(run: Path) -> dict[str, Any]:
         **{tag: [make_ndarray(event.tensor_proto).tolist() for event in found] for tag, found in curves.items()},
         **{tag: [event.encoded_image_string for event in found] for tag, found in pictures.items()},
     }
+
+
+def test_gradients_of_losses_with_different_counts_are_not_called_exact(runs: dict[str, Any]) -> None:
+    said = "the losses weighted, plain are averaged over different numbers of targets"
+    for name, times in (("unequal 1", 0), ("unequal 2", 1), ("weights 2", 0)):
+        assert (runs[name] / "train.log").read_text(encoding="utf-8").count(said) == times, name
