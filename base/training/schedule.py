@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,7 +84,6 @@ class Schedule:
         self.per_step, self.steps_per_epoch = per_step, steps_per_epoch
         self.length = length
         self.settings = settings
-        self.scheduler_steps = 0
         self.initial = [  # learning rate, momentum and so on of each parameter group
             {key: copied(value) for key, value in group.items() if key not in ("params", "initial_lr")}
             for group in optimizer.param_groups
@@ -91,8 +91,15 @@ class Schedule:
         # otherwise torch warns of a scheduler that steps before its optimizer has: one of several optimizers may step
         # later than others, and a schedule may be replayed without it
         optimizer._opt_called = True  # type: ignore[attr-defined]
-        self.scheduler = make(optimizer) if make else None
+        self.start()
         self.last_used: list[float] | None = None
+
+    def start(self) -> None:
+        """Create the scheduler, which sets the learning rates of the first step."""
+        self.scheduler_steps = 0
+        self.scheduler = self.make(self.optimizer) if self.make else None
+        if self.scheduler:
+            self._check_rates()
 
     def after_step(self, *, stepped: bool) -> None:
         """stepped: whether the optimizer stepped, rather than fp16 skipping the step."""
@@ -128,17 +135,23 @@ class Schedule:
         except Exception as error:  # of torch or the user's code, for which the schedule has ended
             if not is_last:
                 raise self._error("failed", f"\n{format_error_with_source(error)}") from error
-        if is_last:
-            return
+        if not is_last:
+            self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Raise ConfigError for a learning rate that no optimizer can use, or that would increase the loss."""
         for group in self.optimizer.param_groups:
             rate = group["lr"]
-            # any other, no optimizer can use, or it would increase the loss
-            if not (isinstance(rate, Tensor) or (isinstance(rate, (int, float)) and -ROUNDING <= rate < math.inf)):
-                raise self._error(f"gives the learning rate {rate:.4g}", " Expected a finite number >= 0")
+            if isinstance(rate, Tensor):
+                continue
+            if not isinstance(rate, Real) or not -ROUNDING <= float(rate) < math.inf:
+                raise self._error(f"gives the learning rate {rate!r}", " Expected a finite number >= 0")
+            group["lr"] = float(rate)  # as a resumed run has it: NumPy's numbers round their products to other bits
 
     def _error(self, what: str, why: str) -> ConfigError:
         unit = "step" if self.per_step else "epoch"
+        cause = f" Does it count on fewer {unit}s than the run has?" if self.scheduler_steps else ""
         return ConfigError(
             f"lr_scheduler: {type(self.scheduler).__name__} {what} after {unit} {self.scheduler_steps:,} of "
-            f"{self.length:,}. Does it count on fewer {unit}s than the run has?{why}"
+            f"{self.length:,}.{cause}{why}"
         )

@@ -73,8 +73,7 @@ class ScheduleState:
         start_state(self.schedule.optimizer)  # for arguments such as amsgrad
         if self.schedule.make is None:
             return
-        self.schedule.scheduler = self.schedule.make(self.schedule.optimizer)
-        self.schedule.scheduler_steps = 0
+        self.schedule.start()
         if not self.schedule.per_step:
             moves = epochs
         elif before["settings"] and all(before[key] == now[key] for key in ("per_step", "steps_per_epoch")):

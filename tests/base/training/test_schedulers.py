@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import Optimizer
@@ -17,7 +19,7 @@ from torch.optim.lr_scheduler import (
 )
 
 import train
-from tests.helpers import temporarily
+from tests.helpers import equal, resumed, state, temporarily
 from utils.config.schedulers import length_conflict, make_scheduler
 from utils.errors import ConfigError, UserError
 from utils.registry import SCHEDULERS
@@ -148,16 +150,56 @@ class Poly(LambdaLR):
         super().__init__(optimizer, lambda step: (1 - step / length) ** power)
 
 
-@pytest.mark.parametrize(("power", "rate"), [(0.5, "0.05774j"), (1.0, "-0.03333")])
+@pytest.mark.parametrize(("power", "rate"), [(0.5, "0.0577350"), (1.0, "-0.0333333")])
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_a_schedule_beyond_its_end_is_named(fit: Callable[..., Any], power: float, rate: str, interval: str) -> None:
     schedule = {"type": "Poly", "args": {"length": 3, "power": power}, "interval": interval}
-    says = f"Poly gives the learning rate .*{re.escape(rate)} after {interval} 4 of .*Expected a finite number >= 0"
+    says = f"Poly gives the learning rate .*{re.escape(rate)}.* after {interval} 4 of .*Expected a finite number >= 0"
     with temporarily(SCHEDULERS, Poly):
         with pytest.raises(ConfigError, match=says):
             fit("trainer.epochs=6", lr_scheduler=schedule)
         to_its_end = schedule | {"args": {"length": 5, "power": power}}
         fit(f"trainer.epochs={5 if interval == 'epoch' else 1}", lr_scheduler=to_its_end)
+
+
+class SinglePrecision(LambdaLR):
+    """NumPy's float32, whose quotient with a float is rounded to float32 too."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, lambda step: np.float32(1 / (step + 3)))  # type: ignore[arg-type, return-value]
+
+
+def test_a_rate_may_be_a_number_of_numpy(fit: Callable[..., Any], tmp_path: Path) -> None:
+    optimizer = {"type": "Adam", "args": {"lr": 0.1, "foreach": False}}
+    with temporarily(SCHEDULERS, SinglePrecision):
+        schedule = {"type": "SinglePrecision", "interval": "step"}
+        run = fit("trainer.save_every_steps=2", "trainer.keep_last=null", optimizer=optimizer, lr_scheduler=schedule)
+        equal(run.run_dir, resumed(run.run_dir, tmp_path, 4))
+    assert type(state(run.run_dir)["optimizer"]["param_groups"][0]["lr"]) is float
+
+
+class Setting(LRScheduler):
+    """Sets the rates itself, from some step on to something else."""
+
+    def __init__(self, optimizer: Optimizer, *, first: Any = 0.1, later: Any = 0.1) -> None:
+        self.first, self.later = first, later
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        return [self.later if self.last_epoch else self.first]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"later": None}, "None after epoch 1 of 2. Does it count"),
+        ({"later": "0.1"}, "'0.1' after epoch 1 of 2. Does"),
+        ({"first": "0.1"}, "'0.1' after epoch 0 of 2. Expected a finite number"),
+    ],
+)
+def test_a_rate_that_is_no_number_is_named(fit: Callable[..., Any], args: Any, says: str) -> None:
+    with temporarily(SCHEDULERS, Setting), pytest.raises(ConfigError, match=f"Setting gives the learning rate {says}"):
+        fit("trainer.epochs=2", lr_scheduler={"type": "Setting", "args": args})
 
 
 class Table(LambdaLR):
