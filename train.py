@@ -25,7 +25,7 @@ from base.base_trainer import BaseTrainer
 from base.build import build_experiment, build_trainer, build_training, with_facts
 from base.initial_weights import load_initial_weights, load_initial_weights_again
 from base.outputs import build_outputs
-from base.training.resume import blame_saved_state, check_folder, latest_run, load_checkpoint, run_of_job
+from base.training.resume import check_folder, latest_run, load_checkpoint, run_of_job
 from base.training.run import Result as Result
 from base.training.run import log_to_file, new_folder, record_outcome, remove_if_empty, write_description
 from base.training.summary import end_summary, start_summary
@@ -96,8 +96,7 @@ def resume(
     with experiment.signals, folder.owned(experiment.runtime.process_group), log_to_file(trainer, folder):
         trainer.begin(training, build_outputs(loaded, folder, experiment))
         load_checkpoint(loaded, trainer, folder, file)
-        with blame_saved_state(trainer, folder):
-            return run(loaded, trainer, folder, note)
+        return run(loaded, trainer, folder, note)
 
 
 def run(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> Result:

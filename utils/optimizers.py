@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop, SparseAdam
 from torch.optim import optimizer as module
 
 from utils.errors import ConfigError
 from utils.tree import Keys, by_keys, map_with_keys
+from utils.user_code import format_error_with_source
 
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
 """Arguments of torch's optimizers that are used only when a parameter's state is created. LBFGS does not shorten a
@@ -100,16 +101,23 @@ def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
         unmarked.__wrapped__(optimizer, *closure)
 
 
-def explain_refusal(optimizer: Optimizer, error: Exception) -> None:
-    """Raise ConfigError if an optimizer's step failed since it needs a closure, or other layouts of gradients."""
-    reasons = ("closure", "'NoneType' object is not callable", "sparse", "dense")
-    if any(reason in str(error) for reason in reasons):
-        raise ConfigError(
-            f"optimizer: {type(optimizer).__name__}.step failed: {error}\n"
-            "It gets a closure that evaluates the loss only if that parameter has no default: def step(self, closure). "
+def step_error(optimizer: Optimizer, error: Exception, *, resumed: bool) -> ConfigError:
+    """The error of an optimizer's step, with what may be its cause. resumed: whether its state is a saved one."""
+    parameters, causes = parameters_in(optimizer), list[str]()
+    of_torch = type(optimizer).__module__.startswith("torch.")
+    if not of_torch and "closure" in inspect.signature(optimizer.step).parameters:
+        causes.append(
+            "It gets a closure that evaluates the loss only if that parameter has no default: def step(self, closure)."
+        )
+    if isinstance(optimizer, SparseAdam) or any(each.grad is not None and each.grad.is_sparse for each in parameters):
+        causes.append(
             "nn.Embedding(sparse=True) and its like have sparse gradients, everything else has dense ones: leave out "
-            "sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)"
-        ) from error
+            "sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)."
+        )
+    if resumed:
+        causes.append("Its saved state may not fit: resume from another checkpoint, or without changes of the config.")
+    what = f"optimizer: {type(optimizer).__name__}.step failed: {format_error_with_source(error)}"
+    return ConfigError("\n".join([what, *causes]))
 
 
 def _is_watched(optimizer: Optimizer, step: Any) -> bool:

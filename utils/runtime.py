@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from utils.backward import backward_unchecked
 from utils.device import pick_device
+from utils.device_errors import device_failure
 from utils.distributed import get_process_group
 from utils.errors import ConfigError
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import explain_refusal, step_unmarked, zero_grad_unmarked
+from utils.optimizers import step_error, step_unmarked, zero_grad_unmarked
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
 
@@ -44,6 +45,8 @@ class Runtime:
         """With DDP or FSDP: set whether to reduce gradients in the next backward pass."""
         self.check_reduced: Callable[[], None] | None = None
         """With DDP: raise UserError if the last backward pass that reduces gradients did not reduce all."""
+        self.resumed = False
+        """Whether the optimizers have a saved state."""
         self._gradient_sync: bool | None = None  # the last value that was set
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
@@ -103,9 +106,10 @@ class Runtime:
                 step_unmarked(optimizer)
                 return True
             self.scaler.step(optimizer)
-        except (RuntimeError, TypeError, AssertionError) as error:
-            explain_refusal(optimizer, error)
-            raise
+        except Exception as error:
+            if device_failure(error) or self.process_group.peer_failure(error):
+                raise
+            raise step_error(optimizer, error, resumed=self.resumed) from error
         skipped = wait and any(self.scaler._found_inf_per_device(optimizer).values())
         if last:
             self.scaler.update()
@@ -116,5 +120,6 @@ class Runtime:
         return state | {"scale": state["scale"] * self.process_group.world_size} if state else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resumed = True
         if state and self.scaled:
             self.scaler.load_state_dict(state | {"scale": state["scale"] / self.process_group.world_size})

@@ -1,13 +1,9 @@
 """Which run to resume, and from which checkpoint."""
 
-import contextlib
 import math
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from base.base_trainer import BaseTrainer
 from base.training.epoch_start import begins_epochs, prepare_epoch
@@ -127,21 +123,6 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
             f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
             f"{count(progress.epoch_steps, 'step')}"
         )
-
-
-@contextlib.contextmanager
-def blame_saved_state(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
-    """In the first step after a resume, blame an error inside torch's optimizer or scheduler on the saved state."""
-    try:
-        yield
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if trainer.has_started or not frames or Path(frames[-1].filename).parent != Path(torch.optim.__file__).parent:
-            raise
-        raise CheckpointError(
-            f"the state of the optimizer or its scheduler in {folder.checkpoints} cannot be used: "
-            f"{type(error).__name__}: {error}. Resume from another checkpoint, or without the changes"
-        ) from error
 
 
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:

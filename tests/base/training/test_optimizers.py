@@ -872,8 +872,25 @@ def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fi
 
 @pytest.mark.parametrize("optimizer", ["Unasked", "Asserting"])
 def test_an_optimizer_that_misses_its_closure_is_told_how_to_get_one(fit: Fit, optimizer: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{optimizer}.step failed: (.|\n)*self, closure"):
+    with pytest.raises(ConfigError, match=rf"{optimizer}.step failed: (.|\n)*self, closure") as failed:
         fit(optimizer={"type": optimizer, "args": {"lr": 0.1}})
+    assert "test_optimizers.py:" in str(failed.value)
+    assert "saved state" not in str(failed.value)
+
+
+class Failing(torch.optim.SGD):
+    def step(self) -> Any:  # type: ignore[override]
+        raise KeyError("momentum")
+
+
+def test_an_optimizer_of_ones_own_that_fails_is_named(fit: Fit) -> None:
+    """Without guesses at causes that cannot apply."""
+    with temporarily(OPTIMIZERS, Failing), pytest.raises(ConfigError) as failed:
+        fit(optimizer={"type": "Failing", "args": {"lr": 0.1}})
+    first, line, *rest = str(failed.value).splitlines()
+    assert first == "optimizer: Failing.step failed: KeyError: 'momentum'"
+    assert line.endswith('raise KeyError("momentum")')
+    assert all(each.startswith("No step completed") for each in rest)
 
 
 @needs_extra("check")
