@@ -4,11 +4,9 @@ Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an
 """
 
 import itertools
-import re
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,7 +26,6 @@ ELEMENTWISE = {
     F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
     F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
-_TORCH_WARNING = re.compile(r"Using a target size \(torch\.Size\((.*?)\)\).*input size \(torch\.Size\((.*?)\)\)")
 OUTPUTS, TARGETS = 1, 2  # bit flags: what a tensor was computed from
 
 
@@ -80,18 +77,6 @@ class NoBroadcast(TorchFunctionMode):
 def eager() -> AbstractContextManager[Any]:
     """Inside the block, functions that are compiled run as written: torch's compiler gets some wrong in a mode."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-@contextmanager
-def torch_warnings(phase: str) -> Iterator[None]:
-    """Raise ConfigError when torch warns that a loss broadcasts; let other warnings pass."""
-    with warnings.catch_warnings(record=True, action="default") as caught:
-        yield
-    for each in caught:
-        if found := _TORCH_WARNING.match(str(each.message)):
-            targets, outputs = (Size(map(int, re.findall(r"\d+", text))) for text in found.groups())
-            check_same_shape("a loss", phase, outputs, targets)
-        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno, source=each.source)
 
 
 def check_metrics(

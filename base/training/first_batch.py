@@ -1,5 +1,6 @@
 """Checks of a first batch, and messages for one that fails."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from base.data.batches import Batches, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
-from base.training.broadcast import name_of, torch_warnings
+from base.training.broadcast import name_of
 from base.training.finite import samples_of
 from base.training.loss import losses_in
 from base.training.metrics import Metrics
@@ -23,7 +24,9 @@ from utils.tree import describe_batch
 from utils.user_code import format_error, raised_by_user, user_line
 
 OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError)  # and of dtypes, which torch raises for tensors
-FORWARD_ERRORS = (*OF_SHAPES, LookupError, AttributeError, NameError, AssertionError, ArithmeticError)
+FORWARD_ERRORS = (*OF_SHAPES, LookupError, AttributeError, NameError, AssertionError, ArithmeticError, UserWarning)
+BROADCASTS = r"Using a target size \(torch\.Size\(\[(?!1(, 1)*\])\d"
+"""Torch's warning of a loss whose targets have another shape than the outputs, unless they are a single number."""
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
 
@@ -41,7 +44,8 @@ def checked_step(
         for loss in losses:
             loss.called, loss.phase_to_check = False, phase
         try:
-            with torch_warnings(phase), _without_optimizer_steps(trainer, phase):
+            with warnings.catch_warnings(), _without_optimizer_steps(trainer, phase):
+                warnings.filterwarnings("error", BROADCASTS)
                 result = step(batch)
         finally:
             for loss in losses:

@@ -163,8 +163,29 @@ _registered = registering(
 
 @pytest.mark.filterwarnings("default")
 def test_a_loss_that_the_trainer_calls_by_itself_is_refused_too(fit: Fit) -> None:
-    with pytest.raises(ConfigError, match=r"a loss compares outputs of shape \(10,\) with targets of shape \(10, 1\)"):
+    with pytest.raises(
+        UserError, match=r"(?s)target size \(torch.Size\(\[10, 1\]\)\).*test_first_batch.py:\d+: loss = "
+    ):
         fit("trainer.type=Direct", **regression())
+
+
+class Warns(Trainer):
+    """Warns in every step, and calls a loss of torch for a single number."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        warnings.warn("a step of one's own", stacklevel=1)
+        F.mse_loss(batch[0].mean(), batch[0].mean().reshape(1, 1))
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize(("action", "times"), [("default", 3), ("ignore", 0)])
+def test_other_warnings_of_a_first_batch_are_shown(fit: Fit, action: Any, times: int) -> None:
+    """Python forgets what it has shown after each check, of a training batch and of an evaluation batch."""
+    with temporarily(TRAINERS, Warns), warnings.catch_warnings(record=True, action=action) as caught:
+        filters = list(warnings.filters)
+        fit("trainer.type=Warns")
+        assert list(warnings.filters) == filters
+    assert sum(str(each.message) == "a step of one's own" for each in caught) == times
 
 
 def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:
