@@ -167,7 +167,7 @@ class BaseTrainer(Checkpointed):
         """The batches of each optimizer step that remains in this epoch."""
         settings, progress, batches = self.settings, self.progress, self.training.batches
         if progress.trained:
-            return iter(())
+            return
         ranges = batches.ranges(progress.position)
         if settings.steps_per_epoch is None:
             current = batches.next_start(progress.position).passes
@@ -175,7 +175,8 @@ class BaseTrainer(Checkpointed):
         else:
             left = max(0, settings.steps_per_epoch - progress.epoch_steps)
             ranges = itertools.islice(ranges, left * settings.accumulate_steps)
-        return iter(lambda: list(itertools.islice(ranges, settings.accumulate_steps)), [])
+        while step := list(itertools.islice(ranges, settings.accumulate_steps)):
+            yield step
 
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
         """Take one optimizer step. Returns this process's part of its loss, from ``to_scalar``."""

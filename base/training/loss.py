@@ -29,7 +29,9 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
 
     loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
     """
-    count: Any = take_count(loss, result.loss)  # also if the result has its own: it clears what the loss stored
+    # in this order: what the step returns, what was noted on the loss that it returns, what the config's loss noted in
+    # its last call, as for a loss computed from it, and what was taken from it when an optimizer stepped on it
+    count: Any = take_count(loss, result.loss)  # in any case: it clears what the loss stored
     if result.count is not None:
         count = to_scalar(result.count) if isinstance(result.count, Tensor) else float(result.count)
     elif count is None:
