@@ -64,15 +64,15 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     if problems:
         raise config_error(loaded.document, problems)
     given = {id(own[name]) for name in taken if name in own}  # for a tensor with two names, one is enough
-    left = {name: value for name, value in own.items() if name not in taken and id(value) not in given}
-    kept = {name: value for name, value in own.items() if name not in taken and name not in left}
-    kept |= {name: value for name, value in left.items() if matches(name, settings.skip)}
+    not_loaded = [name for name, value in own.items() if id(value) not in given]
+    missing = {name for name in not_loaded if not matches(name, settings.skip)}
+    state = {name: value for name, value in own.items() if name not in missing} | taken
     try:
-        _load(model, {**kept, **taken}, file)
+        _load(model, state, file)
     except CheckpointError as error:
         raise loaded.error((*AT, "file"), f"{error}\n{ADVICE}") from error
-    not_loaded = f"; not loaded: {listed(list(left))}" if left else ""
-    return InitialWeights(taken, f"{count(len(taken), 'tensor')} of {display_path(file)}{not_loaded}")
+    rest = f"; not loaded: {listed(not_loaded)}" if not_loaded else ""
+    return InitialWeights(taken, f"{count(len(taken), 'tensor')} of {display_path(file)}{rest}")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any], file: Path) -> None:
