@@ -132,7 +132,7 @@ def same(one: Any, other: Any, *, alike: Callable[[Any, Any], bool] | None = Non
 def same_leaf(one: Any, other: Any) -> bool:
     """Whether two tensors or other leaves are equal bit for bit; NaN equals itself."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return type(one) is type(other) and bool(one == other or one != one)
+        return type(one) is type(other) and bool(one == other or (one != one and other != other))
     if one.is_nested and other.is_nested:
         return same([*one.unbind()], [*other.unbind()])
     if (one.shape, one.dtype, one.device, one.layout) != (other.shape, other.dtype, other.device, other.layout):

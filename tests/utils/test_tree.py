@@ -62,6 +62,13 @@ def test_dataclasses_are_compared_by_their_fields() -> None:
     assert not same(Frozen(X, EDGES), Frozen(X + 1, EDGES))
 
 
+def test_nan_equals_only_itself() -> None:
+    nan = float("nan")
+    assert same([nan], [nan])
+    assert not same([nan], [1.0])
+    assert not same([1.0], [nan])
+
+
 def test_anything_else_is_a_leaf() -> None:
     for leaf in (None, "text", 1.5, object(), Graph):
         assert map_tensors(lambda tensor: tensor * 2, leaf) is leaf
