@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from base.data.collate import collate_samples
 from base.data.device_cache import DeviceCache
 from base.data.errors import call_hook
 from base.data.orders import (
+    MOST_CLASSES,
     Bucketed,
     Order,
     Shuffled,
@@ -35,9 +37,6 @@ from base.data.stream import StreamBatches, StreamSource
 from utils.errors import DataError
 from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
 from utils.text import listed
-
-MOST_CLASSES = 100_000
-"""Integer targets above this are treated as numbers, as in regression, rather than classes."""
 
 
 class BaseDataLoader(ABC):
@@ -164,8 +163,12 @@ class BaseDataLoader(ABC):
             return facts
         train, _ = self._split(len(source))
         classes = class_indices(source)
-        if classes is not None and int(classes.max()) < MOST_CLASSES:
-            count = facts.setdefault("num_classes", int(classes.max()) + 1)
+        if classes is not None:
+            highest = int(classes.max())
+            count = facts.setdefault("num_classes", highest + 1)
+            if highest >= count:
+                names = f"{type(self).__name__}.class_names has {count} names"
+                raise DataError(f"{names}, but the targets are classes from 0 to {highest}")
             counts = torch.bincount(classes if train is None else classes[train], minlength=count)
             facts |= {"class_counts": counts.tolist(), "class_weights": balancing_weights(counts)}
         return facts
@@ -341,8 +344,9 @@ class BaseDataLoader(ABC):
         classes = class_indices(source)
         if classes is None:
             raise DataError(
-                "data_loader.args.balanced: needs a class for each sample: integer targets >= 0 of shape (N,) in a "
-                'TensorSource, or as "targets" of the data set; otherwise define sample_weights()'
+                "data_loader.args.balanced: needs a class for each sample: integer targets from 0 to "
+                f'{MOST_CLASSES - 1:,}, of shape (N,), in a TensorSource or as "targets" of the data set; otherwise '
+                "define sample_weights()"
             )
         return balanced_weights(classes if train is None else classes[train])
 

@@ -23,6 +23,8 @@ from utils.random import mix, permutation
 SMALLEST_POOL, LARGEST_POOL = 8, 50
 """Number of batches sorted by length together: a quarter of all, within these limits. More make lengths more alike,
 fewer mix the samples better."""
+MOST_CLASSES = 100_000
+"""Integer targets above this are treated as numbers, as in regression, rather than classes."""
 
 
 Order = Callable[[int], Tensor]
@@ -217,6 +219,6 @@ def class_indices(source: Source) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not whole or targets.shape != (len(source),) or (targets < 0).any():
+    if not whole or targets.shape != (len(source),) or ((targets < 0) | (targets >= MOST_CLASSES)).any():
         return None
     return targets.long()

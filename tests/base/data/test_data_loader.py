@@ -186,6 +186,9 @@ def test_facts_of_classes() -> None:
     assert facts["num_classes"] == 4
     assert facts["class_counts"][3:] == [0]
     assert facts["class_weights"][3:] == [0.0]
+    loader.class_names = ["a", "b"]
+    with pytest.raises(DataError, match="class_names has 2 names, but the targets are classes from 0 to 2"):
+        loader.facts()
 
 
 def test_a_run_records_what_follows_from_its_data(fit: Callable[..., train.Result]) -> None:

@@ -254,6 +254,16 @@ def test_balanced_needs_classes(fit: Fit) -> None:
         fit(data_loader={"type": "RandomTensorLoader", "args": args})
 
 
+def test_large_integers_are_not_classes() -> None:
+    loader = Uneven(batch_size=1, num_samples=2, input_shape=[1], num_classes=2, balanced=True)
+    source = loader.training_data(augment=True)
+    source.targets = torch.tensor([0, 10**13])
+    loader.training_data = lambda **_: source  # type: ignore[method-assign]
+    assert loader.facts() == {}
+    with pytest.raises(DataError, match=r"integer targets from 0 to 99,999, of shape \(N,\)"):
+        loader.training(seed=0)
+
+
 class Mined(RandomTensorLoader):
     """Draws the samples of one class alone, another one in each epoch."""
 
