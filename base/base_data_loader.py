@@ -371,11 +371,15 @@ def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = Non
     numbers = []
     for name in cells if columns is None else columns:
         try:
-            numbers.append(float(cells[name]))
-        except ValueError as error:
-            raise ValueError(f"column {name}: {cells[name]!r} is not a number") from error
+            cell = cells[name]
         except KeyError as error:
             raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}") from error
+        number = math.nan
+        with suppress(ValueError):
+            number = float(cell)
+        if math.isnan(number) or "_" in cell:  # Python takes 1_5 for 15
+            raise ValueError(f"column {name}: {cell!r} is not a number")
+        numbers.append(number)
     row = torch.tensor(numbers, dtype=torch.float32)
     for name, number, rounded in zip(columns or cells, numbers, row.tolist(), strict=True):
         if math.isinf(rounded) and not math.isinf(number):

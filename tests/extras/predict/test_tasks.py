@@ -146,7 +146,7 @@ def test_values_are_written_as_they_are(tmp_path: Path, dtype: torch.dtype) -> N
 
 
 def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) -> None:
-    Path("t.csv").write_text("a,b,c\n1,2,3\n1,,3\n1,2\n1,2,many\n3,2,1\n1e39,2,3\n")
+    Path("t.csv").write_text("a,b,c\n1,2,3\n1,,3\n1,2\n1,2,many\n3,2,1\n1e39,2,3\n1_5,2,3\nnan,2,3\n")
     status, output, errors = ask(regression, "t.csv")
     assert status == 1
     assert [row["row"] for row in table(output)] == ["0", "4"]
@@ -154,7 +154,9 @@ def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) ->
     assert "skipped t.csv, row 1: column b: '' is not a number\n" in errors
     assert "skipped t.csv, row 2: 2 cells, but there are 3 columns\n" in errors
     assert "skipped t.csv, row 3: column c: 'many' is not a number\n" in errors
-    assert errors.endswith("error: 4 inputs could not be read, as listed above; the others were predicted\n")
+    assert "skipped t.csv, row 6: column a: '1_5' is not a number\n" in errors
+    assert "skipped t.csv, row 7: column a: 'nan' is not a number\n" in errors
+    assert errors.endswith("error: 6 inputs could not be read, as listed above; the others were predicted\n")
 
 
 def test_predictions_that_are_not_finite_are_counted(regression: Path, ask: Ask) -> None:
