@@ -35,8 +35,25 @@ def helper() -> Any:
     return [MODULE_GENERATOR.random() for _ in range(2)]
 
 
+class Derived(random.Random):
+    """As users derive one, to add a distribution."""
+
+
+class DerivedNumpy(np.random.Generator):
+    pass
+
+
+class DerivedTorch(torch.Generator):
+    pass
+
+
 class Keeping:
     """Keeps a generator in one of several places."""
+
+    derived = Derived()
+    derived_numpy = DerivedNumpy(np.random.PCG64())
+    derived_torch = DerivedTorch()
+    system = random.SystemRandom()
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -63,6 +80,15 @@ class Keeping:
     def draw_method(self) -> Any:
         return self.method()
 
+    def draw_derived(self) -> Any:
+        return self.derived.random()
+
+    def draw_derived_numpy(self) -> Any:
+        return self.derived_numpy.random()
+
+    def draw_derived_torch(self) -> Any:
+        return torch.rand((), generator=self.derived_torch)
+
     def draw_default(self, generator: Any = np.random.default_rng()) -> Any:  # noqa: B008  (as users write it)
         return generator.random()
 
@@ -82,7 +108,10 @@ def drawn(dataset: Any, start: Position = START, *, workers: int = 0, used_befor
     return [float(each) for part in batches.load(itertools.islice(batches.ranges(start), count)) for each in part.data]
 
 
-@pytest.mark.parametrize("where", ["slots", "named", "ordered", "method", "default", "function"])
+PLACES = ["slots", "named", "ordered", "method", "derived", "derived_numpy", "derived_torch", "default", "function"]
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_generators_are_found_in_each_place(where: str) -> None:
     whole = drawn(Keeping(where))
     assert len({*whole}) == len(whole)
@@ -92,7 +121,7 @@ def test_generators_are_found_in_each_place(where: str) -> None:
 def test_functions_that_a_function_of_a_library_calls_are_not_searched() -> None:
     """They may draw unique names of files, as those of Hugging Face datasets do."""
     code = "def draw():\n    return name()\ndef name():\n    return generator.random()"
-    for folder, found in (("/project", 1), ("/lib/site-packages", 0)):
+    for folder, found in (("/project", 1), ("/my-packages/project", 1), ("/lib/site-packages", 0)):
         there: dict[str, Any] = {"generator": random.Random(), "__name__": "file"}
         exec(compile(code, f"{folder}/file.py", "exec"), there)
         assert len(OwnGenerators().snapshot(there["draw"])) == found
@@ -168,8 +197,14 @@ def test_objects_that_cannot_be_looked_at_are_passed_over() -> None:
 
 def test_a_search_ends_however_much_a_data_set_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     looked, asked = [], []
-    referents, value = gc.get_referents, own_generators._value
-    monkeypatch.setattr(own_generators, "_value", lambda get: looked.append(get) or value(get))  # type: ignore[func-returns-value]
+    referents, inside = gc.get_referents, own_generators._inside
+
+    def counted(*owner: Any) -> Iterator[tuple[str, Any]]:
+        for item in inside(*owner):
+            looked.append(item)
+            yield item
+
+    monkeypatch.setattr(own_generators, "_inside", counted)
     monkeypatch.setattr(gc, "get_referents", lambda each: asked.append(type(each)) or referents(each))  # type: ignore[func-returns-value]
     dataset: Any = Keeping("slots")
     dataset.names = [{str(number) for number in range(1000)}]
