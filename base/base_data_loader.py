@@ -124,7 +124,7 @@ class BaseDataLoader(ABC):
         ``training_data``, including those held out later. None: every sample once per pass.
 
         With weights, a pass draws as many samples as there are, with replacement. Called after each ``begin_epoch``,
-        which may change them; a pass keeps the weights of the epoch in which it begins.
+        which may change them; an epoch that begins in the middle of a pass draws the rest of it by the new ones.
         """
         return None
 
@@ -287,9 +287,13 @@ class BaseDataLoader(ABC):
 
     def _check_stream(self, source: StreamSource) -> None:
         """Raise DataError if a stream for training has a length, or is combined with what needs indices."""
-        asked = [self._holds_out(), "balanced" if self.balanced else ""]
-        asked += [f"{hook}()" for hook in ("sample_weights", "lengths") if call_hook(self, hook) is not None]
-        if names := [*filter(None, asked)]:
+        asked = {
+            self._holds_out(): True,
+            "balanced": self.balanced,
+            "sample_weights()": self._has_weights(),
+            "lengths()": call_hook(self, "lengths") is not None,
+        }
+        if names := [name for name, given in asked.items() if name and given]:
             raise DataError(
                 f"the training data is a stream, which has no indices; leave {listed(names)} out. To hold out samples, "
                 "define validation_data()"
@@ -314,19 +318,22 @@ class BaseDataLoader(ABC):
         train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
         lengths = call_hook(self, "lengths")
-        weighted = self.balanced or call_hook(self, "sample_weights") is not None
+        weighted = self.balanced or self._has_weights()
         if not self.shuffle:
             if weighted or lengths is not None:
                 what = "balanced, sample_weights() or lengths()"
                 raise DataError(f"data_loader.args.shuffle: {what} determines the order, so shuffle cannot be false")
             return None
         order: Order = Shuffled(len(source) if train is None else len(train), seed)
-        if weighted or type(self).sample_weights is not BaseDataLoader.sample_weights:
+        if weighted:
             order = Weighted(partial(self._weights, source, train), seed)
         if lengths is None:
             return order
         lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
+
+    def _has_weights(self) -> bool:
+        return type(self).sample_weights is not BaseDataLoader.sample_weights
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""

@@ -7,6 +7,7 @@ the loaded micro-batch, and the micro-batches of an optimizer step. orders.py ha
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -110,7 +111,8 @@ class Batches:
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
-        self._cached_order: tuple[int, Tensor] | None = None  # a pass, and all of its draws, integers of shape (N,)
+        # a pass, the weights of its samples, and all of its draws, integers of shape (N,)
+        self._cached_order: tuple[int, Tensor | None, Tensor] | None = None
         self._workers: Workers | None = None
 
     def __len__(self) -> int:
@@ -131,14 +133,12 @@ class Batches:
 
     # ------------------------------------------------------------------ position -> ranges -> sample indices
 
-    def begin_epoch(self, position: Position, process_group: ProcessGroup) -> None:
-        """Ask for the weights of the samples, if there are any, before an epoch that begins at a position.
-
-        Raises DataError if they differ between the processes.
-        """
+    def begin_epoch(self, process_group: ProcessGroup) -> None:
+        """Ask for the weights of the samples, if any. Raises UserError if they differ between the processes."""
         if self.weighted:
-            self.weighted.begin_epoch(*self.next_start(position))
-            self.weighted.check_processes(process_group)
+            self.weighted.begin_epoch()
+            digest = blake2b(self.weighted.current.numpy().tobytes()).hexdigest()
+            process_group.check_same({"sample_weights(), which must count the samples of all": digest})
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""
@@ -183,12 +183,15 @@ class Batches:
         positions = slice(start, stop)
         if self.order is None:
             return positions if self.indices is None else self.indices[positions].long()
-        if self._cached_order is None or self._cached_order[0] != passes:
+        weights = self.weighted.current if self.weighted else None
+        cached = self._cached_order
+        if cached is None or cached[0] != passes or cached[1] is not weights:
             samples = self.order(passes)
             if self.indices is not None:
                 samples = self.indices.index_select(0, samples)
-            self._cached_order = passes, number_repeats(samples, len(self.source)) if self.weighted else samples
-        return self._cached_order[1][positions].long()
+            draws = number_repeats(samples, len(self.source)) if self.weighted else samples
+            self._cached_order = cached = passes, weights, draws
+        return cached[2][positions].long()
 
     def _random_key(self, passes: int) -> RandomKey:
         return self.seed, "sample", passes

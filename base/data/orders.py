@@ -7,7 +7,6 @@ Bucketed    another order, rearranged into batches of similar length
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from base.array_file import ArrayFile
 from base.data.sources import Source
-from utils.distributed.process_group import ProcessGroup
 from utils.errors import CheckpointError, DataError
 from utils.random import mix, permutation
 
@@ -46,8 +44,8 @@ class Shuffled:
 class Weighted:
     """As many draws as samples, with replacement.
 
-    A pass keeps the weights of the epoch in which it begins, and so does a checkpoint: they may follow from losses that
-    have changed since.
+    An epoch draws by its own weights, and a checkpoint keeps them: they may follow from losses that have changed since.
+    An epoch that begins in the middle of a pass draws the rest of it: no draw depends on those before.
 
     weights: returns those of a new epoch, float64 of shape (N,), from ``check_weights``, or ``once``.
     """
@@ -56,29 +54,13 @@ class Weighted:
     seed: int
 
     def __post_init__(self) -> None:
-        self.of_epoch = self.weights()
-        """Those of the passes that begin in the current epoch."""
-        self.begun: tuple[int, Tensor] | None = None
-        """The pass that had begun when the epoch began, with its weights."""
+        self.begin_epoch()
 
-    def begin_epoch(self, passes: int, samples: int) -> None:
-        """Ask for the weights of an epoch. passes, samples: the position at which it begins."""
-        self.begun = (passes, self._of_pass(passes)) if samples else None
-        self.of_epoch = self.weights()
-
-    def check_processes(self, process_group: ProcessGroup) -> None:
-        """Raise DataError if the processes of a run would draw from different weights."""
-        if process_group.world_size == 1:
-            return
-        digest = blake2b(self.of_epoch.numpy().tobytes(), digest_size=16).hexdigest()
-        if len({*process_group.all_gather(digest)}) > 1:
-            raise DataError(
-                "sample_weights() differs between the processes, which would draw other samples each: compute it from "
-                "the samples of all, as with self.runtime.process_group.all_reduce_sum of the trainer"
-            )
+    def begin_epoch(self) -> None:
+        self.current = self.weights()
 
     def __call__(self, passes: int) -> Tensor:
-        weights = self._of_pass(passes)
+        weights = self.current
         if weights.isinf().any():
             return permutation(len(weights), self.seed, "order", passes)
         bounds = np.cumsum(weights.numpy())  # numbers between the previous bound and its own draw a sample
@@ -87,25 +69,15 @@ class Weighted:
         drawn = np.minimum(drawn, np.nextafter(bounds[-1], 0))
         return torch.from_numpy(np.searchsorted(bounds, drawn, side="right"))
 
-    def _of_pass(self, passes: int) -> Tensor:
-        return self.begun[1] if self.begun and self.begun[0] == passes else self.of_epoch
-
     def state_dict(self) -> dict[str, Any]:
-        passes, of_pass = self.begun or (None, None)
-        return {"epoch": self.of_epoch, "passes": passes, "pass": of_pass}
+        return {"epoch": self.current}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError if this is not the state of such weights."""
-        passes, weights = state.get("passes"), list[Any]([state.get("epoch"), state.get("pass")])
-        valid = passes is None or (type(passes) is int and self._are_like(weights[1]))
-        if not (valid and self._are_like(weights[0])):
+        weights, own = state.get("epoch"), self.current
+        if not (isinstance(weights, Tensor) and (weights.shape, weights.dtype) == (own.shape, own.dtype)):
             raise CheckpointError("the checkpoint has no valid weights of samples: data.sample_weights")
-        self.of_epoch = weights[0]
-        self.begun = None if passes is None else (passes, weights[1])
-
-    def _are_like(self, weights: Any) -> bool:
-        own = self.of_epoch
-        return isinstance(weights, Tensor) and (weights.shape, weights.dtype) == (own.shape, own.dtype)
+        self.current = weights
 
 
 @dataclass(frozen=True, eq=False)

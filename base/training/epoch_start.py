@@ -1,10 +1,9 @@
 """What changes from epoch to epoch, before the first step of each."""
 
 from base.base_data_loader import BaseDataLoader
-from base.data.errors import call_hook
 from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
-from utils.errors import ConfigError, DataError, Stopped, UserError
+from utils.errors import ConfigError, Stopped, UserError
 from utils.optimizers import start_state
 from utils.prepare import wrap_model
 from utils.random import isolated
@@ -43,8 +42,7 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
             check_parameters(trainer)
     trainer.saved_data.check_lengths()
     if not trainer.progress.epoch_steps:
-        check_weights_have_effect(trainer, epochs + 1)
-        trainer.training.batches.begin_epoch(trainer.progress.position, trainer.runtime.process_group)
+        trainer.training.batches.begin_epoch(trainer.runtime.process_group)
     if not trainer.experiment.model.training:  # the whole model, as to show samples
         trainer.model.train()
     if trainer.training.frozen.apply(epochs):
@@ -53,15 +51,6 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
         trainer.model = wrap_model(trainer.runtime, trainer.experiment.model, several_optimizers=several)
     for each in trainer.training.optimizers.values():
         start_state(each.optimizer)
-
-
-def check_weights_have_effect(trainer: TrainerInterface, epoch: int) -> None:
-    """Raise DataError if the data loader has weights only now, and its samples are in a fixed order."""
-    data = trainer.experiment.data
-    if trainer.training.batches.weighted is None and call_hook(data, "sample_weights") is not None:
-        name = f"{type(data).__name__}.sample_weights()"
-        order = "so data_loader.args.shuffle cannot be false" if not data.shuffle else "which a stream cannot do"
-        raise DataError(f"data_loader: {name} draws the samples from epoch {epoch} on, {order}")
 
 
 def check_parameters(trainer: TrainerInterface) -> None:

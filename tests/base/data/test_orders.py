@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import train
-from base.data import Batches, SampleRandom, TensorSource
+from base.data import Batches, Position, SampleRandom, TensorSource
 from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights, number_repeats
 from base.experiment import Experiment
 from base.metric import StepResult
@@ -118,7 +118,7 @@ def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(workers: int) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"passes": 1.0}, {"epoch": 3}, {"epoch": torch.ones(6)}, {"passes": 1, "pass": torch.ones(5).double()}],
+    [{"epoch": 3}, {"epoch": torch.ones(6)}, {"epoch": torch.ones(5).double()}],
 )
 def test_a_state_that_is_not_of_these_weights_is_refused(change: dict[str, Any]) -> None:
     order = Weighted(torch.arange(6.0).double, seed=0)
@@ -128,24 +128,40 @@ def test_a_state_that_is_not_of_these_weights_is_refused(change: dict[str, Any])
         order.load_state_dict(order.state_dict() | change)
 
 
-class OtherProcess(ProcessGroup):
-    """Two processes, of which the other one has this value."""
+class TwoProcesses(ProcessGroup):
+    """This one, and another one with what the last call to ``all_gather`` had."""
 
     world_size = 2
-
-    def __init__(self, other: Any) -> None:
-        self.other = other
+    other: Any = None
 
     def all_gather(self, value: T) -> list[T]:
-        return [value, self.other or value]
+        values = [value, self.other or value]
+        self.other = value
+        return values
 
 
 def test_processes_with_different_weights_are_refused() -> None:
-    order = Weighted(torch.arange(6.0).double, seed=0)
-    order.begin_epoch(0, 0)
-    order.check_processes(OtherProcess(None))
-    with pytest.raises(DataError, match="differs between the processes, which would draw other samples each"):
-        order.check_processes(OtherProcess("another hash"))
+    weights = torch.arange(6.0).double()
+    batches = Batches(indexed(6), batch_size=2, order=Weighted(weights.clone, seed=0))
+    processes = TwoProcesses()
+    for _ in range(2):
+        batches.begin_epoch(processes)
+    weights[0] = 1
+    with pytest.raises(
+        UserError, match=r"process 0 and process 1 differ in their sample_weights\(\), which must count"
+    ):
+        batches.begin_epoch(processes)
+
+
+def test_an_epoch_that_begins_in_the_middle_of_a_pass_draws_the_rest_by_its_own_weights() -> None:
+    weights = torch.tensor([1.0, 0, 0, 0, 0, 0]).double()
+    batches = Batches(indexed(6), batch_size=2, order=Weighted(weights.clone, seed=0))
+    first, second = batches.ranges(), batches.ranges(Position(0, 2))
+    assert next(batches.load(first)).data[1].tolist() == [0, 0]
+    weights[:2] = torch.tensor([0.0, 1.0])
+    assert next(batches.load(second)).data[1].tolist() == [0, 0], "the weights are asked for once an epoch"
+    batches.begin_epoch(ProcessGroup())
+    assert next(batches.load(batches.ranges(Position(0, 4)))).data[1].tolist() == [1, 1]
 
 
 def test_draws_are_numbered() -> None:
@@ -307,10 +323,9 @@ class WeightedLate(Growing):
 
 
 def test_weights_that_come_later_are_not_ignored(fit: Fit) -> None:
-    says = r"WeightedLate\.sample_weights\(\) draws the samples from epoch 2 on, so \S+shuffle cannot be false"
     with temporarily(DATA_LOADERS, WeightedLate):
         fit(data_loader={"type": "WeightedLate"} | SIZES)
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(DataError, match="shuffle cannot be false"):
             fit("data_loader.args.shuffle=false", data_loader={"type": "WeightedLate"} | SIZES)
 
 
@@ -377,8 +392,8 @@ class Mining(Recording):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("epoch", ["null", "5", "11"])
-def test_a_pass_resumes_with_the_weights_that_it_began_with(fit: Fit, epoch: str, workers: int) -> None:
-    """They were computed from losses that have changed since; it may have begun in an earlier epoch."""
+def test_an_epoch_resumes_with_the_weights_that_it_began_with(fit: Fit, epoch: str, workers: int) -> None:
+    """They were computed from losses that have changed since; it may begin in the middle of a pass."""
     data = {"type": "Growing", "args": {**ARGS, "num_workers": workers}}
     often = (*OFTEN[1:], "trainer.type=Mining", f"trainer.steps_per_epoch={epoch}")
     with temporarily(DATA_LOADERS, Growing), temporarily(TRAINERS, Mining):
@@ -396,7 +411,7 @@ def test_without_weights_every_sample_is_drawn_once(fit: Fit) -> None:
     assert lines(once) == lines(fit(data_loader={"type": "RandomTensorLoader", "args": ARGS}).run_dir)
 
 
-def test_edited_weights_count_from_the_next_pass_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edited_weights_count_from_the_next_epoch_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     with temporarily(DATA_LOADERS, Edited), temporarily(TRAINERS, Recording):
         run = fit(*OFTEN, data_loader={"type": "Edited", "args": ARGS}, metrics=[]).run_dir
         half = fork(run, 10)

@@ -272,6 +272,16 @@ def test_what_needs_an_index_is_refused(fit: Fit, args: dict[str, Any], says: st
         fit(*OFTEN, data_loader=data("Stream", **args))
 
 
+class WeightedStream(Stream):
+    def sample_weights(self) -> Tensor | None:
+        return None  # in the first epoch
+
+
+def test_weights_are_refused_before_a_later_epoch_has_them(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, WeightedStream), pytest.raises(UserError, match=r"leave sample_weights\(\) out"):
+        fit(*OFTEN, data_loader=data("WeightedStream"))
+
+
 @pytest.mark.parametrize(("there", "says"), [(0, "0 samples"), (1, "1 sample"), (3, "3 samples")])
 def test_no_sample_of_a_validation_is_read_twice(there: int, says: str) -> None:
     """A stream that has fewer samples than its stated length would begin again."""
