@@ -1,12 +1,10 @@
 """Data that can only be read sequentially: samples from an iterable, without indices and usually without a length."""
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -17,9 +15,7 @@ from base.data.own_generators import OwnGenerators
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
-from utils.streams import say_error
 from utils.text import count
-from utils.tree import same, same_leaf
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
@@ -66,8 +62,6 @@ class StreamSource:
         """Where a resumed run starts to read."""
         self.generators = DrawnGenerators()
         self._checked = False
-        self._first: tuple[int, Any] | None = None
-        """The process that read the first sample beforehand, and the sample: another process may get another one."""
         self._iterator: Iterator[Any] | None = None
         self._position = 0
         self._passes = 0
@@ -108,8 +102,6 @@ class StreamSource:
                 sample = next(iterator, self)
                 if sample is self:
                     iterator, sample = self._next_pass(key, number)
-                if number == 0:
-                    self._note_first(sample)
                 if number >= first:
                     samples.append(sample if transform is None else transform(sample))
             self._position = number + 1
@@ -119,35 +111,18 @@ class StreamSource:
             raise sample_error(error, f"{name}: sample {number} cannot be read") from error
         return samples
 
-    def _note_first(self, sample: Any) -> None:
-        """Keep the first sample while it is read beforehand; warn if it is another one when it is read again."""
-        first, self._first = self._first, None
-        with suppress(Exception):  # of an object that cannot be copied or compared
-            if not self._checked:
-                self._first = os.getpid(), copy.deepcopy(sample)  # transform may change it
-                return
-            if first is None or first[0] != os.getpid() or same(first[1], sample, alike=_alike):
-                return
-            say_error(
-                f"warning: {type(self.samples).__name__} begins with another sample each time it is read, so this run "
-                "cannot be resumed exactly. Give its shuffle a fixed seed, or let it draw from the global generators"
-            )
-
-    def check_first_sample(self, key: RandomKey, *, twice: bool = False) -> None:
+    def check_first_sample(self, key: RandomKey) -> None:
         """Load the first sample, unless done before. Raises DataError if there is none, or if it cannot be read.
 
         It shows which generators are drawn from: if the first batch did, a resumed run would read up to it twice.
         Afterwards the stream is closed: kept open for an epoch, a connection would end.
-
-        twice: where this process will not read the stream again, to see whether it gets the same sample.
         """
-        for _ in range(0 if self._checked else 1 + twice):
-            try:
-                with OneThread():
-                    self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
-            finally:
-                self._checked = True
-            self._iterator = None
+        if self._checked:
+            return
+        self._checked = True
+        with OneThread():
+            self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
+        self._iterator = None
 
     def _load_first_sample(self, key: RandomKey) -> None:
         samples = self._read_samples([0], key)
@@ -232,7 +207,7 @@ class StreamBatches(Batches):
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         with suppress(Exception):  # what is wrong is raised where it is read
-            self.source.check_first_sample(self._random_key(0), twice=self.num_workers > 0)
+            self.source.check_first_sample(self._random_key(0))
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch
@@ -271,12 +246,3 @@ def check_not_empty(batches: Batches) -> None:
         raise DataError("the validation data is empty: validation() returned batches without samples")
     if isinstance(batches, StreamBatches):
         batches.source.check_first_sample(batches._random_key(0))
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two leaves of a sample are not known to differ."""
-    if isinstance(one, (Tensor, str, bytes, int, float)):
-        return same_leaf(one, other)
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.dtype.kind in "biufcSU":
-        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
-    return True

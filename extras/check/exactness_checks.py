@@ -113,7 +113,10 @@ def _changed(fresh: Fresh, contents: dict[str, Any]) -> Iterator[CheckResult]:
 
 def _changed_samples(batches: Batches, samples: Any) -> Iterator[CheckResult]:
     if not same(samples, _first_samples(batches)):
-        cause = "a data set that changes what it stores, as begin_epoch() may, or a random generator that is not found"
+        cause = (
+            "a data set that changes what it stores, as begin_epoch() may, a random generator that is not found, or a "
+            "stream that is shuffled by the time"
+        )
         yield _note("the same samples, loaded twice with the same seed, differ", cause)
 
 

@@ -3,9 +3,7 @@
 import gc
 import itertools
 import multiprocessing
-import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -252,6 +250,31 @@ def test_check_finds_a_state_that_lacks_something(
         train.main(["--check", "-c", str(write_config(data_loader=data(kind.__name__))), "trainer.steps_per_epoch=5"])
     noted = "a stream continues from its state with other samples" in capsys.readouterr().out
     assert noted == (kind is PartlySavedStream)
+
+
+class ShuffledByTime(Lines):
+    """In another order each time that it is read."""
+
+    reads = itertools.count()
+
+    def __iter__(self) -> Iterator[Any]:
+        lines = list(super().__iter__())
+        yield from random.Random(next(self.reads)).sample(lines, len(lines))
+
+
+class ShuffledByTimeStream(Stream):
+    made = ShuffledByTime
+
+
+@needs_extra("check")
+@pytest.mark.parametrize("kind", [ShuffledByTimeStream, Stream])
+def test_check_finds_a_stream_in_another_order_each_time(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], kind: type[Stream]
+) -> None:
+    with temporarily(DATA_LOADERS, kind):
+        train.main(["--check", "-c", str(write_config(data_loader=data(kind.__name__))), "trainer.steps_per_epoch=5"])
+    noted = "the same samples, loaded twice with the same seed, differ" in capsys.readouterr().out
+    assert noted == (kind is ShuffledByTimeStream)
 
 
 def test_an_epoch_needs_a_length(fit: Fit) -> None:
@@ -598,18 +621,6 @@ def test_how_often_a_stream_is_opened() -> None:
     assert opened == [2, 3]
 
 
-class Shuffled:
-    """Dicts, as of files in an archive: in another order each time, as where a shuffle is seeded by the time."""
-
-    def __init__(self, *, by_time: bool) -> None:
-        self.by_time = by_time
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        order = random.Random(time.monotonic_ns()) if self.by_time else random
-        for index in order.sample(range(37), 37):
-            yield {"key": str(index), "image": object(), "x": np.array([index, random.random()]), "y": Tensor([index])}
-
-
 class Noise:
     """Keeps a generator as an attribute of some name."""
 
@@ -633,56 +644,6 @@ def test_generators_of_a_transform_that_an_epoch_replaces_are_found(workers: int
     assert same(take(whole, 3, 6), take(resumed, 3, 6))
     whole.close()
     resumed.close()
-
-
-class Uncomparable(Tensor):
-    """A sample whose type cannot be compared."""
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self.clone()
-
-    def __eq__(self, other: Any) -> Any:
-        raise NotImplementedError
-
-    __hash__ = Tensor.__hash__
-
-
-def test_the_first_sample_is_compared_once_if_it_can_be() -> None:
-    """Later it would only take memory, or could not be sent to a worker process."""
-    samples = [Tensor([index]).as_subclass(Uncomparable) for index in range(37)]
-    source = StreamSource(samples, transform=lambda sample: sample.as_subclass(Tensor))
-    assert take(StreamBatches(source, batch_size=8), 0, 2)
-    assert source._first is None
-
-
-class OfItsProcess(Drawing):
-    """Another order in each process, as Hugging Face has of several shuffled shards in a worker."""
-
-    def __init__(self) -> None:
-        super().__init__(float, lambda: random.Random(os.getpid()).sample(range(37), 37))
-
-
-def popped(sample: dict[str, Any]) -> Tensor:
-    sample.pop("key")
-    return torch.from_numpy(sample.pop("x"))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("by_time", [True, False])
-def test_a_stream_that_differs_each_time_is_said_not_to_resume_exactly(
-    by_time: bool, workers: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(time, "monotonic_ns", itertools.count().__next__)
-    source = StreamSource(Shuffled(by_time=by_time), transform=popped)
-    take(StreamBatches(source, batch_size=8, seed=4, num_workers=workers), 0, 9)
-    gc.collect()  # ends the workers
-    assert capfd.readouterr().err.count("warning: Shuffled begins with another sample each time") == by_time
-
-
-def test_a_stream_may_have_another_order_in_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
-    take(StreamBatches(StreamSource(OfItsProcess()), batch_size=8, num_workers=1), 0, 5)
-    gc.collect()
-    assert "warning" not in capfd.readouterr().err
 
 
 def test_streams_that_cannot_be_are_refused() -> None:
