@@ -88,6 +88,11 @@ class BaseDataLoader(ABC):
             raise ValueError(
                 '"device_cache" builds batches on the device, which "num_workers" cannot; use only one of them'
             )
+        changes = type(self).begin_epoch is not BaseDataLoader.begin_epoch
+        if device_cache and changes:
+            raise ValueError(
+                f'"device_cache" copies data once, but {type(self).__name__}.begin_epoch may change it; leave one out'
+            )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_split = validation_split
@@ -97,7 +102,7 @@ class BaseDataLoader(ABC):
         self.num_workers = num_workers
         self.drop_last = drop_last
         self.balanced = balanced
-        asked = not num_workers if device_cache is None else device_cache
+        asked = not (num_workers or changes) if device_cache is None else device_cache
         self.device_cache = DeviceCache(if_suitable=device_cache is None) if asked else None
         self.device = torch.device("cpu")
         """Where data is kept with device_cache: the training device, once it is known."""
@@ -251,7 +256,8 @@ class BaseDataLoader(ABC):
 
         Use it to change what depends on the epoch, such as the image size, in the data set that ``training_data`` has
         returned once; its length must stay the same. Worker processes are then restarted, after the trainer's
-        ``begin_epoch``, which may change the data set too; define this then, even if it does nothing.
+        ``begin_epoch``, which may change the data set too; define this then, even if it does nothing. A loader that
+        defines it has no device_cache.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:

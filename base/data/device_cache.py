@@ -19,8 +19,8 @@ class DeviceCache:
 
     def __init__(self, *, if_suitable: bool = False) -> None:
         self.if_suitable = if_suitable
-        # by device and id of the original, which is kept alive: the original, its copy, and the copy's version
-        self._copies: dict[tuple[torch.device, int], tuple[Tensor, Tensor, int]] = {}
+        # by device and id of the original, which is kept alive: the original and its copy
+        self._copies: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def keep(self, source: Source, device: torch.device) -> Source:
         """The source with its tensors on a device. Raises DataError if they are not in memory."""
@@ -34,18 +34,11 @@ class DeviceCache:
         source.inputs, source.targets = self._move(source.inputs, device), self._move(source.targets, device)
         return source
 
-    def refresh(self) -> None:
-        """Take over what ``begin_epoch`` has changed in memory, unless the copy itself was ever changed."""
-        for original, copy, version in self._copies.values():
-            if copy._version == version:
-                copy.data.copy_(original)  # by ``data``, so that it does not count as a change
-
     def _move(self, tensor: object, device: torch.device) -> Tensor:
         assert isinstance(tensor, Tensor)
         key = device, id(tensor)
         if key not in self._copies:
-            copy = tensor.to(device)
-            self._copies[key] = tensor, copy, copy._version
+            self._copies[key] = tensor, tensor.to(device)
         return self._copies[key][1]
 
 

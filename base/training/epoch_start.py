@@ -31,8 +31,6 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
                     trainer.training.close_workers()  # new worker processes get the data set as it is now
                 trainer.begin_epoch(epochs + 1)
                 trainer.training.close_workers(streams=False)  # which would be read again up to here
-                if data.device_cache:
-                    data.device_cache.refresh()
         except Exception as error:  # of the user's code, such as one that samples from the model
             line = user_line(error)
             if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +14,10 @@ from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
 from base.data.sources import TensorSource
 from data_loader.cifar10 import CIFAR10Loader
-from data_loader.random_tensor import RandomTensorLoader
 from tests.helpers import Fit, lines, same, state, temporarily
-from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
-from utils.registry import DATA_LOADERS, TRAINERS
+from utils.registry import DATA_LOADERS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -86,6 +84,11 @@ class OwnAugment(CIFAR10Loader):
         return torch.from_numpy(images.numpy()[:, ::-1].copy())
 
 
+class Relabelling(CIFAR10Loader):
+    def begin_epoch(self, epoch: int) -> None:
+        """May change the targets."""
+
+
 @pytest.mark.parametrize(
     ("loader", "arguments", "device", "small", "kept"),
     [
@@ -97,6 +100,7 @@ class OwnAugment(CIFAR10Loader):
         (CIFAR10Loader, {"device_cache": True}, META, False, True),
         (CIFAR10Loader, {"in_memory": False}, META, True, False),
         (OwnAugment, {}, META, True, False),
+        (Relabelling, {}, META, True, False),
         (CIFAR10Loader, {}, CPU, True, False),
     ],
 )
@@ -136,103 +140,6 @@ def test_a_source_of_ones_own_stays_on_the_cpu_unless_asked() -> None:
     assert source.inputs.is_cpu
 
 
-class Relabelled(RandomTensorLoader):
-    """Changes its targets between epochs, in memory: those it made, or those of the source that it returned."""
-
-    made: TensorSource | None = None
-
-    def training_data(self, *, augment: bool) -> TensorSource:
-        self.made = self.made or super().training_data(augment=augment)
-        return TensorSource(self.made.inputs, self.made.targets)
-
-    def begin_epoch(self, epoch: int) -> None:
-        assert self.made is not None
-        cast("torch.Tensor", self.made.targets).fill_(100.0 * (epoch - 1))
-
-
-class RelabelledSource(Relabelled):
-    def training_data(self, *, augment: bool) -> TensorSource:
-        self.made = self.made or super().training_data(augment=augment)
-        return self.made
-
-
-class Once(RelabelledSource):
-    """In the second epoch alone."""
-
-    def begin_epoch(self, epoch: int) -> None:
-        if epoch == 2:
-            super().begin_epoch(epoch)
-
-
-class Replaced(RelabelledSource):
-    def begin_epoch(self, epoch: int) -> None:
-        assert self.made is not None
-        self.made.targets = torch.full((16, 2), 100.0 * (epoch - 1))
-
-
-class ByNumPy(Relabelled):
-    def begin_epoch(self, epoch: int) -> None:
-        assert self.made is not None
-        cast("torch.Tensor", self.made.targets).numpy()[:] = 100.0 * (epoch - 1)
-
-
-ARGUMENTS = {"num_samples": 16, "input_shape": [6], "target_shape": [2], "batch_size": 8}
-KEYS: dict[str, Any] = {
-    "data_loader": {"type": "RandomTensorLoader", "args": ARGUMENTS},
-    "model": {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 2}},
-    "loss": "mse_loss",
-    "metrics": [],
-}
-
-
-@pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose tensors are copies, without being another one."""
-    monkeypatch.setattr(DeviceCache, "_move", lambda self, tensor, device: copied(self, tensor))
-
-
-@pytest.mark.usefixtures("copies")
-@pytest.mark.parametrize("order", [{}, {"shuffle": False, "batch_size": 16}])
-@pytest.mark.parametrize("loader", [Relabelled, RelabelledSource, Once, Replaced, ByNumPy])
-def test_what_begin_epoch_changes_counts(fit: Fit, loader: type[Relabelled], order: dict[str, Any]) -> None:
-    keys = {**KEYS, "data_loader": {"type": loader.__name__, "args": {**ARGUMENTS, **order}}}
-    with temporarily(DATA_LOADERS, loader):
-        plain, kept = (
-            fit("trainer.monitor=null", "trainer.epochs=3", f"data_loader.args.device_cache={cached}", **keys).run_dir
-            for cached in ("false", "true")
-        )
-    losses = [line["loss"] for line in lines(kept)]
-    assert losses == [line["loss"] for line in lines(plain)]
-    assert losses[1] > 1000
-
-
-class Warming(Trainer):
-    """Changes something else between epochs."""
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.weight = 1 / epoch
-
-
-@pytest.mark.usefixtures("copies")
-def test_data_that_stays_is_not_taken_for_changed(fit: Fit) -> None:
-    """Views of the data count its changes."""
-    with temporarily(TRAINERS, Warming):
-        result = fit(
-            *("data_loader.args.device_cache=true", "data_loader.args.shuffle=false", "trainer.epochs=3"),
-            *("trainer.type=Warming", "trainer.monitor=null"),
-            **KEYS,
-        )
-    assert result.steps == 6
-
-
-def copied(cache: DeviceCache, tensor: torch.Tensor) -> torch.Tensor:
-    key = CPU, id(tensor)
-    if key not in cache._copies:
-        copy = tensor.clone()
-        cache._copies[key] = tensor, copy, copy._version
-    return cache._copies[key][1]
-
-
 def test_what_is_not_in_memory_is_refused() -> None:
     with pytest.raises(DataError, match="only tensors in memory"):
         DeviceCache().keep(as_source([1, 2, 3]), torch.device("cpu"))  # type: ignore[arg-type]
@@ -241,3 +148,11 @@ def test_what_is_not_in_memory_is_refused() -> None:
 def test_worker_processes_are_refused_with_it(fit: Fit) -> None:
     with pytest.raises(ConfigError, match="device_cache"):
         fit("data_loader.args.device_cache=true", "data_loader.args.num_workers=1")
+
+
+def test_data_that_begin_epoch_may_change_is_refused(fit: Fit) -> None:
+    with (
+        temporarily(DATA_LOADERS, Relabelling),
+        pytest.raises(ConfigError, match=r"Relabelling\.begin_epoch may change"),
+    ):
+        fit("data_loader.args.device_cache=true", data_loader={"type": "Relabelling", "args": {"batch_size": 8}})
