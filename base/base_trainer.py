@@ -21,7 +21,6 @@ from base.training.first_batch import (
     check_epoch_was_counted,
     check_first_backward,
     check_first_batch,
-    check_gradients_agree,
     check_step_was_taken,
     checked_step,
     forward_error,
@@ -38,7 +37,7 @@ from base.training.training_log import TrainingLog
 from utils import checkpoint
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
-from utils.prepare import wrap_model
+from utils.prepare import prepare_ddp
 from utils.schema import TrainerConfig, validation_names
 
 
@@ -73,7 +72,7 @@ class BaseTrainer(Checkpointed):
                 "with gradients of its own; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
             )
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
-        self.model = wrap_model(self.runtime, self.experiment.model, several_optimizers=training.several)
+        prepare_ddp(self.runtime, self.model, several_optimizers=training.several)
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)
         self.saved_data.check_processes(self.runtime.process_group)
         for part in own_parts(self.stateful()).values():
@@ -191,6 +190,7 @@ class BaseTrainer(Checkpointed):
             schedule.after_step(stepped=stepped)
 
         self.waits_for_count = False
+        self.runtime.broadcast_buffers(self.model)
         if self.averaged_weights:
             self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
@@ -211,8 +211,6 @@ class BaseTrainer(Checkpointed):
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)
-        if not self.has_started:
-            check_gradients_agree(self)
         self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())
         return loss
 

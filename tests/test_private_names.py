@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchmetrics
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim import optimizer as optimizers
 from torch.optim.lr_scheduler import StepLR
@@ -137,6 +138,12 @@ PRIVATE = [
         "utils/distributed/parallel.py",
         lambda: hasattr(reducer(), "_rebuild_buckets"),
         "no run of several processes under DDP starts",
+    ),
+    Private(
+        "_active_ddp_module",
+        "utils/distributed/parallel.py",
+        lambda: hasattr(DistributedDataParallel, "_active_ddp_module"),
+        "nothing, but a compiled model sends its gradients only at the end of the backward pass",
     ),
     *(
         Private(

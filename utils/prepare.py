@@ -43,21 +43,20 @@ def _with_forward(model: nn.Module) -> Iterator[nn.Module]:
         yield from _with_forward(part)
 
 
-def wrap_model(runtime: Runtime, model: nn.Module, *, several_optimizers: bool = False) -> nn.Module:
-    """The model as called in training: with several processes, wrapped to average gradients.
+def prepare_ddp(runtime: Runtime, model: nn.Module, *, several_optimizers: bool = False) -> None:
+    """With several processes and DDP: let backward passes sum the gradients of the parameters that now require one.
 
     several_optimizers: they average the gradients themselves, as each steps.
     """
     if runtime.process_group.world_size == 1 or runtime.sharded:
-        return model
-    from utils.distributed.parallel import refuse_sparse, replicate
+        return
+    from utils.distributed.parallel import GradientReducer, refuse_sparse
 
     refuse_sparse(model)
-    if several_optimizers or not any(parameter.requires_grad for parameter in model.parameters()):
-        return model
-    replicated = replicate(model, runtime.device, unused_parameters=runtime.settings.unused_parameters)
-    runtime.set_gradient_sync, runtime.check_reduced = replicated.set_requires_gradient_sync, replicated.check_reduced
-    return replicated
+    runtime.reducer = None
+    if not several_optimizers and any(parameter.requires_grad for parameter in model.parameters()):
+        unused = runtime.settings.unused_parameters
+        runtime.reducer = GradientReducer(model, runtime.device, unused_parameters=unused)
 
 
 def supports_fused(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from utils.freed_memory import keep_freed_memory
 from utils.optimizers import step_error, step_unmarked, zero_grad_unmarked
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
+
+if TYPE_CHECKING:
+    from utils.distributed.parallel import GradientReducer
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUTOCAST = nullcontext()
@@ -41,10 +44,10 @@ class Runtime:
                 'runtime.strategy: "fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
                 "in a single process, runtime.strategy=ddp is equivalent"
             )
+        self.reducer: GradientReducer | None = None
+        """With DDP: sums gradients over the processes."""
         self.set_gradient_sync: Callable[[bool], None] | None = None
-        """With DDP or FSDP: set whether to reduce gradients in the next backward pass."""
-        self.check_reduced: Callable[[], None] | None = None
-        """With DDP: raise UserError if the last backward pass that reduces gradients did not reduce all."""
+        """With FSDP: set whether to reduce gradients in the next backward pass."""
         self.resumed = False
         """Whether the optimizers have a saved state."""
         self._gradient_sync: bool | None = None  # the last value that was set
@@ -65,7 +68,7 @@ class Runtime:
         """Set whether the processes reduce gradients in the next backward pass."""
         if self.set_gradient_sync is not None and sync != self._gradient_sync:
             self.set_gradient_sync(sync)
-            self._gradient_sync = sync
+        self._gradient_sync = sync
 
     def backward(self, loss: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add the gradients of weight * loss. weight: the fraction of the optimizer step that this loss makes up."""
@@ -73,13 +76,16 @@ class Runtime:
             weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
+        reducer = self.reducer if self._gradient_sync else None
+        if reducer is not None:
+            reducer.prepare(loss)
         # passed as the loss's gradient, the weight needs no operation of its own
         if isinstance(weight, Tensor):
             backward_unchecked(loss, weight.to(loss.dtype))
         else:
             backward_unchecked(loss, None if weight == 1.0 else torch.full_like(loss, weight))
-        if self.check_reduced is not None and self._gradient_sync:
-            self.check_reduced()
+        if reducer is not None:
+            reducer.check_reduced()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """With several processes: average the gradients that neither DDP nor FSDP reduces."""
@@ -87,6 +93,13 @@ class Runtime:
             from utils.distributed.parallel import average_gradients
 
             average_gradients(parameters)
+
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """With several processes: give all of them the main process's buffers."""
+        if self.process_group.world_size > 1:
+            from utils.distributed.parallel import broadcast_buffers
+
+            broadcast_buffers(model)
 
     zero_grad = staticmethod(zero_grad_unmarked)
 

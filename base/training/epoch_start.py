@@ -5,7 +5,7 @@ from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, Stopped, UserError
 from utils.optimizers import start_state
-from utils.prepare import wrap_model
+from utils.prepare import prepare_ddp
 from utils.random import isolated
 from utils.text import listed
 from utils.user_code import format_error, user_line
@@ -45,8 +45,7 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
         trainer.model.train()
     if trainer.training.frozen.apply(epochs):
         # DDP waits for the parameters that required a gradient when it was created
-        several = trainer.training.several
-        trainer.model = wrap_model(trainer.runtime, trainer.experiment.model, several_optimizers=several)
+        prepare_ddp(trainer.runtime, trainer.model, several_optimizers=trainer.training.several)
     for each in trainer.training.optimizers.values():
         start_state(each.optimizer)
 

@@ -164,24 +164,6 @@ def check_step_was_taken(trainer: TrainerInterface, loss: Any, step: StepBatches
         raise ConfigError(f"{name}.optimizer_step must call super().optimizer_step(step), and return what it returns")
 
 
-def check_gradients_agree(trainer: TrainerInterface) -> None:
-    """Raise ConfigError if the trainer's first gradients are not averaged by DDP. Compares their norms."""
-    runtime = trainer.runtime
-    if runtime.process_group.world_size == 1 or runtime.sharded:
-        return
-    gradients = {n: each.grad for n, each in trainer.experiment.model.named_parameters() if each.requires_grad}
-    norms = {name: 0.0 if each is None else float(each.norm()) for name, each in gradients.items()}
-    for other in runtime.process_group.all_gather(norms):
-        for name, norm in norms.items():
-            if abs(other[name] - norm) > 1e-3 * max(other[name], norm):
-                raise ConfigError(
-                    f"the gradients of {name} differ between the processes, so that their weights would, too: "
-                    f"{type(trainer).__name__}.train_step must call self.model, or its methods and submodules, not "
-                    "self.experiment.model, whose gradients are not averaged. If a micro-batch leaves out some "
-                    "parameters, set runtime.unused_parameters=true"
-                )
-
-
 def check_epoch_was_counted(trainer: TrainerInterface) -> None:
     """Raise ConfigError if the trainer's own ``end_epoch`` does not call that of the base class, which counts."""
     if trainer.progress.trained:

@@ -99,10 +99,6 @@ class SeveralOptimizers:
             self._without_block.pop_all()  # of a step that failed
         for optimizer in trainer.training.optimizers.values():
             optimizer.schedule.after_step(stepped=optimizer.name not in step.skipped)
-        if process_group.world_size > 1:
-            from utils.distributed.parallel import broadcast_buffers
-
-            broadcast_buffers(trainer.experiment.model)
         norms = list(step.norms.values())
         trainer.gradient_norm = nn.utils.get_total_norm(norms) if norms else None
         return step_loss.finish([], process_group)

@@ -28,7 +28,7 @@ from torch import nn
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.distributed import get_process_group
-from utils.prepare import allocator, prepare_model, prepare_optimizer, wrap_model
+from utils.prepare import allocator, prepare_model, prepare_optimizer
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 
@@ -61,11 +61,10 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
     prepare_model(runtime, model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     prepare_optimizer(runtime, model, optimizer)
-    trained = wrap_model(runtime, model)
 
     def step() -> None:
         optimizer.zero_grad()
-        trained(torch.ones(1, width)).sum().backward()
+        model(torch.ones(1, width)).sum().backward()
         optimizer.step()
 
     def state() -> dict[str, Any]:

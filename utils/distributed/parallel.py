@@ -26,94 +26,56 @@ UNIT_PARAMETERS = 1_000_000
 # ------------------------------------------------------------------ DDP
 
 
-class _Model(nn.Module):
-    """The module that DDP wraps. Its forward pass runs the model's, or another method or submodule of the model."""
+class GradientReducer:
+    """Sums a model's gradients over the processes during a backward pass, by torch's DistributedDataParallel.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    DDP prepares its reducer in its own forward pass. Here ``prepare`` does, before the backward pass, so that a trainer
+    calls the model itself, in any way. A backward pass that is not prepared only adds to this process's gradients.
+    """
 
-    def forward(self, called: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-        return called(*inputs, **named)
+    def __init__(self, model: nn.Module, device: torch.device, *, unused_parameters: bool) -> None:
+        devices = None if device.type == "cpu" else [device]
+        self.ddp = DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
+        )
+        # as in DDP's forward pass: a compiled model is split where buckets end, so that each can be sent early
+        DistributedDataParallel._active_ddp_module = self.ddp
+        self.unused_parameters = unused_parameters
+        if not unused_parameters:
+            self._rebuild_gradient_buckets()
 
-
-class _Part:
-    """A submodule or method of a replicated model, called through DDP so that its gradients are reduced."""
-
-    def __init__(self, replicated: "_Replicated", part: Callable[..., Any]) -> None:
-        self._replicated, self._part = replicated, part
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        return self._replicated.call(self._part, *inputs, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._replicated.wrapped(getattr(self._part, name))
-
-
-class _Replicated(DistributedDataParallel):
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.call(self.module.model, *inputs, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return self.wrapped(getattr(self.module.model, name))
-
-    def wrapped(self, found: Any) -> Any:
-        """An attribute of the model; anything with its own forward pass is called through DDP."""
-        is_method = inspect.ismethod(found) and isinstance(found.__self__, nn.Module)
-        return _Part(self, found) if is_method or isinstance(found, nn.Module) else found
-
-    def call(self, called: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-        """Run the forward pass of the model, or of a part of it."""
-        return super().forward(called, *inputs, **named)  # type: ignore[no-untyped-call]
-
-    def set_requires_gradient_sync(self, requires: bool) -> None:
-        """Set whether the next backward pass sums gradients over the processes. As in FSDP2."""
-        self.require_backward_grad_sync = requires  # like no_sync(), without a context manager
+    def prepare(self, loss: Tensor) -> None:
+        """Let the next backward pass, that of this loss, sum the gradients."""
+        self.ddp.reducer.prepare_for_backward([loss] if self.unused_parameters else [])
 
     def check_reduced(self) -> None:
         """Raise UserError if a backward pass left out parameters, for whose gradients the other processes wait."""
         try:
-            self.reducer._rebuild_buckets()  # they are never rebuilt again, but checked
+            self.ddp.reducer._rebuild_buckets()  # they are never rebuilt again, but checked
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
-            named = self.module.model.named_parameters()
+            named = self.ddp.module.named_parameters()
             unused = [name for name, each in named if each.requires_grad and each.grad is None]
             raise UserError(
                 f"the loss of a batch does not depend on {listed(unused) or 'some parameters'}, and other processes "
                 "wait for the gradients. Remove what is unused from the model, or set runtime.unused_parameters=true"
             ) from error
 
+    def _rebuild_gradient_buckets(self) -> None:
+        """Arrange the gradients in DDP's buckets in the order of all later steps.
 
-def replicate(model: nn.Module, device: torch.device, *, unused_parameters: bool) -> _Replicated:
-    """Keep the whole model in each process and sum gradients during the backward pass."""
-    devices = None if device.type == "cpu" else [device]
-    # buffers (such as BatchNorm's running means) are broadcast from the main process before each forward pass
-    replicated = _Replicated(
-        _Model(model), device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
-    )
-    if not unused_parameters:
-        _rebuild_gradient_buckets(replicated)
-    return replicated
-
-
-def _rebuild_gradient_buckets(replicated: DistributedDataParallel) -> None:
-    """Arrange the gradients in DDP's buckets in the order of all later steps.
-
-    DDP rebuilds its buckets after the first backward pass, in the order in which gradients became ready; and the order
-    of summation over three or more processes depends on the position in a bucket. Without this, the first step of a
-    resumed run would differ by rounding. torch has no public API for it.
-    """
-    parameters = [parameter for parameter in replicated.module.parameters() if parameter.requires_grad]
-    replicated.reducer.prepare_for_backward([])
-    sums = [parameter.sum() for parameter in parameters]
-    torch.autograd.backward(sums, [torch.zeros_like(each) for each in sums])
-    for parameter in parameters:
-        parameter.grad = None
-    replicated.reducer._rebuild_buckets()
+        DDP rebuilds its buckets after the first backward pass, in the order in which gradients became ready; and the
+        order of summation over three or more processes depends on the position in a bucket. Without this, the first
+        step of a resumed run would differ by rounding. torch has no public API for it.
+        """
+        parameters = [parameter for parameter in self.ddp.module.parameters() if parameter.requires_grad]
+        self.ddp.reducer.prepare_for_backward([])
+        sums = [parameter.sum() for parameter in parameters]
+        torch.autograd.backward(sums, [torch.zeros_like(each) for each in sums])
+        for parameter in parameters:
+            parameter.grad = None
+        self.ddp.reducer._rebuild_buckets()
 
 
 def refuse_sparse(model: nn.Module) -> None:
@@ -154,7 +116,6 @@ def shard(
     for name, _ in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and not hasattr(nn.Module, name) and not hasattr(FSDPModule, name):
             register_fsdp_forward_method(model, name)  # gathers the weights for other methods, too
-    model.register_forward_pre_hook(broadcast_buffers)
     if whole_state:
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_shard_state)  # type: ignore[no-untyped-call]
@@ -208,9 +169,16 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return [*units, model]
 
 
-def broadcast_buffers(model: nn.Module, *_: Any) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all processes the main process's buffers, such as BatchNorm's running means: one message per dtype."""
+    kinds: dict[Any, list[Tensor]] = {}
     for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
+        kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+    for buffers in kinds.values():
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, src=0)
+        for buffer, part in zip(buffers, flat.split([each.numel() for each in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import train
 from base.base_trainer import BaseTrainer
@@ -73,26 +73,6 @@ def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
         train.main(["-r", str(half)])
     assert len(lines(half)) == 2
     RunFolder(half).write_outcome("")
-    train.main(["-r", str(half)])
-    identical(whole.run_dir, half)
-
-
-class Wrapped(nn.Module):
-    """A model as DDP wraps it: the names in its state begin with "module."."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, inputs: Tensor) -> Any:
-        return self.module(inputs)
-
-
-def test_a_wrapped_model_restarts_from_its_initial_weights(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = fit("trainer.epochs=1")
-    monkeypatch.setattr("base.base_trainer.wrap_model", lambda runtime, model, **_: Wrapped(model))
-    whole = fit(*BUSY, "trainer.epochs=2", "--init-from", str(first.run_dir))
-    half = fork(whole.run_dir, 0)
     train.main(["-r", str(half)])
     identical(whole.run_dir, half)
 

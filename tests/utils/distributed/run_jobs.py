@@ -132,25 +132,30 @@ class Coder(BaseModel):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(6, 4), nn.Tanh())
-        self.decoder, self.size = nn.Linear(4, 6), 4
+        self.decoder, self.size, self.gain = nn.Linear(4, 6), 4, 1.0
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.decoder(codes)  # type: ignore[no-any-return]
+        return self.gain * self.decoder(codes)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encoder(x))
 
 
 class CoderTrainer(BaseTrainer):
-    """Reconstructs by parts of the model, and takes two losses by two calls."""
+    """Reconstructs by parts of the model, sets an attribute of it, and takes two losses by two calls."""
 
     supervised = False
     model: Any
 
+    def begin_epoch(self, epoch: int) -> None:
+        self.model.gain = 1 / epoch
+
     def train_step(self, batch: Any) -> StepResult:
-        inputs = batch[0]
-        codes = self.model.encode(inputs) if hasattr(self.model, "encode") else self.model.encoder(inputs)
-        assert self.model.size == codes.shape[1]
+        inputs = codes = batch[0]
+        for layer in self.model.encoder:
+            codes = layer(codes)
+        assert len(self.model.encoder) == 2
+        assert self.model.encoder[0].out_features == self.model.size == codes.shape[1]
         outputs = self.model.decode(codes)
         loss, penalty = self.criterion(outputs, inputs), codes.square().mean()
         self.backward(loss)
@@ -160,16 +165,6 @@ class CoderTrainer(BaseTrainer):
     def eval_step(self, batch: Any) -> StepResult:
         outputs = self.model(batch[0])
         return StepResult(self.criterion(outputs, batch[0]), outputs, batch[0])
-
-
-class DirectTrainer(Trainer):
-    """Calls the model itself, not DDP's wrapper."""
-
-    def train_step(self, batch: Any) -> StepResult:
-        outputs = self.experiment.model(batch[0])
-        loss = self.criterion(outputs, batch[1])
-        self.backward(loss)
-        return StepResult(loss, outputs, batch[1])
 
 
 class GatheringTrainer(Trainer):
@@ -249,7 +244,6 @@ def register() -> None:
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)
     TRAINERS.register(CoderTrainer)
-    TRAINERS.register(DirectTrainer)
     TRAINERS.register(GatheringTrainer)
     TRAINERS.register(ReplayTrainer)
     exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)

@@ -66,7 +66,6 @@ TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
 DIFFERENT: Json = {**IMAGES, "data_loader": {**IMAGES["data_loader"], "type": "DifferentTensors"}}
 SPARSE: Json = {**SUMS, "name": "sparse", "model": "SparseRows", "optimizer": {"type": "SGD", "args": {"lr": 0.001}}}
-DIRECT: Json = {**SUMS, "name": "direct", "trainer": {**SUMS["trainer"], "type": "DirectTrainer"}}
 GATHERING: Json = {
     **SUMS,
     "name": "gathering",
@@ -207,7 +206,6 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "sparse 2": new(SPARSE),
             "sparse 2 fsdp": new(SPARSE, *fsdp),
             "sparse 2 several": new({**SPARSE, "optimizer": {"dense": dense, "rows": SPARSE["optimizer"]}}),
-            "direct 2 refused": new(DIRECT),
             "gathering 2": new(GATHERING),
             "replay 2": new(REPLAY),
             "replay 2 to 2": on("replay 2"),
@@ -407,12 +405,6 @@ def test_sparse_gradients_are_refused(runs: dict[str, Any]) -> None:
         assert (
             "several processes cannot sum sparse gradients or send sparse or nested buffers: rows; leave" in runs[name]
         )
-
-
-def test_gradients_that_are_not_averaged_are_refused_before_the_first_step(runs: dict[str, Any]) -> None:
-    assert "ConfigError: the gradients of " in runs["direct 2 refused"]
-    assert "DirectTrainer.train_step must call self.model" in runs["direct 2 refused"]
-    assert "No step completed" in runs["direct 2 refused"]
 
 
 def test_a_part_of_each_process_resumes_exactly_and_a_test_needs_none(runs: dict[str, Any]) -> None:
