@@ -124,6 +124,8 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
     if not process_group.is_main_process:
         yield
         return
+    if folder.is_symlink() and not chosen:
+        raise UserError(f"{folder} is a link; move it away, or choose another folder with --out")
     earlier = any((folder / name).is_file() for name in ("report.md", "metrics.json"))
     if chosen and folder.is_dir() and any(folder.iterdir()) and not earlier:
         raise UserError(f"{folder} contains other files; --out needs a new folder, or one with an earlier report")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -96,7 +95,6 @@ class RunFolder:
                 raise CheckpointError(
                     f"{path} is not a run folder, as saved/NAME/20260131-120000 is, nor a checkpoint in one"
                 )
-            _check_files(folder)
         except (OSError, ValueError) as error:  # no permission to enter the folder, or a name too long
             raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return cls(folder), None if path.is_dir() else path
@@ -125,14 +123,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, doing: str = "trains this run") -> Iterator[None]:
-        """Lock this folder for the block. Raises UserError if another process has locked it.
+        """Lock this folder for the block. Raises UserError if another process has locked it, or it cannot be written.
 
         doing: what the process does with it, for that process's message in others.
         """
         own = self.path.resolve()
-        for path in (own / "checkpoints", *(own / name for name in sorted(FILES)), *own.glob(f"{EVENTS}*")):
-            if path.exists() and not os.access(path, os.W_OK) and os.access(own, os.W_OK):
-                raise UserError(f"{path} cannot be written: permission denied; change it with chmod u+w")
+        _check_entries(own)
         with os_errors_as(UserError, f"cannot write to {self.path}"):
             # not twice in one process: closing the second file would release the lock of the first. Unbuffered: nothing
             # waits to be written to it, for which utils.garbage_collection would keep all
@@ -273,17 +269,13 @@ def rename_to_free(folder: Path, name: Path) -> Path:
     raise AssertionError
 
 
-def _check_files(folder: Path) -> None:
-    """Raise CheckpointError if an entry of a run folder is unreadable, or not the kind of file that its name says.
-
-    Symbolic links: a downloaded run folder must not redirect writes. Named pipes: opening one blocks forever.
-    """
-    for path in itertools.chain(folder.glob("*"), folder.glob("checkpoints/**/*"), folder.glob("test/*")):
-        mode = path.lstat().st_mode
-        is_file = path.name in FILES or path.suffix == ".pth" or path.name.startswith(EVENTS)
-        is_folder = path.name in ("checkpoints", "test") and path.parent == folder
-        if not (stat.S_ISREG(mode) and not is_folder) and not (stat.S_ISDIR(mode) and not is_file):
-            kind = "file" if is_file else "folder" if is_folder else "file or folder"
+def _check_entries(folder: Path) -> None:
+    """Raise UserError where a write would follow a link out of the folder, block in a named pipe, or be refused."""
+    folders = (folder / "checkpoints", folder / "checkpoints" / "set-aside", folder / "test")
+    files = (*(folder / name for name in sorted(FILES)), *folder.glob(f"{EVENTS}*"), *folder.glob("checkpoints/*.pth"))
+    for path in (*folders, *files):
+        kind, is_right = ("folder", path.is_dir) if path in folders else ("file", path.is_file)
+        if path.is_symlink() or (path.exists() and not is_right()):
             raise CheckpointError(f"{path} is not a {kind}, but a link or something else; move it away")
-        if (is_file or stat.S_ISDIR(mode)) and not os.access(path, os.R_OK):
-            raise CheckpointError(f"{path} cannot be read: permission denied; change it with chmod u+r")
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK) and os.access(folder, os.W_OK):
+            raise CheckpointError(f"{path} cannot be read and written: permission denied; change it with chmod u+rw")

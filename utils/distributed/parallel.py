@@ -177,7 +177,7 @@ def broadcast_buffers(model: nn.Module) -> None:
     for buffers in kinds.values():
         flat = torch.cat([buffer.flatten() for buffer in buffers])
         dist.broadcast(flat, src=0)
-        for buffer, part in zip(buffers, flat.split([each.numel() for each in buffers]), strict=True):
+        for buffer, part in zip(buffers, torch.split(flat, [each.numel() for each in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 

@@ -332,12 +332,3 @@ def test_a_description_that_makes_no_sense_is_refused(fit: Fit, change: Callable
     describe(file, description)
     with pytest.raises(CheckpointError, match=f"{file.name} (cannot be read|contains more)"):
         checkpoint.read(file)
-
-
-def test_a_link_in_the_folder_leads_nothing_out_of_it(fit: Fit, tmp_path: Path) -> None:
-    run = fit(SHARDED).run_dir
-    path = data_of(newest(run)) / "__0_0.distcp"
-    shutil.move(path, tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="but a link or something else"):
-        train.main(["-r", str(run)])
