@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop, SparseAdam
 from torch.optim import optimizer as module
 
 from utils.errors import ConfigError
-from utils.tree import Keys, by_keys, map_with_keys
+from utils.tree import to_device
 from utils.user_code import format_error_with_source
 
 INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_size"}, "Rprop": {"lr"}}
@@ -163,7 +163,8 @@ def adapt_state(
     parameters = parameters_in(optimizer)
     # other keys are the optimizer's own, as for state that parameters share
     indices = [key for key in state["state"] if type(key) is int]
-    if len(indices) > len(parameters):
+    groups_differ = len(state["param_groups"]) != len(optimizer.param_groups)
+    if groups_differ or len(indices) > len(parameters):
         return state  # torch reports what is wrong with it
 
     groups = [
@@ -193,8 +194,10 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
     def after(optimizer: Optimizer) -> None:
         parameters = parameters_in(optimizer)
         for index, values in adapted.items():
-            if type(index) is int:
-                optimizer.state[parameters[index]] = _in_saved_dtypes(optimizer.state[parameters[index]], values)
+            if type(index) is int and isinstance(values, dict):  # torch has cast all but "step"
+                parameter = parameters[index]
+                saved = {name: to_device(value, parameter.device) for name, value in values.items() if name != "step"}
+                optimizer.state[parameter].update(saved)
         adapted.clear()
 
     try:
@@ -205,15 +208,3 @@ def load_exactly(optimizer: Optimizer, *, adapt: Callable[[Any, Tensor], Any] = 
         name = type(optimizer).__name__
         raise ConfigError(f"{name}.__init__ must call super().__init__(params, defaults)") from None
     optimizer.register_load_state_dict_post_hook(after)
-
-
-def _in_saved_dtypes(loaded: Any, saved: Any) -> Any:
-    """The loaded state of a parameter with its saved dtypes: torch casts it to the parameter's, except for "step"."""
-    originals = by_keys(saved)
-
-    def original(keys: Keys, tensor: Tensor) -> Tensor:
-        if keys not in originals or originals[keys].dtype == tensor.dtype or keys[-1:] == ("step",):
-            return tensor
-        return originals[keys].to(tensor.device)
-
-    return map_with_keys(original, loaded)

@@ -72,23 +72,20 @@ def fit_buffers(module: Any, state: Any) -> None:
     """
     if not isinstance(module, nn.Module) or not isinstance(state, Mapping):
         return
-    parameters = dict(module.named_parameters(remove_duplicate=False))
     owners = dict(module.named_modules(remove_duplicate=False))
     shared: dict[int, str] = {}
     replaced: dict[str, Tensor] = {}
     for name, value in state.items():
         path, _, leaf = name.rpartition(".")
         owner = owners.get(path)
-        # torch returns what is registered, perhaps as None, by __getattr__ alone
-        registered = hasattr(owner, leaf) and leaf not in vars(owner) and not hasattr(type(owner), leaf)
-        buffer = getattr(owner, leaf) if registered else ""
-        if name in parameters or not isinstance(value, Tensor) or not isinstance(buffer, (Tensor, type(None))):
+        if owner is None or leaf not in owner._buffers or not isinstance(value, Tensor):
             continue
+        buffer = owner._buffers[leaf]
         first = name if buffer is None else shared.setdefault(id(buffer), name)
         alike = first == name or same(state[first], value)
         fits = buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
         if not fits or not alike or value.layout is not torch.strided:  # some sparse ones take only as many values
-            device = next((each.device for each in (buffer, *parameters.values()) if each is not None), value.device)
+            device = next((each.device for each in (buffer, *module.parameters()) if each is not None), value.device)
             known = replaced.get(first) if alike else None
             replaced[name] = value.detach().to(device).clone() if known is None else known
             setattr(owner, leaf, replaced[name])

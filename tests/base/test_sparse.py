@@ -209,6 +209,12 @@ def test_replaced_buffers_of_two_modules_are_still_one() -> None:
     assert same(model.state_dict(), saved.state_dict())
 
 
+def test_a_parameter_that_is_none_is_not_replaced_like_a_buffer() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    fit_buffers(model, nn.Sequential(nn.Linear(2, 2)).state_dict())
+    assert model[0].bias is None
+
+
 @needs_extra("check")
 @pytest.mark.parametrize("kind", ["coo", "csr", "jagged"])
 def test_it_is_checked(fit: Fit, write_config: Callable[..., Any], kind: str) -> None:

@@ -375,6 +375,14 @@ def made(name: str, args: dict[str, Any]) -> tuple[Optimizer, nn.Parameter]:
     return optimizer, parameter
 
 
+def test_a_state_with_another_number_of_groups_gets_torchs_message() -> None:
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [each]} for each in two.parameters()])
+    optimizer.register_load_state_dict_pre_hook(adapt_state)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict(torch.optim.SGD(one.parameters()).state_dict())
+
+
 @pytest.mark.parametrize(("name", "key"), optimizer_arguments())
 def test_an_optimizer_goes_on_with_another_argument_or_it_is_refused(name: str, key: str) -> None:
     """It takes effect as if the value had been written into the optimizer's parameter groups."""
