@@ -179,12 +179,14 @@ def run_code(folder: Path, code: str, *arguments: str, component: str = "") -> l
 
 def test_a_process_ends_without_garbage_collection_if_a_run_left_only_what_is_closed(tmp_path: Path) -> None:
     code = """
+from pathlib import Path
+
 from utils.files import LogFile
 
 def main(argv):
-    log = LogFile(sys.argv[1])
+    log = LogFile(Path(sys.argv[1]))
     log.itself = log  # only garbage collection frees it
-    log.close()
+    log.append(b"line")
     gc.callbacks.append(lambda phase, info: print(phase))
 
 def last():

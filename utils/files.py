@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from utils.streams import say_error
+
 FileSignature = tuple[int, int, int]
 """Size in bytes; last change of the content (mtime) and of anything (ctime), in nanoseconds."""
 
@@ -123,7 +125,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle: int | None = None  # kept open: opening a file takes longer than writing a line
+        self._written = False
         self._waiting = bytearray()
         self._lock = threading.Lock()  # the thread that writes checkpoints calls sync
 
@@ -140,7 +142,6 @@ class LogFile:
 
     def truncate(self, length: int) -> None:
         """Remove everything after this length in bytes."""
-        self.close()
         self._waiting.clear()
         if size(self.path) > length:
             os.truncate(self.path, length)
@@ -154,23 +155,12 @@ class LogFile:
                     os.fsync(file.fileno())
                 sync_folder(self.path.parent)
 
-    def close(self) -> None:
-        """Close the file; a later append opens it again."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    __del__ = close  # a run can end in many ways
-
     def _write(self) -> None:
         if not self._waiting:
             return
-        if self._handle is None:
-            binary = getattr(os, "O_BINARY", 0)  # of Windows
-            self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary, 0o666)
-        try:
+        if self._written and self.path.parent.is_dir() and not self.path.exists():
+            say_error(f"{self.path} is gone; what the run logs from now on goes into a new file of this name")
+        with self.path.open("ab", buffering=0) as file:  # each time: the file may have been moved
+            self._written = True
             while self._waiting:
-                del self._waiting[: os.write(self._handle, self._waiting)]
-        except OSError:
-            self.close()
-            raise
+                del self._waiting[: file.write(self._waiting)]

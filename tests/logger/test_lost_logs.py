@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 
 import train
 from tests.helpers import Fit, curves, lines
+from tests.utils.checkpoint.test_disk import at_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tensorboard")]
 
@@ -23,6 +24,19 @@ def halve(path: Path) -> None:
 
 def empty(path: Path) -> None:
     path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log"])
+def test_a_log_that_is_removed_during_a_run_continues_in_a_new_file(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    at_step(monkeypatch, {12: lambda: next(tmp_path.rglob(name)).unlink()})
+    run = fit("trainer.epochs=4").run_dir
+    assert f"{name} is gone; what the run logs from now on goes into a new file" in capsys.readouterr().err
+    assert "  4/4  " in (run / "train.log").read_text()
+    assert [record["epoch"] for record in lines(run)] == ([3, 4] if name == "metrics.jsonl" else [1, 2, 3, 4])
+    assert resumed(run, 5, capsys) == []
+    assert lines(run)[-1]["epoch"] == 5
 
 
 def resumed(run: Path, epochs: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
