@@ -79,9 +79,7 @@ def _has_own_state(module: nn.Module) -> bool:
 
 def _converted(value: Any, keys: Keys, problems: list[str]) -> Any:
     kind = type(value)
-    if value is None or kind in (bool, float) or (kind is int and abs(value) < 2**63):
-        return value
-    if kind is str and value.isascii():
+    if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 2**63):
         return value
     if isinstance(value, Tensor):
         return _converted_tensor(value, keys, problems)

@@ -1,5 +1,6 @@
 """What a checkpoint could not give back is refused before the first step; what has a plain form is stored in that."""
 
+import importlib
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from pathlib import Path
@@ -46,6 +47,7 @@ class Own(Tensor):
         (torch.float16, torch.float16),
         (10**30, 10**30),
         ("é", "é"),
+        ("\udcff", "\udcff"),
     ],
 )
 def test_what_has_a_plain_form_is_stored_in_it(tmp_path: Path, value: Any, stored: Any) -> None:
@@ -82,6 +84,12 @@ def test_what_has_a_plain_form_is_stored_in_it(tmp_path: Path, value: Any, store
 def test_what_has_none_is_refused_by_its_keys(value: Any) -> None:
     with pytest.raises(UserError, match=r"could not be loaded(.|\n)*\n  model\.fc\.state\.0"):
         checkpoint.plain({"model": {"fc.state": [value]}})
+
+
+def test_no_text_is_saved_on_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("utils.checkpoint.plain")  # the package has a function of this name
+    monkeypatch.setattr(module, "_is_storable", lambda value: False)
+    assert checkpoint.plain({"model": {"é": "한글"}}) == {"model": {"é": "한글"}}
 
 
 def test_tensors_are_neither_copied_nor_read() -> None:
