@@ -24,7 +24,7 @@ def environment(device: torch.device, processes: int, seed: int) -> dict[str, An
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         **git_state(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "device": str(device),
         **describe_device(device),
@@ -32,6 +32,14 @@ def environment(device: torch.device, processes: int, seed: int) -> dict[str, An
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None without the package, or with another build of it, such as tb-nightly."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from utils.device import describe_device
 from utils.environment import environment_changes
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.registry import MODELS
+
+
+def test_a_package_that_is_missing_does_not_stop_a_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = metadata.version
+
+    def version(name: str) -> str:
+        if name == "tensorboard":  # as with tb-nightly
+            raise metadata.PackageNotFoundError(name)
+        return original(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    packages = environment(fit("trainer.epochs=1").run_dir)["packages"]
+    assert packages["tensorboard"] is None
+    assert packages["torch"]
 
 
 def environment(run: Path) -> dict[str, Any]:
