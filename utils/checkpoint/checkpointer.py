@@ -40,6 +40,7 @@ class Checkpointer:
         self.main = self.writes = main
         self.before_commit = before_commit
         self.failure: str | None = None
+        self._not_pruned = self._said = ""
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
@@ -60,6 +61,9 @@ class Checkpointer:
             if self.failure:
                 others = "the older checkpoints are intact" if self.folder.parent.is_dir() else "the run folder is gone"
                 self.warn(f"{self.failure}; {others}")
+            if self._not_pruned != self._said:  # once, not after each save
+                self.warn(self._not_pruned)
+                self._said = self._not_pruned
         return self.failure is None
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
@@ -84,13 +88,20 @@ class Checkpointer:
     # ------------------------------------------------------------------ in the thread
 
     def _write(self, step: int, state: Any, best_step: int | None) -> None:
+        failing = f"checkpoint {self.folder / file_name(step)} could not be written"
         try:
             self._store(step, state)
             if self.main:
+                failing = f"last.pth or best.pth in {self.folder} could not be updated"
                 self._update_links(step, best_step)
-                self._prune(step, best_step)
         except Exception as error:  # any error: a missing checkpoint must not go unnoticed
-            self.failure = f"checkpoint {self.folder / file_name(step)} could not be written: {_reason(error)}"
+            self.failure = f"{failing}: {_reason(error)}"
+            return
+        if self.main:
+            try:
+                self._prune(step, best_step)
+            except OSError as error:
+                self._not_pruned = f"an older checkpoint could not be removed: {error}"
 
     def _copy(self, state: dict[str, Any]) -> Any:
         """What the thread needs, in memory that training does not modify."""

@@ -156,6 +156,24 @@ def test_a_command_that_cannot_write_its_results_says_so(fit: Fit, small_disk: P
     refused("Read-only file system")
 
 
+def test_a_checkpoint_that_cannot_be_removed_is_named_once(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "step-00000002.pth":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        original(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    run = fit(*OFTEN, "trainer.keep_last=1").run_dir
+    said = capsys.readouterr().err
+    assert said.count("an older checkpoint could not be removed: [Errno 1] Operation not permitted") == 1
+    assert "could not be written" not in said
+    assert (run / "checkpoints" / "last.pth").samefile(run / "checkpoints" / "step-00000020.pth")
+
+
 def test_a_folder_that_is_removed_during_the_run(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
