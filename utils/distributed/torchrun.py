@@ -122,22 +122,29 @@ class TorchProcessGroup(ProcessGroup):
         self._left -= 1
         if self._left > 0:  # an exchange in every step would cost small models 5% of their time
             return None
-        agreed = [0, -1]  # the signal, and minus the calls until the next exchange
+        agreed_signal, agreed_calls = 0, 1
         if self._pending:
-            work, numbers = self._pending
+            work, maxima = self._pending
             with self._communication():
                 work.wait()
-            agreed = numbers.tolist()
-        now = time.monotonic()
-        affordable = int(self.AGREE_SECONDS * self._calls / max(now - self._agreed, 1e-9))
-        calls = max(1, min(affordable, 2 * self._calls, self.AGREE_CALLS))
-        self._calls = self._left = -agreed[1]
-        self._agreed = now
-        own = torch.tensor([received or 0, -calls])
+            agreed_signal, minus_calls = maxima.tolist()
+            agreed_calls = -minus_calls
+
+        calls = self._affordable_calls()
+        self._calls = self._left = agreed_calls
+        self._agreed = time.monotonic()
+        # the maxima over the processes: a signal that any of them received, and minus the fewest calls
+        maxima = torch.tensor([received or 0, -calls])
         with self._communication():  # runs beside training; the result is read at the next exchange
-            work = dist.all_reduce(own, dist.ReduceOp.MAX, group=self.control, async_op=True)
-        self._pending = work, own
-        return agreed[0] or None
+            work = dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        self._pending = work, maxima
+        return agreed_signal or None
+
+    def _affordable_calls(self) -> int:
+        """The calls of ``signal`` from one exchange to the next that take about AGREE_SECONDS, as the last ones did."""
+        seconds = max(time.monotonic() - self._agreed, 1e-9)
+        affordable = int(self.AGREE_SECONDS * self._calls / seconds)
+        return max(1, min(affordable, 2 * self._calls, self.AGREE_CALLS))
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
