@@ -113,6 +113,19 @@ class Idle(BaseModel):
         return self.used(x)  # type: ignore[no-any-return]
 
 
+class Sometimes(BaseModel):
+    """A layer for some samples, of which a process may have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.extra = nn.Linear(12, 3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.used(x)
+        chosen = (x[:, 0] > 1).nonzero()[:, 0]
+        return outputs.index_add(0, chosen, self.extra(x[chosen])) if len(chosen) else outputs
+
+
 class SparseRows(BaseModel):
     """Rows of an embedding, whose gradients are sparse, for numbers rounded down, between dense layers."""
 
@@ -239,7 +252,7 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 def register() -> None:
     for loader in (SmallTensors, DifferentTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
-    for model in (Restless, TiedLayers, Idle, SparseRows, PlainPair, Coder):
+    for model in (Restless, TiedLayers, Idle, Sometimes, SparseRows, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
     TRAINERS.register(Steady)

@@ -63,6 +63,7 @@ RESTLESS: Json = {
     "model": {"type": "Restless"},
 }
 TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
+SOMETIMES: Json = {**SUMS, "name": "sometimes", "model": "Sometimes"}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
 DIFFERENT: Json = {**IMAGES, "data_loader": {**IMAGES["data_loader"], "type": "DifferentTensors"}}
 SPARSE: Json = {**SUMS, "name": "sparse", "model": "SparseRows", "optimizer": {"type": "SGD", "args": {"lr": 0.001}}}
@@ -182,6 +183,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "images 1": new(IMAGES, *pictures),
             "sums 1": new(SUMS, *pictures),
             "idle 1": new(IDLE),
+            "sometimes 1": new(SOMETIMES),
             "lbfgs 1": new(LBFGS),
             "gathering 1": new(GATHERING),
             "weights 1": new(WEIGHTS),
@@ -202,6 +204,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "sums 2 fsdp": new(SUMS, *fsdp, *pictures),
             "restless 2 fsdp": new(RESTLESS, *fsdp),
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
+            "sometimes 2": new(SOMETIMES, "runtime.unused_parameters=true"),
             "idle 2 refused": new(IDLE),
             "sparse 2": new(SPARSE),
             "sparse 2 fsdp": new(SPARSE, *fsdp),
@@ -314,6 +317,7 @@ def differences(left: Any, right: Any, *, rtol: float, atol: float = 1e-6, at: s
         "images 3 fsdp sharded to 2 fsdp",
         "images 3 sharded to 1",
         "idle 2",
+        "sometimes 2",
         "weights 2",
         "weights 2 fsdp",
         "lbfgs 2",
