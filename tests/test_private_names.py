@@ -57,6 +57,10 @@ def sgd() -> SGD:
     return SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
+def cross_entropy() -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(torch.zeros(1, 2, requires_grad=True), torch.tensor([0]))
+
+
 def compiled() -> torch.nn.Module:
     module: Any = torch.compile(torch.nn.Linear(1, 1))
     assert isinstance(module, torch.nn.Module)
@@ -174,6 +178,21 @@ PRIVATE = [
         "base/training/averaging.py",
         lambda: hasattr(torch, "_foreach_copy_"),
         "averages of integer buffers are not updated: an error, at the first step",
+    ),
+    Private(
+        "_saved_total_weight",
+        "base/training/loss.py",
+        lambda: hasattr(cross_entropy().grad_fn, "_saved_total_weight"),
+        "the targets of a cross entropy are counted once more",
+    ),
+    *(
+        Private(
+            name,
+            "base/training/loss.py",
+            lambda: callable(torch._C._autograd._top_saved_tensors_default_hooks),
+            "the targets of a cross entropy are not counted: an error, at the first step",
+        )
+        for name in ("_C", "_autograd", "_top_saved_tensors_default_hooks")
     ),
     Private(
         "_dynamo",

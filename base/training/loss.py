@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from base.metric import StepResult, outputs_and_targets
 from base.training.broadcast import NoBroadcast, eager, name_of
 from base.training.library_metric import CLASS_LOGITS, LOGITS
-from base.training.metrics import divisor, is_read_at_once, to_scalar
+from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
 from utils.errors import ConfigError
 from utils.tree import tensors
 
@@ -106,11 +106,12 @@ class CountedLoss:
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
         if self._count is None:
             return self.loss(*args, **kwargs)
-        # torch's losses come before the count, since their errors say more. Their mean over nothing is NaN, which is
-        # replaced only where the host reads the count at once
+        # torch's mean over nothing is NaN, which is replaced only where the host reads the count at once
         summed = self.total is not None and isinstance(targets, Tensor) and not is_read_at_once(targets)
         loss: Any = (self.total if summed else self.loss)(*args, **kwargs) if self.total else None
-        count: Any = self._count(outputs, targets)
+        count: Any = torch_divisor(loss)
+        if count is None:
+            count = self._count(outputs, targets)
         if count is not None:
             self.last_count = count = to_scalar(count)
         if summed:
@@ -134,6 +135,24 @@ def is_compiled(loss: Any) -> bool:
 def losses_in(criterion: Any) -> list[CountedLoss]:
     """The losses of the config in a loss or a sum of losses by name."""
     return [criterion] if isinstance(criterion, CountedLoss) else [*getattr(criterion, "losses", {}).values()]
+
+
+def torch_divisor(loss: Any) -> Tensor | None:
+    """What ``torch.nn.functional.nll_loss`` divides its mean by, shape (), which it keeps for the backward pass.
+
+    None if the loss is not its result, or has no gradient, or the dtype would round the count. A sum has it too, except
+    on MPS. Also None inside ``saved_tensors_hooks``: reading what is kept would call the hook that gets it back, which
+    may serve once only, as in offloading, or compute the block again, as in gradient checkpointing.
+    """
+    if torch.compiler.is_compiling():  # which has no nodes yet
+        return None
+    node = None if not isinstance(loss, Tensor) or loss.is_mps else loss.grad_fn
+    if node is None or not node.name().startswith("NllLoss"):
+        return None
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return None
+    total: Tensor | None = getattr(node, "_saved_total_weight", None)
+    return None if total is None or total.dtype in HALF else total
 
 
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:

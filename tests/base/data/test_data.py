@@ -127,12 +127,12 @@ def test_a_batch_may_be_a_named_tuple(workers: int) -> None:
     assert isinstance(first, Pair)
     assert first.inputs.shape == (4, 3)
     assert second.labels["class"].tolist() == [4, 5]
-    assert describe_batch(first) == "(4, 3) float32, class: (4,) int64"
+    assert describe_batch(first) == "inputs: (4, 3) float32, labels.class: (4,) int64"
 
 
 def test_a_packed_sequence_is_described() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)])
-    assert describe_batch({"words": packed}) == "words: (5,) float32, words: (3,) int64"
+    assert describe_batch({"words": packed}) == "words.data: (5,) float32, words.batch_sizes: (3,) int64"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAUROC
 
 import train
@@ -252,12 +253,46 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert loss(outputs, targets).equal(module(outputs, targets))
             assert loss(target=targets, input=outputs).equal(module(outputs, targets))
             assert loss.last_count == pytest.approx(count)
+            loss(outputs.clone().requires_grad_(), targets)  # here the count is what torch has kept
+            assert loss.last_count == pytest.approx(count)
 
 
 def test_classes_may_be_uint8() -> None:
     loss = counted(nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]), ignore_index=255))
     loss(torch.randn(4, 3), torch.tensor([0, 2, 255, 1], dtype=torch.uint8))
     assert loss.last_count == pytest.approx(6.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_count_is_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
+    loss = counted(nn.CrossEntropyLoss())
+    loss(torch.randn(2049, 3, dtype=dtype, requires_grad=True), torch.randint(3, (2049,)))
+    assert loss.last_count == 2049
+
+
+def test_counting_does_not_take_what_a_hook_keeps_for_the_backward_pass() -> None:
+    kept, outputs = dict[int, Tensor](), torch.randn(6, 3, requires_grad=True)
+
+    def keep(tensor: Tensor) -> int:
+        kept[len(kept)] = tensor
+        return len(kept) - 1
+
+    loss = counted(nn.CrossEntropyLoss())
+    with torch.autograd.graph.saved_tensors_hooks(keep, kept.pop):  # as a hook that moves activations to the CPU
+        value = loss(outputs, torch.tensor([0, 1, 2, 0, IGNORED, 1]))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert loss.last_count == 5
+
+    calls = []
+
+    def block(outputs: Tensor) -> Tensor:
+        calls.append(1)
+        return loss(outputs, torch.tensor([0, 1, 2, 0, IGNORED, 1]))
+
+    value = checkpoint(block, outputs, use_reentrant=False)
+    assert len(calls) == 1
+    value.backward()  # type: ignore[no-untyped-call]
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("result", [1.5, (torch.ones(()), {}), None])

@@ -94,7 +94,7 @@ def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> N
     [
         ("t.csv", "0,1,2", 1, "t.csv: the first row numbers the columns, and is taken for the header\n"),
         ("t.csv", "2019,2020,2021", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
-        ("t.csv", "nan,inf,1", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
+        ("t.csv", "inf,1e3,1", 2, "t.csv: no header: 3 columns, and the first row is an input\n"),
         ("t.csv", "a,b,c", 1, ""),
         ("t.tsv", "length, cm\twidth, cm\theight, about, cm", 1, ""),
     ],
