@@ -4,6 +4,7 @@ Data flows from a position in the training data to the ranges of the following b
 the loaded micro-batch, and the micro-batches of an optimizer step. orders.py has the possible orders of a pass.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from base.data.orders import Order, number_repeats, weighted
-from base.data.sample_random import RandomKey, SampleRandom, as_tensor
+from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
 from base.data.sample_source import SampleSource
 from base.data.sources import Source, TensorSource
 from base.data.workers import Request, Workers
@@ -113,6 +114,7 @@ class Batches:
         self.rank, self.world_size = 0, 1
         # a pass, the weights of its samples, and all of its draws, integers of shape (N,)
         self._cached_order: tuple[int, Tensor | None, Tensor] | None = None
+        self._random_blocks = RandomBlocks(batch_size)
         self._workers: Workers | None = None
 
     def __len__(self) -> int:
@@ -191,6 +193,7 @@ class Batches:
                 samples = self.indices.index_select(0, samples)
             draws = number_repeats(samples, len(self.source)) if self.weighted else samples
             self._cached_order = cached = passes, weights, draws
+            self._random_blocks = RandomBlocks(self.batch_size)  # those of other samples
         return cached[2][positions].long()
 
     def _random_key(self, passes: int) -> RandomKey:
@@ -218,8 +221,9 @@ class Batches:
     def _load_here(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for batch_range in ranges:
             size, loaded_range = self._loaded_range(batch_range)
-            draws = self._draws(*loaded_range)
-            random = SampleRandom(draws, self._random_key(loaded_range.passes))
+            draws, key = self._draws(*loaded_range), self._random_key(loaded_range.passes)
+            uniform = functools.partial(self._random_blocks.uniform, self._draws, key, loaded_range)
+            random = SampleRandom(draws, key, uniform)
             yield MicroBatch(batch_range, size, self.source.batch(self._indices(draws), random))
         if isinstance(self.source, TensorSource):
             self.source.check_views()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from base.data import sample_random
 from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
 from base.data.orders import Shuffled
@@ -277,10 +276,41 @@ def test_cifar10_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
         loader.training(seed=0)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize(("samples", "batch_size"), [(1000, 4), (20_001, 500), (40_000, 20_000)])
+def test_numbers_drawn_for_several_batches_are_those_that_each_would_draw(
+    samples: int, batch_size: int, world_size: int, shuffle: bool
+) -> None:
+    drawn: list[SampleRandom] = []
+
+    def augment(inputs: Tensor, sample_random: SampleRandom) -> Tensor:
+        drawn.append(sample_random)
+        return inputs
+
+    source = TensorSource(torch.zeros(samples), torch.zeros(samples), augment=augment)
+    batches = Batches(source, batch_size=batch_size, order=Shuffled(samples, 7) if shuffle else None, seed=7)
+    batches.divide(world_size - 1, world_size)
+    for batch_range in itertools.islice(batches.ranges(), 5, len(batches) + 3):
+        next(batches.load([batch_range]))
+    for sample_random in drawn[::-1]:  # in any order
+        alone = SampleRandom(sample_random.indices, sample_random.key)
+        assert torch.equal(alone.uniform(2), sample_random.uniform(2).clone())
+        assert torch.equal(alone.integers(0, 9), sample_random.integers(0, 9))
+
+
+def test_numbers_that_were_changed_in_place_do_not_come_again() -> None:
+    def augment(inputs: Tensor, sample_random: SampleRandom) -> Tensor:
+        return inputs + sample_random.uniform()[0].mul_(2)
+
+    batches = Batches(TensorSource(torch.zeros(8), torch.zeros(8), augment=augment), batch_size=4)
+    first, again = passes(batches, 1), passes(batches, 1)
+    assert equal(first, again)
+
+
 def test_numbers_for_a_device_without_float64_stay_below_1(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = torch.tensor([[1 - 2.0**-53]], dtype=torch.float64)
-    monkeypatch.setattr(sample_random, "uniform", lambda *_, **__: largest)
-    random = SampleRandom(torch.arange(1), (0, "sample", 0))
+    random = SampleRandom(torch.arange(1), (0, "sample", 0), lambda call, draws: largest)
     random.device = torch.device("mps")
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)  # it is not there
     numbers = random.uniform()

@@ -164,6 +164,18 @@ def test_an_epoch_that_begins_in_the_middle_of_a_pass_draws_the_rest_by_its_own_
     assert next(batches.load(batches.ranges(Position(0, 4)))).data[1].tolist() == [1, 1]
 
 
+def test_other_weights_do_not_augment_by_the_numbers_of_the_samples_before() -> None:
+    weights = torch.tensor([1.0, 0, 0, 0, 0, 0]).double()
+    batches, resumed = (Batches(indexed(6), batch_size=2, order=Weighted(weights.clone, seed=0)) for _ in range(2))
+    next(batches.load(batches.ranges()))
+    weights[:2] = torch.tensor([0.0, 1.0])
+    for each in (batches, resumed):
+        each.begin_epoch(ProcessGroup())
+    one, other = (next(each.load(each.ranges(Position(0, 2)))).data for each in (batches, resumed))
+    assert one[1].tolist() == [1, 1]
+    assert torch.equal(one[0], other[0])
+
+
 def test_draws_are_numbered() -> None:
     assert number_repeats(torch.tensor([3, 0, 3, 3, 1, 0]), 10).tolist() == [3, 0, 13, 23, 1, 10]
 
