@@ -109,10 +109,21 @@ class TrainingLog:
             scalars |= _named("learning_rate", "/", rates)
         self.writers.scalars(progress.steps, scalars)
         seconds = time.perf_counter() - self._start
-        if self._loss is not None and not any(name.startswith("val_") for name in values):
-            values = {"loss": values["loss"], "last step": self._total(self._loss), **values}
-        for line in self.table.row(progress.epochs, values, seconds=seconds, best=best, width=self.console.width):
+        columns = self._columns(values)
+        for line in self.table.row(progress.epochs, columns, seconds=seconds, best=best, width=self.console.width):
             self.console.info(line)
+
+    def _columns(self, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """Each training value next to its validation value. Without validation, the loss of the last step is added."""
+        columns = {}
+        for name, value in values.items():
+            if f"val_{name}" in values:
+                columns[name] = {"train": value, "valid": values[f"val_{name}"]}
+            elif name.removeprefix("val_") not in columns:
+                columns[name] = {"": value}
+        if len(columns) == len(values) and self._loss is not None:
+            columns = {"loss": columns["loss"], "last step": {"": self._total(self._loss)}, **columns}
+        return columns
 
     def _total(self, part: Tensor | float) -> float:
         """The loss of a step over all processes."""

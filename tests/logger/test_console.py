@@ -8,7 +8,7 @@ import pytest
 
 from base.training.progress import Progress
 from base.training.training_log import TrainingLog
-from logger.console import Console, unstyled
+from logger.console import STYLES, Console, styled
 from logger.table import EpochTable
 from logger.writers import Writers
 from utils.distributed.process_group import ProcessGroup
@@ -22,12 +22,15 @@ VALUES = [1.234567, 0.4567, math.nan, 1e-5, -math.inf, -1.25e100]
 def table(count: int, *, epochs: int = 100, width: int = 80, rows: int = 1, valid: bool = True) -> list[str]:
     """The plain lines of some epochs with the first so many of the names above."""
     made = EpochTable(epochs)
-    values = dict(zip(NAMES[:count], VALUES, strict=False))
-    values |= {f"val_{name}": value for name, value in values.items()} if valid else {}
+    heads = ("train", "valid") if valid else ("",)
+    values = {name: dict.fromkeys(heads, VALUES[index]) for index, name in enumerate(NAMES[:count])}
     lines: list[str] = []
     for epoch in range(1, rows + 1):
         lines += made.row(epoch, values, seconds=3725, best=epoch % 2 == 1, width=width)
-    return [unstyled(line) for line in lines]
+    for style in STYLES:
+        mark = styled("", style).removesuffix("\x1b[0m")
+        lines = [line.replace(mark, "").replace("\x1b[0m", "") for line in lines]
+    return lines
 
 
 @pytest.mark.parametrize("width", [42, 60, 80, 120, 250])
@@ -39,36 +42,33 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, count: int,
     assert "\x1b" not in "".join(lines)
     shown = " ".join(lines).split()
     left_out = int(lines[0].split()[0]) if "more value" in lines[0] else 0
-    numbers = [each for each in ["1.235", "0.4567", "nan", "1.000e-05", "-inf", "-1.2e+100"][:count] for _ in "12"]
-    for text in numbers[: 2 * count - left_out]:
-        assert shown.count(text) == 2 * numbers[: 2 * count - left_out].count(text), text
+    for text in ["1.235", "0.4567", "nan", "1.000e-05", "-inf", "-1.2e+100"][: count - left_out]:
+        assert shown.count(text) == 4, text
     assert not left_out or width < 150
 
 
 def test_of_ten_values_the_monitored_one_is_among_those_that_fit() -> None:
-    names = ["loss", *(f"metric_{number}" for number in range(9))]
-    values = dict.fromkeys([*names, *(f"val_{name}" for name in names)], 1.0)
+    values = {name: {"train": 1.0, "valid": 2.0} for name in ["loss", *(f"metric_{number}" for number in range(9))]}
     made = EpochTable(5, monitored="val_metric_8")
-    lines = [unstyled(line) for line in made.row(1, values, seconds=1, best=False, width=80)]
-    assert "15 more values in metrics.jsonl" in lines[0]
-    assert lines[1].split() == ["epoch", "loss", "val_loss", "metric_8", "val_metric_8", "metric_0", "time"]
+    lines = list(made.row(1, values, seconds=1, best=False, width=80))
+    assert "7 more values in metrics.jsonl" in lines[0]
+    assert re.findall(r"[a-z]+_?\d*", lines[1].partition("[2m")[2])[:3] == ["loss", "metric_8", "metric_0"]
     assert len(list(made.row(2, values, seconds=1, best=False, width=80))) == 1
-    assert len(list(EpochTable(5).row(1, values, seconds=1, best=False, width=290))) == 2, "header and one line"
+    assert len(list(EpochTable(5).row(1, values, seconds=1, best=False, width=260))) == 3, "titles, header and one line"
 
 
-def test_the_usual_values_fit_in_80_columns() -> None:
-    """Under the names that ``trainer.monitor`` takes."""
-    assert table(2, rows=2) == [
-        "  epoch       loss   val_loss   accuracy  val_accuracy    time",
-        "  1/100      1.235      1.235     0.4567        0.4567   1h02m  best",
-        "  2/100      1.235      1.235     0.4567        0.4567   1h02m",
+def test_best_is_two_columns_from_the_time_if_there_is_room() -> None:
+    assert table(3, epochs=5, width=80)[-1].endswith("1h02m  best")
+    assert table(3, epochs=5, width=78)[-1].endswith("1h02m best")
+
+
+def test_three_values_of_training_and_validation_fit_in_one_line_of_80_columns() -> None:
+    assert table(3, rows=2) == [
+        "               loss              accuracy         top_k_accuracy",
+        "  epoch     train     valid     train     valid     train     valid   time",
+        "  1/100     1.235     1.235    0.4567    0.4567       nan       nan  1h02m best",
+        "  2/100     1.235     1.235    0.4567    0.4567       nan       nan  1h02m",
     ]
-
-
-def test_a_name_that_is_wider_than_the_terminal_is_cut() -> None:
-    made = EpochTable(1000)
-    header, _ = made.row(1, {NAMES[4]: 1.0}, seconds=1, best=True, width=42)
-    assert unstyled(header) == "    epoch  mean_absolute_pe    time"
 
 
 def test_values_without_validation_have_one_column_each() -> None:
@@ -82,42 +82,42 @@ def test_the_header_is_repeated_when_it_has_left_the_screen_or_the_columns_chang
     made = EpochTable(100)
     seen = []
     for epoch in range(1, 65):
-        lines = list(made.row(epoch, {"loss": 1.0}, seconds=1, best=False, width=80 if epoch < 62 else 79))
+        lines = list(made.row(epoch, {"loss": {"": 1.0}}, seconds=1, best=False, width=80 if epoch < 62 else 79))
         seen += [epoch] * ("epoch" in lines[0])
         for _ in range(10 if epoch == 40 else 0):
             made.interrupted()
     assert seen == [1, 31, 51]
-    wider = list(made.row(65, {"loss": 1.0, "accuracy": 1.0}, seconds=1, best=False, width=80))
+    wider = list(made.row(65, {"loss": {"": 1.0}, "accuracy": {"": 1.0}}, seconds=1, best=False, width=80))
     assert "accuracy" in wider[0]
 
 
-def test_a_value_that_some_epochs_measure_keeps_its_column() -> None:
+def test_a_value_that_some_epochs_measure_keeps_its_columns() -> None:
     made = EpochTable(9)
-    loss = {"loss": 1.0, "val_loss": 2.0}
+    loss = {"train": 1.0, "valid": 2.0}
     rows = [
-        [unstyled(line) for line in made.row(epoch, values, seconds=1, best=False, width=80)]
+        list(made.row(epoch, values, seconds=1, best=False, width=80))
         for epoch, values in enumerate(
             [
-                {**loss, "heat": 3.0},
-                {**loss, "heat": 3.0, "val_bleu": 5.0, "val_heat": 4.0},
-                {**loss, "heat": 3.0},
-                {**loss, "val_bleu": 5.0},
+                {"loss": loss, "heat": {"": 3.0}},
+                {"loss": loss, "heat": {"train": 3.0, "valid": 4.0}, "val_bleu": {"": 5.0}},
+                {"loss": loss, "heat": {"": 3.0}},
+                {"loss": loss, "val_heat": {"": 4.0}},
+                {"loss": loss, "val_bleu": {"": 5.0}, "val_heat": {"": 4.0}},
             ],
             start=1,
         )
     ]
-    assert [len(lines) for lines in rows] == [2, 2, 1, 1], "a header for a new column alone"
-    assert rows[1][0].split()[1:6] == ["loss", "val_loss", "heat", "val_heat", "val_bleu"]
-    assert rows[1][1].split()[1:6] == ["1.000", "2.000", "3.000", "4.000", "5.000"]
+    assert [len(lines) for lines in rows] == [3, 3, 1, 3, 1], "a header for a new column alone"
+    assert rows[1][2].split()[1:6] == ["1.000", "2.000", "3.000", "4.000", "5.000"]
     assert rows[2][0].split()[1:4] == ["1.000", "2.000", "3.000"]
-    assert len(rows[2][0]) == len(rows[1][1]), "the time is in its column"
+    assert len(rows[2][0]) == len(rows[1][2]), "the time is in its column"
 
 
 def test_a_line_within_each_epoch_does_not_repeat_the_header_each_time() -> None:
     made, headers = EpochTable(100), 0
     for epoch in range(1, 31):
         made.interrupted()
-        headers += len(list(made.row(epoch, {"loss": 1.0}, seconds=1, best=False, width=80))) - 1
+        headers += len(list(made.row(epoch, {"loss": {"": 1.0}}, seconds=1, best=False, width=80))) - 1
     assert headers == 2
 
 

@@ -128,8 +128,8 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
         f"  run       {run}",
     ]
     assert screen[7:9] == [
-        "2 more values in metrics.jsonl",
-        "epoch       loss   val_loss   accuracy  val_accuracy    time",
+        "             loss              accuracy         top_k_accuracy",
+        "epoch     train     valid     train     valid     train     valid   time",
     ]
     best = min(records(result.run_dir), key=lambda record: record["val_loss"])
     for record, row in zip(records(result.run_dir), screen[9:12], strict=True):
@@ -250,8 +250,8 @@ def test_a_resumed_run_continues_its_table(fit: Fit, tmp_path: Path, monkeypatch
         train.main(["-r", str(run.path)])
     screen = second.screen()
     at = screen.index("  resuming  from step 7, in epoch 2")
-    assert screen[at + 1].split()[0] == "epoch"
-    assert screen[at + 2].split()[0] == "2/2"
+    assert screen[at + 2].split()[0] == "epoch"
+    assert screen[at + 3].split()[0] == "2/2"
     assert [line for line in second.drawn() if re.search(r"2/2  40% ", line)], (
         "the bar starts at the step of the checkpoint"
     )
