@@ -91,7 +91,8 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
         changed = changes(before, trainer.experiment.saved_config)
         _refuse(loaded, changed, folder, epoch_steps=0 if saved["trained"] else saved["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source} is not a complete checkpoint: {type(error).__name__} {error}") from error
+        what = f"{source} is not a complete checkpoint, or one of an earlier version"
+        raise CheckpointError(f"{what}: {type(error).__name__} {error}") from error
     try:
         again = saved["epoch_steps"] and begins_epochs(trainer)
         trainer.load_state_dict(copied(state) if again else state, source)  # parts may keep what they load
