@@ -21,6 +21,7 @@ from base.data.workers import Request, Workers
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import UserError
 from utils.random import numpy_random
+from utils.tree import to_device
 
 
 class Position(NamedTuple):
@@ -114,6 +115,7 @@ class Batches:
         self.rank, self.world_size = 0, 1
         # a pass, the weights of its samples, and all of its draws, integers of shape (N,)
         self._cached_order: tuple[int, Tensor | None, Tensor] | None = None
+        self._cached_indices: tuple[int, Tensor] | None = None  # a pass, and its samples on a device
         self._random_blocks = RandomBlocks(batch_size)
         self._workers: Workers | None = None
 
@@ -180,6 +182,17 @@ class Batches:
     def _indices(self, draws: Tensor | slice) -> Tensor | slice:
         return draws % len(self.source) if self.weighted and isinstance(draws, Tensor) else draws
 
+    def _batch_indices(self, loaded_range: BatchRange, draws: Tensor | slice) -> Tensor | slice:
+        """The samples of a batch, on the device where the source takes them: a view of all those of the pass."""
+        device = getattr(self.source, "index_device", None)
+        if device is None or isinstance(draws, slice):
+            return self._indices(draws)
+        passes, start, stop = loaded_range
+        if self._cached_indices is None or self._cached_indices[0] != passes:
+            every: Any = self._indices(self._draws(passes, 0, self.num_samples))
+            self._cached_indices = passes, to_device(every, device)
+        return self._cached_indices[1][start:stop]
+
     def _draws(self, passes: int, start: int, stop: int) -> Tensor | slice:
         """The sample indices of a range; if samples repeat, numbered by draw (``number_repeats``)."""
         positions = slice(start, stop)
@@ -193,7 +206,7 @@ class Batches:
                 samples = self.indices.index_select(0, samples)
             draws = number_repeats(samples, len(self.source)) if self.weighted else samples
             self._cached_order = cached = passes, weights, draws
-            self._random_blocks = RandomBlocks(self.batch_size)  # those of other samples
+            self._cached_indices, self._random_blocks = None, RandomBlocks(self.batch_size)  # those of other samples
         return cached[2][positions].long()
 
     def _random_key(self, passes: int) -> RandomKey:
@@ -224,7 +237,7 @@ class Batches:
             draws, key = self._draws(*loaded_range), self._random_key(loaded_range.passes)
             uniform = functools.partial(self._random_blocks.uniform, self._draws, key, loaded_range)
             random = SampleRandom(draws, key, uniform)
-            yield MicroBatch(batch_range, size, self.source.batch(self._indices(draws), random))
+            yield MicroBatch(batch_range, size, self.source.batch(self._batch_indices(loaded_range, draws), random))
         if isinstance(self.source, TensorSource):
             self.source.check_views()
 

@@ -119,6 +119,13 @@ class TensorSource:
         self._versions = self._last_views = None
 
     @property
+    def index_device(self) -> torch.device | None:
+        """Where ``batch`` takes the indices that it would otherwise copy there in each step; None: the CPU."""
+        if not isinstance(self.inputs, Tensor) or self.inputs.is_cpu or type(self).batch is not TensorSource.batch:
+            return None
+        return self.inputs.device
+
+    @property
     def in_memory(self) -> bool:
         return isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)
 

@@ -1,15 +1,19 @@
 """A data set that is kept on the device gives the batches that it gives otherwise."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from base.build import build_experiment, build_training
 from base.data.batches import Batches
 from base.data.device_cache import DeviceCache
+from base.data.orders import Shuffled, Weighted
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
 from base.data.sources import TensorSource
@@ -48,6 +52,49 @@ def test_batches_are_cut_and_augmented_on_the_device(own_cifar10: Path) -> None:
         for kept, moved in zip(one.data, other.data, strict=True):
             assert moved.device.type == "meta"
             assert (moved.shape, moved.dtype, moved.stride()) == (kept.shape, kept.dtype, kept.stride())
+
+
+@pytest.mark.parametrize("validation_split", [0, 20])
+def test_the_indices_are_copied_to_the_device_once_a_pass(own_cifar10: Path, validation_split: int) -> None:
+    copied: list[torch.Size] = []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.to and (args[0].device, result.device) == (CPU, META):
+                copied.append(result.shape)
+            return result
+
+    loader = CIFAR10Loader(
+        data_dir=str(own_cifar10), batch_size=8, validation_split=validation_split, download=False, device_cache=True
+    )
+    loader.device = META
+    batches = loader.training(seed=0)
+    with Copies():
+        for _ in itertools.islice(batches.load(batches.ranges()), 2 * len(batches)):
+            pass
+    assert copied.count(torch.Size([batches.num_samples])) == 2
+    assert len(copied) == 2 + 2, "and once what normalizes the pixels"
+
+
+class OnTheCPU(TensorSource):
+    """Takes indices as on a device."""
+
+    index_device = CPU
+
+
+@pytest.mark.parametrize("weights", [None, torch.rand(50) + 0.1])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_are_the_same_from_indices_on_the_device(rank: int, weights: Tensor | None) -> None:
+    inputs, targets = torch.arange(50), -torch.arange(50)
+    made = []
+    for kind in (TensorSource, OnTheCPU):
+        order = Shuffled(50, 3) if weights is None else Weighted(weights.clone, 3)
+        batches = Batches(kind(inputs, targets), batch_size=8, order=order)
+        batches.divide(rank, 2)
+        made.append([each.data for each in itertools.islice(batches.load(batches.ranges()), 20)])
+    for (one, _), (other, _) in zip(*made, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_training_and_validation_share_their_tensors(own_cifar10: Path) -> None:

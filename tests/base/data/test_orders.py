@@ -153,7 +153,11 @@ def test_processes_with_different_weights_are_refused() -> None:
         batches.begin_epoch(processes)
 
 
-def test_an_epoch_that_begins_in_the_middle_of_a_pass_draws_the_rest_by_its_own_weights() -> None:
+@pytest.mark.parametrize("index_device", [None, torch.device("cpu")], ids=["in each step", "for the pass at once"])
+def test_an_epoch_that_begins_in_the_middle_of_a_pass_draws_the_rest_by_its_own_weights(
+    index_device: torch.device | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TensorSource, "index_device", index_device)
     weights = torch.tensor([1.0, 0, 0, 0, 0, 0]).double()
     batches = Batches(indexed(6), batch_size=2, order=Weighted(weights.clone, seed=0))
     first, second = batches.ranges(), batches.ranges(Position(0, 2))
