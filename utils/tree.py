@@ -7,6 +7,7 @@ it is.
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -111,6 +112,12 @@ def stored_values(tensor: Tensor) -> Tensor:
     if tensor.is_sparse:
         return tensor.coalesce().values()
     return tensor if tensor.layout is torch.strided else tensor.values()
+
+
+def digest(tensor: Tensor) -> str:
+    """A hash of a tensor's values in memory, the same for equal bits. The tensor must have strides."""
+    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return blake2b(values.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def size_of(nest: Any) -> int:

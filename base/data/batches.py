@@ -8,7 +8,6 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,7 +20,7 @@ from base.data.workers import Request, Workers
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import UserError
 from utils.random import numpy_random
-from utils.tree import to_device
+from utils.tree import digest, to_device
 
 
 class Position(NamedTuple):
@@ -141,8 +140,9 @@ class Batches:
         """Ask for the weights of the samples, if any. Raises UserError if they differ between the processes."""
         if self.weighted:
             self.weighted.begin_epoch()
-            digest = blake2b(self.weighted.current.numpy().tobytes()).hexdigest()
-            process_group.check_same({"sample_weights(), which must count the samples of all": digest})
+            if process_group.world_size > 1:
+                advice = "compute them from the samples of all, as by self.runtime.process_group.all_reduce_sum"
+                process_group.check_same({"sample_weights()": digest(self.weighted.current)}, advice=advice)
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
         """The batches from a position on, endlessly."""

@@ -41,7 +41,7 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
     trainer.saved_data.check_lengths()
     if not trainer.progress.epoch_steps:
         trainer.training.batches.begin_epoch(trainer.runtime.process_group)
-    if not trainer.experiment.model.training:  # the whole model, as to show samples
+    if not trainer.model.training:  # the whole model, as to show samples
         trainer.model.train()
     if trainer.training.frozen.apply(epochs):
         # DDP waits for the parameters that required a gradient when it was created
@@ -56,7 +56,7 @@ def check_parameters(trainer: TrainerInterface) -> None:
     Not with FSDP, which replaces parameters itself.
     """
     known = trainer.training.frozen.parameters
-    named = () if trainer.runtime.sharded else trainer.experiment.model.named_parameters()
+    named = () if trainer.runtime.sharded else trainer.model.named_parameters()
     new = [n for n, each in named if known.get(n) is not each and (each.requires_grad or n not in known)]
     if new:
         raise ConfigError(

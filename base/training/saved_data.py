@@ -1,7 +1,6 @@
 """What a checkpoint records about the data set: a run must not resume with a different one."""
 
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +14,7 @@ from utils.distributed import ProcessGroup
 from utils.errors import ConfigError, DataError
 from utils.random import isolated
 from utils.text import count
-from utils.tree import has_strides
+from utils.tree import digest, has_strides
 
 MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 FACTS = {
@@ -130,4 +129,4 @@ def _targets_hash(batches: Batches) -> str | None:
 def _hash(values: Tensor | None) -> str | None:
     if values is None or not has_strides(values) or not 0 < values.numel() <= MAX_HASHED:
         return None
-    return blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+    return digest(values)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -24,7 +23,7 @@ from utils import checkpoint
 from utils.optimizers import parameters_in
 from utils.schema import TrainerConfig
 from utils.text import count, listed
-from utils.tree import map_tensors, tensors
+from utils.tree import digest, map_tensors, tensors
 
 
 class Advice(Observer):
@@ -188,9 +187,4 @@ def parts_that_differ(trainer: BaseTrainer) -> list[str]:
 
 def _digest(state: Any) -> str:
     """A hash that is the same for equal states."""
-
-    def content(tensor: Tensor) -> str:
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return blake2b(data.numpy().tobytes()).hexdigest()
-
-    return blake2b(repr(map_tensors(content, state)).encode()).hexdigest()
+    return blake2b(repr(map_tensors(digest, state)).encode()).hexdigest()

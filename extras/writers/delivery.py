@@ -12,7 +12,6 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +20,7 @@ from extras.records import flat
 from logger.writers import RunInfo, Writer
 from utils.errors import CheckpointError
 from utils.files import LogFile, atomic_write
+from utils.tree import digest
 from utils.user_code import format_error
 
 Entry = dict[str, Any]
@@ -81,8 +81,7 @@ class Delivery(Writer):
         self._add({"step": int(record["step"]), "values": {"epoch": record["epoch"]}})
 
     def images(self, step: int, tag: str, pictures: Tensor) -> None:
-        digest = blake2b(pictures.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
-        self._add({"step": step, "image": tag, "digest": digest}, pictures)
+        self._add({"step": step, "image": tag, "digest": digest(pictures)}, pictures)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         self._add({"step": step, "text": markdown, "tag": tag})

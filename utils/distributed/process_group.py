@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+SAME_START = "start all with the same command, on copies of the same files"
 
 
 class LostError(TrainingError):
@@ -57,16 +58,13 @@ class ProcessGroup:
         """The values of all processes by rank, in every process. UserError if a gradient should flow through them."""
         return [value]
 
-    def check_same(self, own: Mapping[str, object]) -> None:
-        """Raise UserError if a value differs between the processes. The names are for the message."""
+    def check_same(self, own: Mapping[str, object], *, advice: str = SAME_START) -> None:
+        """Raise UserError if a value differs between the processes. The names and the advice are for the message."""
         everyone = self.all_gather(own)
         for what in own:
             others = [str(rank) for rank, one in enumerate(everyone) if one[what] != everyone[0][what]]
             if others:
-                raise UserError(
-                    f"process 0 and process {', '.join(others)} differ in their {what}; "
-                    "start all with the same command, on copies of the same files"
-                )
+                raise UserError(f"process 0 and process {', '.join(others)} differ in their {what}; {advice}")
 
     def all_reduce_sum(self, values: Sequence[float]) -> Sequence[float]:
         """Each number summed over all processes, in float64 and in order of rank."""

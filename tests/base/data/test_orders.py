@@ -148,7 +148,8 @@ def test_processes_with_different_weights_are_refused() -> None:
         batches.begin_epoch(processes)
     weights[0] = 1
     with pytest.raises(
-        UserError, match=r"process 0 and process 1 differ in their sample_weights\(\), which must count"
+        UserError,
+        match=r"process 0 and process 1 differ in their sample_weights\(\); compute them from the samples of all",
     ):
         batches.begin_epoch(processes)
 
