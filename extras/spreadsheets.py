@@ -4,21 +4,13 @@ import csv
 import io
 from collections.abc import Iterable
 
-from utils.text import escape_controls
+from utils.text import escape_controls, is_number
 
 
 def spreadsheet_safe(text: str) -> str:
     """Text without control characters, and with an apostrophe before anything a spreadsheet would run as a formula."""
     text = escape_controls(text)
-    return f"'{text}" if text.startswith(("=", "@", "\t", "+", "-")) and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return f"'{text}" if text.startswith(("=", "@", "\t", "+", "-")) and not is_number(text) else text
 
 
 def csv_table(rows: Iterable[Iterable[object]]) -> str:

@@ -17,6 +17,15 @@ OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
 """The beginning of a KEY=VALUE on the command line."""
 
 
+def is_number(text: str) -> bool:
+    """Whether ``float`` takes it: also "nan" and "inf"."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def number(value: float) -> str:
     """Format with four significant digits and trailing zeros, so that columns align: "0.1230", "1.839e+06"."""
     return f"{value:#.4g}".removesuffix(".")

@@ -21,7 +21,7 @@ from base.data.workers import read_once, worker_count
 from extras.predict.inputs import ARRAYS, TABLES, file_and_member
 from utils.errors import DataError, UserError, os_errors_as
 from utils.files import open_regular
-from utils.text import count, escape_controls
+from utils.text import count, escape_controls, is_number
 from utils.user_code import format_error
 
 CHUNK = 16  # files per request to a worker
@@ -195,7 +195,7 @@ def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str])
 def _column_names(file: str, first: Sequence[str]) -> tuple[list[str], bool]:
     """The names in the first row, and whether it has them; else numbers. Says which, if all its cells are numbers."""
     names, numbers = [cell.strip() for cell in first], _numbered(first)
-    if not all(map(_is_number, first)):
+    if not all(map(is_number, first)):
         return names, True
     if names == numbers:  # the names that pandas writes for columns without any
         say_beside_bar(f"{file}: the first row numbers the columns, and is taken for the header")
@@ -207,14 +207,6 @@ def _column_names(file: str, first: Sequence[str]) -> tuple[list[str], bool]:
 def _numbered(row: Sequence[str]) -> list[str]:
     """The names of columns without a header."""
     return [str(place) for place in range(len(row))]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 # ------------------------------------------------------------------ other files
