@@ -173,7 +173,7 @@ class Warns(Trainer):
     """Warns in every step, and calls a loss of torch for a single number."""
 
     def train_step(self, batch: Any) -> StepResult:
-        warnings.warn("a step of one's own", stacklevel=1)
+        warnings.warn("written by the user", stacklevel=1)
         F.mse_loss(batch[0].mean(), batch[0].mean().reshape(1, 1))
         return super().train_step(batch)
 
@@ -185,7 +185,7 @@ def test_other_warnings_of_a_first_batch_are_shown(fit: Fit, action: Any, times:
         filters = list(warnings.filters)
         fit("trainer.type=Warns")
         assert list(warnings.filters) == filters
-    assert sum(str(each.message) == "a step of one's own" for each in caught) == times
+    assert sum(str(each.message) == "written by the user" for each in caught) == times
 
 
 def flat_loss(outputs: Tensor, targets: Tensor) -> Tensor:
