@@ -75,6 +75,27 @@ class StepBatches:
     """The position after the step."""
 
 
+@dataclass(slots=True)
+class _Pass:
+    """What the batches of a pass over the data have in common."""
+
+    number: int
+    key: RandomKey
+    weights: Tensor | None
+    """Those by which the samples were drawn, if any."""
+    draws: Tensor | None
+    """The samples in order, integers of shape (N,); if samples repeat, numbered by draw (``number_repeats``). None: all
+    samples as stored."""
+    random: RandomBlocks
+    indices_on_device: Tensor | None = None
+    """The samples in order, int64 of shape (N,), once the source takes them there."""
+
+    def between(self, start: int, stop: int) -> Tensor | slice:
+        """Some of the draws: int64 of shape (B,), or a slice of consecutive samples, which is copied faster."""
+        positions = slice(start, stop)
+        return positions if self.draws is None else self.draws[positions].long()
+
+
 class Batches:
     """The batches of a data set, or of part of it.
 
@@ -112,10 +133,7 @@ class Batches:
         self.samples_per_pass = self.num_samples - (self.num_samples % batch_size if drop_last else 0)
         self.drop_last = drop_last
         self.rank, self.world_size = 0, 1
-        # a pass, the weights of its samples, and all of its draws, integers of shape (N,)
-        self._cached_order: tuple[int, Tensor | None, Tensor] | None = None
-        self._cached_indices: tuple[int, Tensor] | None = None  # a pass, and its samples on a device
-        self._random_blocks = RandomBlocks(batch_size)
+        self._current_pass: _Pass | None = None
         self._workers: Workers | None = None
 
     def __len__(self) -> int:
@@ -176,38 +194,29 @@ class Batches:
         return BatchRange(passes, start + first, start + end)
 
     def sample_indices(self, batch_range: BatchRange) -> Tensor | slice:
-        """The samples of a batch: int64 of shape (B,), or a slice if they are consecutive, which is copied faster."""
-        return self._indices(self._draws(*batch_range))
+        """The samples of a batch: int64 of shape (B,), or a slice if they are consecutive."""
+        passes, start, stop = batch_range
+        return self._indices(self._pass(passes).between(start, stop))
 
     def _indices(self, draws: Tensor | slice) -> Tensor | slice:
         return draws % len(self.source) if self.weighted and isinstance(draws, Tensor) else draws
 
-    def _batch_indices(self, loaded_range: BatchRange, draws: Tensor | slice) -> Tensor | slice:
-        """The samples of a batch, on the device where the source takes them: a view of all those of the pass."""
-        device = getattr(self.source, "index_device", None)
-        if device is None or isinstance(draws, slice):
-            return self._indices(draws)
-        passes, start, stop = loaded_range
-        if self._cached_indices is None or self._cached_indices[0] != passes:
-            every: Any = self._indices(self._draws(passes, 0, self.num_samples))
-            self._cached_indices = passes, to_device(every, device)
-        return self._cached_indices[1][start:stop]
-
-    def _draws(self, passes: int, start: int, stop: int) -> Tensor | slice:
-        """The sample indices of a range; if samples repeat, numbered by draw (``number_repeats``)."""
-        positions = slice(start, stop)
-        if self.order is None:
-            return positions if self.indices is None else self.indices[positions].long()
+    def _pass(self, passes: int) -> _Pass:
+        """The pass after so many others, kept until another one is asked for, or its samples have other weights."""
         weights = self.weighted.current if self.weighted else None
-        cached = self._cached_order
-        if cached is None or cached[0] != passes or cached[1] is not weights:
-            samples = self.order(passes)
-            if self.indices is not None:
-                samples = self.indices.index_select(0, samples)
-            draws = number_repeats(samples, len(self.source)) if self.weighted else samples
-            self._cached_order = cached = passes, weights, draws
-            self._cached_indices, self._random_blocks = None, RandomBlocks(self.batch_size)  # those of other samples
-        return cached[2][positions].long()
+        current = self._current_pass
+        if current is None or current.number != passes or current.weights is not weights:
+            key, draws = self._random_key(passes), self._draws(passes)
+            self._current_pass = current = _Pass(passes, key, weights, draws, RandomBlocks(draws, key, self.batch_size))
+        return current
+
+    def _draws(self, passes: int) -> Tensor | None:
+        if self.order is None:
+            return self.indices
+        samples = self.order(passes)
+        if self.indices is not None:
+            samples = self.indices.index_select(0, samples)
+        return number_repeats(samples, len(self.source)) if self.weighted else samples
 
     def _random_key(self, passes: int) -> RandomKey:
         return self.seed, "sample", passes
@@ -233,13 +242,24 @@ class Batches:
 
     def _load_here(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for batch_range in ranges:
-            size, loaded_range = self._loaded_range(batch_range)
-            draws, key = self._draws(*loaded_range), self._random_key(loaded_range.passes)
-            uniform = functools.partial(self._random_blocks.uniform, self._draws, key, loaded_range)
-            random = SampleRandom(draws, key, uniform)
-            yield MicroBatch(batch_range, size, self.source.batch(self._batch_indices(loaded_range, draws), random))
+            size, (passes, start, stop) = self._loaded_range(batch_range)
+            current = self._pass(passes)
+            draws = current.between(start, stop)
+            random = SampleRandom(draws, current.key, functools.partial(current.random.uniform, start, stop))
+            indices = self._indices_on_device(current, start, stop)
+            data = self.source.batch(self._indices(draws) if indices is None else indices, random)
+            yield MicroBatch(batch_range, size, data)
         if isinstance(self.source, TensorSource):
             self.source.check_views()
+
+    def _indices_on_device(self, current: _Pass, start: int, stop: int) -> Tensor | None:
+        """Some samples of a pass on the device where the source takes them: a view of all of them. None: on the CPU."""
+        device = getattr(self.source, "index_device", None)
+        if device is None or current.draws is None:
+            return None
+        if current.indices_on_device is None:
+            current.indices_on_device = to_device(self._indices(current.draws.long()), device)
+        return current.indices_on_device[start:stop]
 
     def one_pass(self) -> Iterator[MicroBatch]:
         """Load every sample once."""
@@ -268,8 +288,9 @@ class Batches:
             raise
 
     def _request(self, batch_range: BatchRange) -> Request:
-        _, loaded_range = self._loaded_range(batch_range)
-        return as_tensor(self._draws(*loaded_range)).numpy().tobytes(), self._random_key(batch_range.passes)
+        _, (passes, start, stop) = self._loaded_range(batch_range)
+        current = self._pass(passes)
+        return as_tensor(current.between(start, stop)).numpy().tobytes(), current.key
 
     def close(self) -> None:
         """End the worker processes. The next batches are of the data as it is then."""
