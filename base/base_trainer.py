@@ -32,9 +32,8 @@ from base.training.optimizing import SeveralOptimizers, closure_step
 from base.training.saved_data import SavedData
 from base.training.saving import Checkpointed
 from base.training.schedule import gradient_norm
-from base.training.state import own_parts, registered
+from base.training.state import own_parts
 from base.training.training_log import TrainingLog
-from utils import checkpoint
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
 from utils.prepare import prepare_ddp
@@ -89,8 +88,7 @@ class BaseTrainer(Checkpointed):
         """
         checkpointer = self.outputs.checkpointer
         try:
-            checkpoint.check_parts(self.stateful(), required=BaseTrainer.stateful(self), owner=self)
-            self.registered = {name: registered(part) for name, part in self.stateful().items()}
+            self.check_stateful()
             self.begin_next_epoch()
             self.state_dict()  # raises now if it could not be loaded
             self.observer.begin(self)

@@ -10,7 +10,7 @@ from base.experiment import Experiment
 from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
-from base.training.state import STANDARD_PARTS, check_registered, load_part, part_kind
+from base.training.state import STANDARD_PARTS, check_registered, load_part, part_kind, registered_names
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, Stopped, UserError
@@ -30,8 +30,7 @@ class Checkpointed(EvaluationLoop):
         self.train_metrics = experiment.make_metrics(training=True)
         self.finite = FiniteLosses()
         self._saved_progress: dict[str, Any] = {}
-        self.registered: dict[str, set[str]] = {}
-        """What ``registered`` returned for each part before the first step."""
+        self._names_at_start: dict[str, set[str]] = {}  # what each part had registered before the first step
 
     def stateful(self) -> dict[str, Any]:
         loss = stateful_loss(self.experiment.criterion)
@@ -48,6 +47,12 @@ class Checkpointed(EvaluationLoop):
             "progress": self.progress,
         }
 
+    def check_stateful(self) -> None:
+        """Raise UserError if ``stateful`` of a subclass returns what no run could load. Called before training."""
+        parts = self.stateful()
+        checkpoint.check_parts(parts, required=Checkpointed.stateful(self), owner=self)
+        self._names_at_start = {name: registered_names(part) for name, part in parts.items()}
+
     # ------------------------------------------------------------------ writing one
 
     def start(self) -> None:
@@ -56,8 +61,8 @@ class Checkpointed(EvaluationLoop):
         self.observer.first_step(self)
         state = self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
         for name, part in self.stateful().items():
-            if name in self.registered:
-                check_registered(name, part, state[name], self.registered[name])
+            if name in self._names_at_start:
+                check_registered(name, part, state[name], self._names_at_start[name])
         self.outputs.on_first_step()
 
     def save(self) -> None:

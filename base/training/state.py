@@ -91,7 +91,7 @@ def fit_buffers(module: Any, state: Any) -> None:
             setattr(owner, leaf, replaced[name])
 
 
-def registered(part: Any) -> set[str]:
+def registered_names(part: Any) -> set[str]:
     """The names of a module's parts, parameters, and buffers, also of those that are None; empty for any other part."""
     modules = part.named_modules(remove_duplicate=False) if isinstance(part, nn.Module) else ()
     held = [(path, {**module._parameters, **module._buffers, **module._modules}) for path, module in modules]
@@ -104,7 +104,7 @@ def check_registered(name: str, part: Any, state: Any, before: Set[str]) -> None
     name: of the part. state: its own.
     """
     saved = [f"{key}." for key in state] if isinstance(part, nn.Module) and isinstance(state, Mapping) else []
-    new = [each for each in sorted(registered(part) - before) if any(key.startswith(f"{each}.") for key in saved)]
+    new = [each for each in sorted(registered_names(part) - before) if any(key.startswith(f"{each}.") for key in saved)]
     if not new:
         return
     held = [each for module in part.modules() for each in (module._parameters, module._buffers, module._modules)]
@@ -116,7 +116,7 @@ def check_registered(name: str, part: Any, state: Any, before: Set[str]) -> None
                 delattr(part.get_submodule(path), leaf)
         part.load_state_dict(state)
     except Exception as error:  # of torch or the user's code
-        if lost := [each for each in new if f"{each}." in saved and each not in registered(part)]:
+        if lost := [each for each in new if f"{each}." in saved and each not in registered_names(part)]:
             raise UserError(
                 f"no checkpoint of this run could be loaded: its first step has registered {listed(lost)} in the part "
                 f"{name}. Register them in the constructor, or buffers with persistent=False"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from base.training.state import check_registered, registered
+from base.training.state import check_registered, registered_names
 from utils.errors import UserError
 
 
@@ -77,7 +77,7 @@ def held(module: nn.Module) -> list[tuple[str, int, bool]]:
 
 @pytest.mark.parametrize("module", [Scale(), Shared(), Inserting(loads=True), Recomputing()])
 def test_what_a_new_module_can_load_is_not_refused_and_stays_as_it_was(module: nn.Module) -> None:
-    before = registered(module)
+    before = registered_names(module)
     module(torch.randn(3, 4))
     as_it_was, names = held(module), [*module.state_dict()]
     check_registered("model", module, module.state_dict(), before)
@@ -87,7 +87,7 @@ def test_what_a_new_module_can_load_is_not_refused_and_stays_as_it_was(module: n
 
 def test_a_module_that_a_new_one_lacks_is_refused() -> None:
     module = Inserting(loads=False)
-    before = registered(module)
+    before = registered_names(module)
     module(torch.randn(3, 4))
     with pytest.raises(UserError, match=r"its first step has registered norm.bias, .* in the part model"):
         check_registered("model", module, module.state_dict(), before)
