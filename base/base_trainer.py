@@ -25,7 +25,7 @@ from base.training.first_batch import (
     checked_step,
     forward_error,
 )
-from base.training.loss import completed
+from base.training.loss import with_count_and_parts
 from base.training.loss_counts import check_counts
 from base.training.metrics import StepLoss
 from base.training.optimizing import SeveralOptimizers, closure_step
@@ -129,24 +129,24 @@ class BaseTrainer(Checkpointed):
 
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
-        settings = self.settings
-        self.log.begin_epoch(self.progress, self.steps_per_epoch())
+        settings, progress = self.settings, self.progress
+        self.log.begin_epoch(progress, self.steps_per_epoch())
         try:
-            if self.progress.validating:  # when the run was stopped
+            if progress.validating:  # when the run was stopped
                 self.validate_within_epoch()
             for step in self.training.batches.load_steps(self.remaining_steps()):
-                if self.progress.epoch_steps:  # before the first step, begin_epoch has changed what would be saved
+                if progress.epoch_steps:  # before the first step, begin_epoch has changed what would be saved
                     self.experiment.signals.check()
                 loss = self.optimizer_step(step)
                 if not self.has_started:
                     check_step_was_taken(self, loss, step)
                     self.start()
                 self.log.step(loss, step.samples)
-                if self.progress.steps % settings.log_every_steps == 0:
+                if progress.ends_interval(settings.log_every_steps):
                     self.log_interval()
-                if settings.validate_every_steps and self.progress.steps % settings.validate_every_steps == 0:
+                if progress.ends_interval(settings.validate_every_steps):
                     self.validate_within_epoch()
-                if settings.save_every_steps and self.progress.steps % settings.save_every_steps == 0:
+                if progress.ends_interval(settings.save_every_steps):
                     self.save()
             self.log.wait()
         finally:
@@ -224,13 +224,14 @@ class BaseTrainer(Checkpointed):
 
     def run_micro_batch(self, micro_batch: MicroBatch, step_loss: StepLoss, *, measure: bool = True) -> None:
         """Run the forward and backward pass of one micro-batch. Its outputs are freed before the next one."""
-        size, several = micro_batch.size, self.several_optimizers
-        batches, metrics = self.training.batches, self.train_metrics
+        batches, metrics, size = self.training.batches, self.train_metrics, micro_batch.size
         step = self.train_step if batches.checked else checked_step(self, self.train_step, metrics, "training")
         try:
             result = step(self.runtime.to_device(micro_batch.data))
-            result = completed(result, self.criterion, taken=several.after_train_step() if several else None)
-            self.finish_backward(step_loss.add(result.loss, result.count, size))
+            count = self.several_optimizers.after_train_step() if self.several_optimizers else None
+            result = with_count_and_parts(result, self.criterion, earlier_count=count)
+            weight = step_loss.add(result.loss, result.count, size)
+            self.finish_backward(weight)
             if measure:
                 metrics.update(result, samples=size, share=size / step_loss.samples)
         except FORWARD_ERRORS as error:

@@ -13,7 +13,7 @@ from base.experiment import Experiment
 from base.metric import single_number
 from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, checked_step, forward_error
-from base.training.loss import completed
+from base.training.loss import with_count_and_parts
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.parameters import loss_module
@@ -65,7 +65,7 @@ class EvaluationLoop(TrainerInterface):
                 batch_range, size, data = micro_batch.range, micro_batch.size, micro_batch.data
                 step = self.eval_step if batches.checked else checked_step(self, self.eval_step, metrics, "evaluation")
                 try:
-                    result = completed(step(self.runtime.to_device(data)), self.criterion)
+                    result = with_count_and_parts(step(self.runtime.to_device(data)), self.criterion)
                     metrics.update(result, samples=size, share=size / batches.num_samples)
                     if also:
                         also.update(result, samples=size, share=size / self.training.validation_samples)

@@ -24,10 +24,10 @@ Count = Callable[[Tensor, Tensor], Tensor | float | None]
 """(outputs, targets) -> what the loss is averaged over, shape (); None: samples."""
 
 
-def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = None) -> StepResult:
-    """Add to the result of a step what the loss was averaged over and the losses it is a sum of.
+def with_count_and_parts(result: StepResult, loss: Loss, *, earlier_count: Tensor | float | None = None) -> StepResult:
+    """Add to the result of a step what the loss was averaged over and, in its log, the losses by name it is a sum of.
 
-    loss: the trainer's; clears what its last call stored. taken: the count that was taken from it within the step.
+    loss: the trainer's; clears what its last call stored. earlier_count: what ``take_count`` returned within the step.
     """
     # in this order: what the step returns, what was noted on the loss that it returns, what the config's loss noted in
     # its last call, as for a loss computed from it, and what was taken from it when an optimizer stepped on it
@@ -35,7 +35,7 @@ def completed(result: StepResult, loss: Loss, *, taken: Tensor | float | None = 
     if result.count is not None:
         count = to_scalar(result.count) if isinstance(result.count, Tensor) else float(result.count)
     elif count is None:
-        count = taken
+        count = earlier_count
     if take_parts := getattr(type(loss), "take_parts", None):  # losses by name
         return result._replace(count=count, log={**take_parts(loss), **result.log})
     return result if count is result.count else StepResult(*result[:-1], count)

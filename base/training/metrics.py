@@ -66,7 +66,8 @@ class Mean:
 
     def interval(self) -> tuple[float, float]:
         """Add what is pending. Returns the sum and weight of the open interval in this process."""
-        values, weights = (_read([each[column] for each in self._pending]) for column in range(2))
+        values = _read([value for value, _, _ in self._pending])
+        weights = self.pending_weights()
         for value, weight, (_, _, is_mean) in zip(values, weights, self._pending, strict=True):
             self.interval_weight += weight
             if not is_mean:
