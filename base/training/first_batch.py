@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from base.data.batches import Batches, MicroBatch, StepBatches
+from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
 from base.training.broadcast import name_of
 from base.training.finite import samples_of
@@ -82,10 +82,7 @@ def _without_optimizer_steps(trainer: TrainerInterface, phase: str) -> Iterator[
 def forward_error(
     trainer: TrainerInterface, error: Exception, batches: Batches, micro_batch: MicroBatch, phase: str
 ) -> Exception:
-    """Wrap an error in a step: in a first batch, parts of the config probably do not match.
-
-    batches: those with the micro-batch. phase: "training" or "evaluation".
-    """
+    """The error to raise for one in a step. batches: those with the micro-batch. phase: "training" or "evaluation"."""
     if lost := current().peer_failure(error):
         return lost
     if ONE_SAMPLE in str(error):
@@ -99,20 +96,31 @@ def forward_error(
             f"torch.use_deterministic_algorithms) requires one\n{line}\n"
             "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
         )
-    size = micro_batch.range.size
     if batches.checked:
-        smaller = size < batches.batch_size
-        if not smaller and not isinstance(error, IndexError):  # it depends on the code, not on the samples
-            if (advice := find_extra("advice")) and (cause := advice.usual_cause(error)):
-                error.add_note(f"The usual cause is {cause}.")
-            return error
-        after = f" after step {trainer.progress.steps:,}" if trainer.progress.steps else ""  # none in test.py
-        last = f", the last {size} of the data where other batches have {batches.batch_size}" if smaller else ""
-        message = (
-            f"{phase} failed{after}, with {samples_of(batches, [micro_batch.range])}{last}: {_reason(error)}\n{line}"
-        )
-        drop = "\ndata_loader.args.drop_last=true leaves them out." if smaller and phase == "training" else ""
-        return TrainingError(message + drop)
+        return _later_error(trainer, error, batches, micro_batch.range, phase)
+    return _first_error(trainer, error, micro_batch, phase)
+
+
+def _later_error(
+    trainer: TrainerInterface, error: Exception, batches: Batches, batch_range: BatchRange, phase: str
+) -> Exception:
+    """The error of a batch after the first: names the samples, if the cause may be in them."""
+    size = batch_range.size
+    smaller = size < batches.batch_size
+    if not smaller and not isinstance(error, IndexError):  # it depends on the code, not on the samples
+        if (advice := find_extra("advice")) and (cause := advice.usual_cause(error)):
+            error.add_note(f"The usual cause is {cause}.")
+        return error
+    after = f" after step {trainer.progress.steps:,}" if trainer.progress.steps else ""  # none in test.py
+    last = f", the last {size} of the data where other batches have {batches.batch_size}" if smaller else ""
+    what = f"{phase} failed{after}, with {samples_of(batches, [batch_range])}{last}"
+    drop = "\ndata_loader.args.drop_last=true leaves them out." if smaller and phase == "training" else ""
+    return TrainingError(f"{what}: {_reason(error)}\n{user_line(error)}{drop}")
+
+
+def _first_error(trainer: TrainerInterface, error: Exception, micro_batch: MicroBatch, phase: str) -> Exception:
+    """The error of a first batch: parts of the config probably do not match."""
+    line = user_line(error)
     if isinstance(error, AttributeError) and not line:
         return error  # not in the user's code
     line = line or f"  {format_error(error)}"
