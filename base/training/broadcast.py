@@ -7,7 +7,6 @@ import itertools
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -90,23 +89,23 @@ def check_metrics(
 
     functions: by name. library: each a LibraryMetric. phase: whose first batch this is.
     """
-
-    def try_function(name: str, function: MetricFunction) -> None:
-        with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
-            function(outputs, targets)
-
-    trials = {name: partial(try_function, name, function) for name, function in functions.items()}
-    for metric in library:
-        trials[metric.name] = partial(metric.dry_run, outputs, targets, phase)
     before = _values([outputs, targets])
+
+    def check_unchanged(name: str) -> None:
+        if not same(before, _values([outputs, targets])):
+            raise ConfigError(
+                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
+                "change a copy, as in outputs = outputs.clone()"
+            )
+
     with isolated("metrics"):
-        for name, trial in trials.items():
-            trial()
-            if not same(before, _values([outputs, targets])):
-                raise ConfigError(
-                    f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
-                    "change a copy, as in outputs = outputs.clone()"
-                )
+        for name, function in functions.items():
+            with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
+                function(outputs, targets)
+            check_unchanged(name)
+        for metric in library:
+            metric.dry_run(outputs, targets, phase)
+            check_unchanged(metric.name)
 
 
 def _values(nest: Any) -> list[Tensor]:

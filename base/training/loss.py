@@ -106,21 +106,32 @@ class CountedLoss:
             outputs.given_to_loss = True  # type: ignore[attr-defined]  # for LibraryMetric
         if self._count is None:
             return self.loss(*args, **kwargs)
-        # torch's mean over nothing is NaN, which is replaced only where the host reads the count at once
-        summed = self.total is not None and isinstance(targets, Tensor) and not is_read_at_once(targets)
-        loss: Any = (self.total if summed else self.loss)(*args, **kwargs) if self.total else None
+        # if nothing counts, the mean and its gradients may be 0 / 0; they become 0
+        loss: Any
+        if self.total is None:
+            count = self._counted(outputs, targets)
+            nothing = not isinstance(count, Tensor) and count == 0
+            loss = sum(each.sum() for each in tensors(outputs)) * 0.0 if nothing else self.loss(*args, **kwargs)
+        elif isinstance(targets, Tensor) and not is_read_at_once(targets):  # the host does not read the count
+            loss = self.total(*args, **kwargs)
+            count = self._counted(outputs, targets, loss)
+            loss = loss / divisor(count)
+        else:
+            loss = self.loss(*args, **kwargs)
+            count = self._counted(outputs, targets, loss)
+            if not isinstance(count, Tensor) and count == 0:
+                loss = self.total(*args, **kwargs)
+        return with_count(loss, count)
+
+    def _counted(self, outputs: Any, targets: Any, loss: Any = None) -> Any:
+        """What a batch is averaged over, noted for ``take_count``. loss: torch's for it, which may know."""
+        assert self._count is not None
         count: Any = torch_divisor(loss)
         if count is None:
             count = self._count(outputs, targets)
         if count is not None:
             self.last_count = count = to_scalar(count)
-        if summed:
-            loss = loss / divisor(count)
-        elif not isinstance(count, Tensor) and count == 0:  # the loss, and its gradients, may be 0 / 0
-            loss = self.total(*args, **kwargs) if self.total else sum(each.sum() for each in tensors(outputs)) * 0.0
-        elif loss is None:
-            loss = self.loss(*args, **kwargs)
-        return with_count(loss, count)
+        return count
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__.get("loss"), name)

@@ -39,6 +39,20 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
 
 
 @dataclass
+class OpenMicroBatch:
+    """The micro-batch on which ``train_step`` runs."""
+
+    number: int
+    """The first of a step is 1."""
+    size: int
+    """Its number of samples."""
+    used: list[tuple[str, ...]] = field(default_factory=list)
+    """The blocks that it has used."""
+    count: Tensor | float | None = None
+    """What the config's loss was averaged over in it, once an optimizer has used the loss; None: samples."""
+
+
+@dataclass
 class OpenStep:
     """The optimizer step that is being taken. A block is known by the names of its optimizers."""
 
@@ -49,19 +63,12 @@ class OpenStep:
     """The optimizers that did not step, since their gradients overflowed in fp16."""
     norms: dict[str, Tensor] = field(default_factory=dict)
     """The gradient norm of each optimizer before clipping, if anything is clipped."""
-    number: int = 0
-    """The current micro-batch; the first is 1."""
-    size: int = 0
-    """Its number of samples."""
-    used: list[tuple[str, ...]] = field(default_factory=list)
-    """The blocks that it has used."""
-    count: Tensor | float | None = None
-    """What the config's loss was averaged over in it, once an optimizer has used the loss; None: samples."""
+    micro_batch: OpenMicroBatch = field(default_factory=lambda: OpenMicroBatch(number=0, size=0))
 
     @property
     def is_last(self) -> bool:
         """Whether the current micro-batch ends the step."""
-        return self.number == len(self.batches.ranges)
+        return self.micro_batch.number == len(self.batches.ranges)
 
 
 class SeveralOptimizers:
@@ -75,33 +82,34 @@ class SeveralOptimizers:
         self.trainer = trainer
         self.step: OpenStep | None = None
         """None outside of a step, where gradients are computed without stepping."""
-        self.current: Sequence[ScheduledOptimizer] = ()
+        self.block: Sequence[ScheduledOptimizer] = ()
         """The optimizers of the open block."""
         self._without_block = ExitStack()  # has the block that ``backward`` opened
 
     def take_step(self, batches: StepBatches) -> Tensor | float:
         """Take one step. Returns its loss from the trainer's result, by ``to_scalar``."""
-        trainer, process_group = self.trainer, self.trainer.runtime.process_group
+        trainer = self.trainer
         self.step = step = OpenStep(batches)
         step_loss: StepLoss = trainer.begin_step(batches)
         for optimizer in trainer.training.optimizers.values():  # one may not step this time
             trainer.runtime.zero_grad(optimizer.optimizer)
         try:
             for number, micro_batch in enumerate(batches.micro_batches, start=1):
-                step.number, step.size, step.used, step.count = number, micro_batch.size, [], None
+                step.micro_batch = OpenMicroBatch(number, micro_batch.size)
                 trainer.run_micro_batch(micro_batch, step_loss)
-                if set(step.used) != step.losses.keys():
+                if set(step.micro_batch.used) != step.losses.keys():
                     raise _differs(step)
             if not trainer.has_started:
                 self._check_use(step)
         finally:
-            self.step, self.current = None, ()
+            self.step = None
+            self.block = ()
             self._without_block.pop_all()  # of a step that failed
         for optimizer in trainer.training.optimizers.values():
             optimizer.schedule.after_step(stepped=optimizer.name not in step.skipped)
         norms = list(step.norms.values())
         trainer.gradient_norm = nn.utils.get_total_norm(norms) if norms else None
-        return step_loss.finish([], process_group)
+        return step_loss.finish([], trainer.runtime.process_group)
 
     @contextmanager
     def optimizing(self, *names: str) -> Iterator[None]:
@@ -115,14 +123,14 @@ class SeveralOptimizers:
                 expected = ", ".join(optimizers)
                 raise ConfigError(f"the trainer steps the optimizer {name!r}, but the config has {expected}")
         names = tuple(name for name in optimizers if name in names or not names)
-        if self.current:
+        if self.block:
             raise ConfigError(
-                f"{_block(names)} inside {_block(each.name for each in self.current)}; let one block follow the other, "
+                f"{_block(names)} inside {_block(each.name for each in self.block)}; let one block follow the other, "
                 f"or step both at once: {_block(optimizers)}"
             )
         if self.step is not None:
             self._begin_block(names, self.step)
-        self.current = current = [optimizers[name] for name in names]
+        self.block = current = [optimizers[name] for name in names]
         own = {id(parameter) for optimizer in current for parameter in optimizer.parameters}
         others = [each for each in self.trainer.training.parameters if id(each) not in own and each.requires_grad]
         try:
@@ -132,7 +140,7 @@ class SeveralOptimizers:
             if self.step is not None:
                 self._finish_backward(names, self.step)
         finally:
-            self.current = ()
+            self.block = ()
             self.trainer.waiting_losses.clear()
             for parameter in others:
                 parameter.requires_grad_(True)
@@ -141,30 +149,31 @@ class SeveralOptimizers:
 
     def _begin_block(self, names: tuple[str, ...], step: OpenStep) -> None:
         several = len(step.batches.ranges) > 1
-        twice = any(not set(names).isdisjoint(each) for each in step.used)
-        step.used.append(names)
-        if several and (twice or (step.number > 1 and names not in step.losses)):
+        is_first = step.micro_batch.number == 1
+        twice = any(not set(names).isdisjoint(each) for each in step.micro_batch.used)
+        step.micro_batch.used.append(names)
+        if several and (twice or not (is_first or names in step.losses)):
             raise _differs(step)
-        if step.number == 1:
+        if is_first:
             for name in names:
                 self.trainer.runtime.zero_grad(self.trainer.training.optimizers[name].optimizer)
             step.losses[names] = self.trainer.begin_step(step.batches)
 
     def ensure_block(self) -> None:
         """Before ``backward``: outside of a block, a supervised trainer's loss is that of all optimizers."""
-        if not self.current and not self.trainer.supervised:
+        if not self.block and not self.trainer.supervised:
             names = self.trainer.training.optimizers
             raise ConfigError(
                 "self.backward was called outside self.optimizing(NAME), but the config has several optimizers: "
                 f"{', '.join(names)}; to step all of them on one loss: with {_block(names)}"
             )
-        if not self.current and self.step is not None:
+        if not self.block and self.step is not None:
             self._without_block.enter_context(self.optimizing())
 
     def after_train_step(self) -> Tensor | float | None:
         """Close the block that ``backward`` opened. Returns what the config's loss was averaged over in the blocks."""
         self._without_block.close()
-        return self.step.count if self.step else None
+        return self.step.micro_batch.count if self.step else None
 
     def _finish_backward(self, names: tuple[str, ...], step: OpenStep) -> None:
         """The backward pass of the losses of a block whose gradients are a share of the step's."""
@@ -173,9 +182,10 @@ class SeveralOptimizers:
             return
         count = take_count(self.trainer.criterion, *waiting)
         loss = sum(waiting[1:], waiting[0])
-        self.trainer.finish_backward(step.losses[names].add(loss, count, step.size))
+        weight = step.losses[names].add(loss, count, step.micro_batch.size)
+        self.trainer.finish_backward(weight)
         if count is not None:
-            step.count = count
+            step.micro_batch.count = count
 
     def _step_optimizers(
         self, names: tuple[str, ...], optimizers: Sequence[ScheduledOptimizer], step: OpenStep
@@ -217,9 +227,9 @@ def _block(names: Iterable[str]) -> str:
 
 def _differs(step: OpenStep) -> ConfigError:
     """For blocks that some micro-batches use twice or not at all."""
-    used, others = (" and ".join(map(_block, blocks)) or "no block" for blocks in (step.used, step.losses))
+    used, others = (" and ".join(map(_block, blocks)) or "no block" for blocks in (step.micro_batch.used, step.losses))
     return ConfigError(
-        f"micro-batch {step.number} of {len(step.batches.ranges)} uses {used}, and the first one {others}. "
+        f"micro-batch {step.micro_batch.number} of {len(step.batches.ranges)} uses {used}, and the first one {others}. "
         "With trainer.accumulate_steps, use each block once in all micro-batches of a step or in none, as by "
         "self.progress.steps, which counts whole steps"
     )
