@@ -94,27 +94,14 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
         what = f"{source} is not a complete checkpoint, or one of an earlier version"
         raise CheckpointError(f"{what}: {type(error).__name__} {error}") from error
     try:
-        again = saved["epoch_steps"] and begins_epochs(trainer)
-        trainer.load_state_dict(copied(state) if again else state, source)  # parts may keep what they load
-        if trainer.progress.epoch_steps:
-            prepare_epoch(trainer, trainer.progress.epochs)
-            if again:
-                trainer.load_state_dict(state, source)  # as saved, whatever begin_epoch did to it
+        _load(trainer, state, source)
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error
-    progress, definitions = trainer.progress, state["metrics"]["definitions"]
+    definitions = state["metrics"]["definitions"]
     new = [name for name, each in trainer.train_metrics.definitions.items() if definitions.get(name) != each]
-    in_validation = [each for name in new for each in validation_names(name, trainer.training.validation)]
-    another = trainer.settings.monitored_name in (*new, *in_validation)  # a metric under the same name
-    if another:
-        progress.reset_best()
-    _recompute_best_and_schedules(trainer, monitor, folder)
-    if trainer.finished() and (another or monitor != trainer.settings.monitor):
-        # config.json is written with the next step, so that it would not say by which value best.pth was chosen
-        message = f"the monitored value cannot change once a run is finished; {how_to_train_longer(trainer)}"
-        raise loaded.error(("trainer", "monitor"), message)
+    _apply_monitor(loaded, trainer, folder, before=monitor, new_metrics=new)
     # in this order: logs must remain as long as later checkpoints can be resumed
-    outputs = trainer.outputs
+    progress, outputs = trainer.progress, trainer.outputs
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
@@ -124,6 +111,16 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
             f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
             f"{count(progress.epoch_steps, 'step')}"
         )
+
+
+def _load(trainer: BaseTrainer, state: dict[str, Any], source: Path) -> None:
+    """Load a checkpoint. Within an epoch, also prepare that epoch, and undo what ``begin_epoch`` did to its state."""
+    again = state["progress"]["epoch_steps"] and begins_epochs(trainer)
+    trainer.load_state_dict(copied(state) if again else state, source)  # parts may keep what they load
+    if trainer.progress.epoch_steps:
+        prepare_epoch(trainer, trainer.progress.epochs)
+    if again:
+        trainer.load_state_dict(state, source)
 
 
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
@@ -164,6 +161,25 @@ def _new_run(loaded: LoadedConfig, folder: RunFolder) -> str:
     whole = " 'model.weights.skip=[]' 'model.weights.rename={}'" if loaded.config.model.weights else ""
     command = f"python train.py -c {run}/config.json --init-from {run}{whole} KEY=VALUE"
     return f"To start a new run from its weights: {command}"
+
+
+def _apply_monitor(
+    loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, *, before: str | None, new_metrics: Sequence[str]
+) -> None:
+    """Judge the finished epochs by another monitored value, and recompute schedules that have changed or follow it.
+
+    Raises ConfigError for another value of a finished run.
+    before: the checkpoint's "monitor". new_metrics: those that it does not have, or under whose name it has another.
+    """
+    in_validation = [each for name in new_metrics for each in validation_names(name, trainer.training.validation)]
+    is_new = trainer.settings.monitored_name in (*new_metrics, *in_validation)
+    if is_new:
+        trainer.progress.reset_best()
+    _recompute_best_and_schedules(trainer, before, folder)
+    if trainer.finished() and (is_new or before != trainer.settings.monitor):
+        # config.json is written with the next step, so that it would not say by which value best.pth was chosen
+        message = f"the monitored value cannot change once a run is finished; {how_to_train_longer(trainer)}"
+        raise loaded.error(("trainer", "monitor"), message)
 
 
 def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
