@@ -18,9 +18,10 @@ from base.training.epoch_start import prepare_epoch
 from base.training.evaluation import check_returned
 from base.training.first_batch import (
     FORWARD_ERRORS,
+    check_backward_was_called,
     check_epoch_was_counted,
     check_first_backward,
-    check_first_batch,
+    check_loss_was_called,
     check_step_was_taken,
     checked_step,
     forward_error,
@@ -237,7 +238,11 @@ class BaseTrainer(Checkpointed):
         except FORWARD_ERRORS as error:
             raise forward_error(self, error, batches, micro_batch, "training") from error
         if not batches.checked:
-            check_first_batch(self, micro_batch, result)
+            check_loss_was_called(self)
+            check_backward_was_called(self)
+            batches.checked = True
+            self.saved_data.first_batch(micro_batch.data, result)
+            self.observer.first_batch(self, result)
 
     # ------------------------------------------------------------------ what train_step calls
 
@@ -250,6 +255,7 @@ class BaseTrainer(Checkpointed):
         check_loss(loss, "self.backward got a loss")
         if not self.called_backward:
             check_first_backward(self)
+            self.called_backward = True
         if self.several_optimizers is not None:
             self.several_optimizers.ensure_block()
         if self.waits_for_count:

@@ -94,7 +94,7 @@ class Training:
         """The learning rates in the last step, by parameter group."""
         rates = dict[str, float]()
         for each in self.optimizers.values():
-            rates |= zip(each.group_names, each.schedule.used(), strict=True)
+            rates |= zip(each.group_names, each.schedule.last_rates(), strict=True)
         return rates
 
 

@@ -153,15 +153,6 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
     )
 
 
-def check_first_batch(trainer: TrainerInterface, micro_batch: MicroBatch, result: StepResult) -> None:
-    """Check a trainer's first training batch, which ran without an error. Raises ConfigError."""
-    check_loss_was_called(trainer)
-    check_backward_was_called(trainer)
-    trainer.training.batches.checked = True
-    trainer.saved_data.first_batch(micro_batch.data, result)
-    trainer.observer.first_batch(trainer, result)
-
-
 def check_step_was_taken(trainer: TrainerInterface, loss: Any, step: StepBatches) -> None:
     """Raise ConfigError if a trainer's own first optimizer_step neither calls that of the base class nor counts.
 
@@ -193,7 +184,6 @@ def check_first_backward(trainer: TrainerInterface) -> None:
     """At the first ``self.backward``, raise ConfigError if the trainer's step has already computed gradients."""
     if not trainer.training.several:
         _check_gradients(trainer)
-    trainer.called_backward = True
 
 
 def check_backward_was_called(trainer: TrainerInterface) -> None:

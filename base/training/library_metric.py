@@ -60,12 +60,12 @@ class LibraryMetric:
             if not self.own and type(part).__module__.startswith("torchmetrics.classification")
         ]
         independent = any(kind.startswith(("Binary", "Multilabel")) for kind, _ in kinds)
-        self._independent = loss in LOGITS and independent
-        self._guesses = loss not in LOGITS | PROBABILITIES and independent
+        self._needs_sigmoid = loss in LOGITS and independent
+        self._guesses_logits = loss not in LOGITS | PROBABILITIES and independent
         """Whether torchmetrics alone decides whether a batch has logits."""
         self._guessed = dict[str, Tensor]()
         # of those of classes, only some need probabilities
-        self._classes = loss in CLASS_LOGITS and any(
+        self._needs_softmax = loss in CLASS_LOGITS and any(
             kind.startswith("Multiclass")
             and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in kind)
             for kind, part in kinds
@@ -82,13 +82,13 @@ class LibraryMetric:
     def update(self, outputs: Any, targets: Any) -> None:
         outputs, targets = entries(self.name, self.entry, outputs, targets)
         logits = getattr(outputs, "given_to_loss", False)
-        if logits and self._independent:
+        if logits and self._needs_sigmoid:
             outputs = outputs.sigmoid()
             if targets.is_floating_point():  # some take only integers; 2 is not a class, and is refused
                 targets = torch.where(targets == targets.round(), targets, 2).long()
-        elif logits and self._classes:
+        elif logits and self._needs_softmax:
             outputs = outputs.softmax(1)
-        elif self._guesses and isinstance(outputs, Tensor) and outputs.is_floating_point():
+        elif self._guesses_logits and isinstance(outputs, Tensor) and outputs.is_floating_point():
             self._note_guess(outputs)
         try:
             with self.kernels():
@@ -246,7 +246,7 @@ def _add_up_the_same(one: LibraryMetric, other: LibraryMetric) -> bool:
     common = vars(one.metric).keys() & vars(other.metric).keys()
     given = [
         {
-            "outputs": (each.entry, each._independent, each._guesses, each._classes),
+            "outputs": (each.entry, each._needs_sigmoid, each._guesses_logits, each._needs_softmax),
             **{name: value for name in common if not callable(value := getattr(each.metric, name))},
         }
         for each in pair

@@ -107,7 +107,7 @@ class Schedule:
         if stepped and self.per_step:
             self.step_scheduler(None)
 
-    def used(self) -> list[float]:
+    def last_rates(self) -> list[float]:
         """The learning rate of each parameter group in the last optimizer step."""
         return self.last_used or self.rates()
 

@@ -24,7 +24,7 @@ class ScheduleState:
         return {
             "scheduler": self.schedule.scheduler.state_dict() if self.schedule.scheduler else None,
             "moves": self.schedule.scheduler_steps,
-            "used": self.schedule.used(),
+            "used": self.schedule.last_rates(),
             "made_from": self.made_from(),
         }
 

@@ -40,7 +40,7 @@ class Checkpointer:
         self.main = self.writes = main
         self.before_commit = before_commit
         self.failure: str | None = None
-        self._not_pruned = self._said = ""
+        self._prune_failure = self._warned_of = ""
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
@@ -61,9 +61,9 @@ class Checkpointer:
             if self.failure:
                 others = "the older checkpoints are intact" if self.folder.parent.is_dir() else "the run folder is gone"
                 self.warn(f"{self.failure}; {others}")
-            if self._not_pruned != self._said:  # once, not after each save
-                self.warn(self._not_pruned)
-                self._said = self._not_pruned
+            if self._prune_failure != self._warned_of:  # once, not after each save
+                self.warn(self._prune_failure)
+                self._warned_of = self._prune_failure
         return self.failure is None
 
     def resume(self, source: Path, step: int, *, best_step: int | None) -> None:
@@ -101,7 +101,7 @@ class Checkpointer:
             try:
                 self._prune(step, best_step)
             except OSError as error:
-                self._not_pruned = f"an older checkpoint could not be removed: {error}"
+                self._prune_failure = f"an older checkpoint could not be removed: {error}"
 
     def _copy(self, state: dict[str, Any]) -> Any:
         """What the thread needs, in memory that training does not modify."""
