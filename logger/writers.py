@@ -169,14 +169,15 @@ class EventWriter(Writer):
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Truncate that state's file, empty later ones, and continue in a new file from the next step."""
-        # what was written before the first step is written again
-        kept, length = (state.get("file", ""), state.get("bytes", 0)) if step else ("", 0)
+        kept, length = "", 0
+        if step:  # what was written before the first step is written again
+            kept, length = state.get("file", ""), state.get("bytes", 0)
         # no file at a step > 0: TensorBoard was switched off, and the files are older
-        for path in self._files() if kept or not step else []:
-            if path.name >= kept:
-                # emptied rather than removed: an open TensorBoard would wait for a removed file forever. A file shorter
-                # than it was may end in half an event, where readers take the next file
-                LogFile(path).truncate(length if path.name == kept else 0)
+        dropped = [path for path in self._files() if path.name >= kept] if kept or not step else []
+        for path in dropped:
+            # emptied rather than removed: an open TensorBoard would wait for a removed file forever. A file shorter
+            # than it was may end in half an event, where readers take the next file
+            LogFile(path).truncate(length if path.name == kept else 0)
         left = size(self.folder / kept) if kept else 0
         self._buffer.clear()
         self._file = None

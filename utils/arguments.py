@@ -68,7 +68,8 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
                 found.setdefault(name, parameter)
         if not _takes_keywords(signature):
             break
-    for field in dataclasses.fields(component) if dataclasses.is_dataclass(component) else ():
+    fields = dataclasses.fields(component) if dataclasses.is_dataclass(component) else ()
+    for field in fields:
         if field.name in found and field.default_factory is not dataclasses.MISSING:
             found[field.name] = found[field.name].replace(default=field.default_factory())
     return found
@@ -148,10 +149,10 @@ def problems(
             instead = hint(name, known).replace("expected one of:", "it takes:")
             yield (name,), f'{component} has no argument "{name}"; {instead}'
     meant = {filled, *(closest(name, known) for name in args if name not in known)}
-    required = [name for name, parameter in known.items() if parameter.default is parameter.empty]
-    for name in required if complete else ():
-        if name not in args and name not in meant:
-            annotation = known[name].annotation
+    for name, parameter in known.items():
+        required = complete and parameter.default is parameter.empty
+        if required and name not in args and name not in meant:
+            annotation = parameter.annotation
             how = f": {describe(annotation)}" if annotation is not inspect.Parameter.empty else ""
             cannot = NOT_JSON if json_type(annotation) is NotJson else ""
             yield (), f'{component} needs the argument "{name}"{how}{cannot}'

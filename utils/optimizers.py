@@ -46,20 +46,25 @@ def forgets(optimizer: Optimizer, inner: Optimizer) -> bool:
 def start_state(optimizer: Optimizer) -> None:
     """Give parameters the state that torch's optimizers need, but do not create themselves.
 
-    An argument that is set on resume, such as ``amsgrad``, may need zeros that the run did not have. The kernel of a
-    fused SGD needs a momentum for all parameters or for none, and some, such as thawed ones, get their first gradient
-    later than others. Without dampening, zeros are equivalent to none; with it, only groups with some momentum get
-    them.
+    An argument that is set on resume, such as ``amsgrad``, may need zeros that the run did not have.
     """
     if type(optimizer) in (Adam, AdamW, RMSprop):
         for group in optimizer.param_groups:
             needed = [name for key, name in STARTS_AS_ZEROS.items() if group.get(key)]
             for parameter in group["params"]:
-                state = optimizer.state.get(parameter, {})
-                for name in needed if state else ():
-                    state.setdefault(name, torch.zeros_like(parameter))
-    if type(optimizer) is not SGD or not optimizer.defaults["fused"]:
-        return
+                if state := optimizer.state.get(parameter):
+                    for name in needed:
+                        state.setdefault(name, torch.zeros_like(parameter))
+    elif type(optimizer) is SGD and optimizer.defaults["fused"]:
+        _start_momentum(optimizer)
+
+
+def _start_momentum(optimizer: SGD) -> None:
+    """Give parameters the momentum that the kernel of a fused SGD needs for all of a group or for none.
+
+    Some, such as thawed ones, get their first gradient later than others. Without dampening, zeros are equivalent to
+    none; with it, only groups with some momentum get them.
+    """
     for group in optimizer.param_groups:
         trained = [parameter for parameter in group["params"] if parameter.requires_grad]
         missing = [each for each in trained if optimizer.state.get(each, {}).get("momentum_buffer") is None]

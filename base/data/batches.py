@@ -235,7 +235,8 @@ class Batches:
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         """Load this process's part of some batches, in order."""
-        for micro_batch in self._load_in_workers(ranges) if self.num_workers else self._load_here(ranges):
+        loaded = self._load_in_workers(ranges) if self.num_workers else self._load_here(ranges)
+        for micro_batch in loaded:
             # as in the other case: forgets a second normal number that NumPy's generator may keep
             numpy_random.set_bit_generator(numpy_random.get_bit_generator())
             yield micro_batch

@@ -80,6 +80,8 @@ class ScheduleState:
             moves = self.saved["moves"]  # fewer than steps if fp16 skipped some
         else:
             moves = epochs * self.schedule.steps_per_epoch + epoch_steps
-        for value in monitored if self.schedule.follows_monitor else [None] * min(moves, self.schedule.length):
+        without_monitor = [None] * min(moves, self.schedule.length)
+        values: Sequence[float | None] = monitored if self.schedule.follows_monitor else without_monitor
+        for value in values:
             self.schedule.step_scheduler(value)
         self.schedule.last_used = self.saved["used"]

@@ -42,7 +42,9 @@ def load_part(part: Any, state: Any) -> None:
 def _check_dtypes(module: nn.Module, state: Any) -> None:
     """Raise ValueError if the code now creates a weight in another dtype: torch would convert the saved value."""
     now = module.state_dict()  # its own method may convert them
-    for name, value in now.items() if isinstance(state, Mapping) and isinstance(now, Mapping) else ():
+    if not isinstance(state, Mapping) or not isinstance(now, Mapping):
+        return
+    for name, value in now.items():
         saved = state.get(name)
         if isinstance(value, Tensor) and isinstance(saved, Tensor) and value.dtype != saved.dtype:
             raise ValueError(f"{name} is saved in {saved.dtype}, not in {value.dtype}; --init-from converts it")
@@ -59,7 +61,9 @@ def _check_optimizer(optimizer: Optimizer) -> None:
                 raise ValueError(f"{key} should be a number, not {group.get(key)!r}")
     for index, parameter in enumerate(parameters_in(optimizer)):
         values: Any = optimizer.state.get(parameter)
-        for key in LIKE_PARAMETER & values.keys() if isinstance(values, dict) else ():  # others keep single tensors
+        if not isinstance(values, dict):  # of the user's optimizer, which may keep a single tensor
+            continue
+        for key in LIKE_PARAMETER & values.keys():
             shape = getattr(values[key], "shape", parameter.shape)
             if shape != parameter.shape:
                 raise ValueError(f"{key} of parameter {index} has shape {tuple(shape)}, not {tuple(parameter.shape)}")

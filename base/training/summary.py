@@ -76,7 +76,8 @@ def parameter_groups(training: Training) -> Iterator[tuple[str, str]]:
     """The parameter groups of each optimizer, if several, and what is frozen, as ("group", text)."""
     names = [name for optimizer in training.optimizers.values() for name in optimizer.group_names]
     trainable = {id(training.frozen.parameters[name]) for name in training.frozen.trainable}
-    for optimizer in training.optimizers.values() if len(names) > 1 else ():
+    shown = training.optimizers.values() if len(names) > 1 else ()
+    for optimizer in shown:
         for name, group in zip(optimizer.group_names, optimizer.optimizer.param_groups, strict=True):
             size = sum(parameter.numel() for parameter in group["params"])
             idle = sum(parameter.numel() for parameter in group["params"] if id(parameter) not in trainable)

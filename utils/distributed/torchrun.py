@@ -148,7 +148,8 @@ class TorchProcessGroup(ProcessGroup):
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        turn = 0 if self.is_main_process else 1 if self.local_rank == 0 else 2
+        of_others = 1 if self.local_rank == 0 else 2
+        turn = 0 if self.is_main_process else of_others
         for number in range(3):
             if number == turn:
                 yield
