@@ -250,8 +250,8 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training
             from torchmetrics import Metric  # slow to import
 
             made = call(loaded, ("metrics", index), metric.type, make, Metric).to(runtime.device)
-            loss = losses[key].type if (key := metric.entry or "") in losses else ""
-            library[name] = LibraryMetric(name, made, loss, entry=metric.entry)
+            loss = losses.get(metric.entry or "")
+            library[name] = LibraryMetric(name, made, loss.type if loss else "", entry=metric.entry)
         else:
             functions[name] = functools.partial(of_entry, make, name, metric.entry) if metric.entry else make
     logs = getattr(TRAINERS[loaded.config.trainer.type], "logs", ())

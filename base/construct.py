@@ -91,8 +91,12 @@ def call(
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return format_error_with_source(error).removeprefix("ValueError: ")
-    found = [(".".join(map(str, item["loc"])), in_json_words(item["msg"])) for item in error.errors()]
-    return "\n".join(filter(None, ["; ".join(": ".join(filter(None, each)) for each in found), user_line(error)]))
+    reasons = []
+    for item in error.errors():
+        message = in_json_words(item["msg"])
+        where = ".".join(map(str, item["loc"]))
+        reasons.append(f"{where}: {message}" if where else message)
+    return "\n".join(filter(None, ["; ".join(reasons), user_line(error)]))
 
 
 def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: str, arguments: str) -> None:

@@ -39,8 +39,8 @@ def outputs_and_targets(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     if len(args) > 1:
         return args[0], args[1]
     named = {name: kwargs[name] for name in ("input", "target") if name in kwargs}
-    outputs, targets, *_ = *args, *(named | kwargs).values(), None, None
-    return outputs, targets
+    given = [*args, *(named | kwargs).values(), None, None]
+    return given[0], given[1]
 
 
 class StepResult(NamedTuple):

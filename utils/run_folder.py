@@ -129,11 +129,14 @@ class RunFolder:
         """
         own = self.path.resolve()
         _check_entries(own)
+        in_use = UserError(f"{self.path} is in use: another process {doing}")
+        if own in _owned:  # closing a second file would release the lock of the first
+            raise in_use
         with os_errors_as(UserError, f"cannot write to {self.path}"):
-            # not twice in one process: closing the second file would release the lock of the first. Unbuffered: nothing
-            # waits to be written to it, for which utils.garbage_collection would keep all
-            if own in _owned or not lock_file(file := (own / ".lock").open("ab", buffering=0)):
-                raise UserError(f"{self.path} is in use: another process {doing}")
+            # unbuffered: nothing waits to be written to it, for which utils.garbage_collection would keep all
+            file = (own / ".lock").open("ab", buffering=0)
+            if not lock_file(file):
+                raise in_use
         _owned.add(own)
         with file:
             try:

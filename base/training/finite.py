@@ -17,26 +17,24 @@ class FiniteLosses:
     """The losses since they were last checked. To check one at every step, the host would wait for the device."""
 
     def __init__(self) -> None:
-        self._losses: list[Tensor | float] = []  # this process's part of each step
-        self._ranges: list[Sequence[BatchRange]] = []
+        self._steps: list[tuple[Tensor | float, Sequence[BatchRange]]] = []
 
     def add(self, loss: Tensor | float, ranges: Sequence[BatchRange]) -> None:
-        """Add the loss of a step, by ``to_scalar``, over these batches."""
-        self._losses.append(loss)
-        self._ranges.append(ranges)
+        """Add this process's part of the loss of a step, by ``to_scalar``, over these batches."""
+        self._steps.append((loss, ranges))
 
     def check(self, trainer: TrainerInterface) -> None:
         """Raise DivergedError naming the first step whose loss is not finite, and its samples."""
-        losses, every = self._losses, self._ranges
-        self._losses, self._ranges = [], []
+        steps, self._steps = self._steps, []
         if trainer.train_metrics.is_finite():
             return
         batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
-        summed = trainer.runtime.process_group.all_reduce_sum([float(loss) for loss in losses])
-        index = next((index for index, loss in enumerate(summed) if not math.isfinite(loss)), None)
+        losses = trainer.runtime.process_group.all_reduce_sum([float(loss) for loss, _ in steps])
+        index = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if index is None:
             return
-        step, loss, ranges = trainer.progress.steps - len(losses) + index + 1, summed[index], every[index]
+        step = trainer.progress.steps - len(steps) + index + 1
+        loss, (_, ranges) = losses[index], steps[index]
         where = f"epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}"
         precision = ", or runtime.precision=fp32" if trainer.runtime.dtype else ""
         advice = (

@@ -41,8 +41,9 @@ class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place 
 
 def parameters_of(model: nn.Module, loss: Any) -> Parameters:
     """All trainable parameters: the model's, and the loss's if it has any."""
-    of_loss = module.named_parameters() if (module := stateful_loss(loss)) else ()
-    return {**dict(model.named_parameters()), **{f"loss.{name}": parameter for name, parameter in of_loss}}
+    module = stateful_loss(loss)
+    of_loss = module.named_parameters(prefix="loss") if module is not None else ()
+    return dict([*model.named_parameters(), *of_loss])
 
 
 def unregistered_weights(model: nn.Module) -> str | None:

@@ -46,12 +46,13 @@ class SavedData:
             raise ConfigError(f"{self.name}.class_names is {names!r}; expected a list of names, or None")
         if not isinstance(self.input_facts, Mapping):
             raise ConfigError(f"{self.name}.input_facts returned {self.input_facts!r:.100}; expected a dict")
+        held_out = training.validation.get("")
         self._facts: dict[str, Any] = {
             "training": training.batches.num_samples,
             "validation": training.validation_samples,
             "classes": None if names is None else [str(name) for name in names],
             "targets": _targets_hash(training.batches),
-            "held_out": _hash(held_out.indices) if (held_out := training.validation.get("")) else None,
+            "held_out": _hash(held_out.indices) if held_out else None,
         }
         self.saved_input_facts: Mapping[str, Any] = {}
         """Those of the checkpoint that was loaded."""

@@ -69,7 +69,8 @@ def staged(state: dict[str, Any]) -> dict[str, Any] | bytes:
     copied: dict[str, Any] = snapshot(state)
     if size_of(copied) > SMALL:
         return copied
-    torch.save({"format": FORMAT, **copied}, buffer := io.BytesIO())
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **copied}, buffer)
     return buffer.getvalue()
 
 

@@ -51,7 +51,8 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> dict[
         gathered: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(gathered, hashes, group=group)
         hashes = {name: digest for each in gathered for name, digest in each.items()}
-    torch.save(description, buffer := io.BytesIO())
+    buffer = io.BytesIO()
+    torch.save(description, buffer)
     return {
         "data": folder.name,
         "files": hashes,
