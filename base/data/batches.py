@@ -80,15 +80,10 @@ class _Pass:
     """What the batches of a pass over the data have in common."""
 
     number: int
-    key: RandomKey
-    weights: Tensor | None
-    """Those by which the samples were drawn, if any."""
-    draws: Tensor | None
-    """The samples in order, integers of shape (N,); if samples repeat, numbered by draw (``number_repeats``). None: all
-    samples as stored."""
+    weights: Tensor | None  # by which the samples were drawn
+    draws: Tensor | None  # the samples in order, integers of shape (N,), see ``number_repeats``; None: all as stored
     random: RandomBlocks
-    indices_on_device: Tensor | None = None
-    """The samples in order, int64 of shape (N,), once the source takes them there."""
+    indices_on_device: Tensor | None = None  # the samples in order, int64 of shape (N,), once the source takes them
 
     def between(self, start: int, stop: int) -> Tensor | slice:
         """Some of the draws: int64 of shape (B,), or a slice of consecutive samples, which is copied faster."""
@@ -201,13 +196,24 @@ class Batches:
     def _indices(self, draws: Tensor | slice) -> Tensor | slice:
         return draws % len(self.source) if self.weighted and isinstance(draws, Tensor) else draws
 
+    def _batch_indices(self, current: _Pass, draws: Tensor | slice, start: int, stop: int) -> Tensor | slice:
+        """The samples of a batch, on the device where the source takes them: a view of all those of the pass."""
+        device = getattr(self.source, "index_device", None)
+        if device is None or current.draws is None:
+            return self._indices(draws)
+        if current.indices_on_device is None:
+            every: Any = self._indices(current.draws.long())
+            current.indices_on_device = to_device(every, device)
+        return current.indices_on_device[start:stop]
+
     def _pass(self, passes: int) -> _Pass:
-        """The pass after so many others, kept until another one is asked for, or its samples have other weights."""
+        """The pass after this many, kept until another one is asked for, or its samples have other weights."""
         weights = self.weighted.current if self.weighted else None
         current = self._current_pass
         if current is None or current.number != passes or current.weights is not weights:
-            key, draws = self._random_key(passes), self._draws(passes)
-            self._current_pass = current = _Pass(passes, key, weights, draws, RandomBlocks(draws, key, self.batch_size))
+            draws = self._draws(passes)
+            random = RandomBlocks(draws, self._random_key(passes), self.batch_size)
+            self._current_pass = current = _Pass(passes, weights, draws, random)
         return current
 
     def _draws(self, passes: int) -> Tensor | None:
@@ -246,21 +252,11 @@ class Batches:
             size, (passes, start, stop) = self._loaded_range(batch_range)
             current = self._pass(passes)
             draws = current.between(start, stop)
-            random = SampleRandom(draws, current.key, functools.partial(current.random.uniform, start, stop))
-            indices = self._indices_on_device(current, start, stop)
-            data = self.source.batch(self._indices(draws) if indices is None else indices, random)
-            yield MicroBatch(batch_range, size, data)
+            random = SampleRandom(draws, current.random.key, functools.partial(current.random.uniform, start, stop))
+            indices = self._batch_indices(current, draws, start, stop)
+            yield MicroBatch(batch_range, size, self.source.batch(indices, random))
         if isinstance(self.source, TensorSource):
             self.source.check_views()
-
-    def _indices_on_device(self, current: _Pass, start: int, stop: int) -> Tensor | None:
-        """Some samples of a pass on the device where the source takes them: a view of all of them. None: on the CPU."""
-        device = getattr(self.source, "index_device", None)
-        if device is None or current.draws is None:
-            return None
-        if current.indices_on_device is None:
-            current.indices_on_device = to_device(self._indices(current.draws.long()), device)
-        return current.indices_on_device[start:stop]
 
     def one_pass(self) -> Iterator[MicroBatch]:
         """Load every sample once."""
@@ -291,7 +287,7 @@ class Batches:
     def _request(self, batch_range: BatchRange) -> Request:
         _, (passes, start, stop) = self._loaded_range(batch_range)
         current = self._pass(passes)
-        return as_tensor(current.between(start, stop)).numpy().tobytes(), current.key
+        return as_tensor(current.between(start, stop)).numpy().tobytes(), current.random.key
 
     def close(self) -> None:
         """End the worker processes. The next batches are of the data as it is then."""

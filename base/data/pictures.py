@@ -58,11 +58,10 @@ class Shown:
         self._writer.text(step, tag, markdown)
 
     @contextmanager
-    def to(self, writer: Writer | None) -> Iterator[None]:
-        """Inside the block, show them in this writer; None: nowhere."""
-        before = self._writer, self._pictured
-        self._writer, self._pictured = writer or Writers({}), {}
+    def to(self, writer: Writer) -> Iterator[None]:
+        """Inside the block, show them in this writer."""
+        self._writer, self._pictured = writer, {}
         try:
             yield
         finally:
-            self._writer, self._pictured = before
+            self._writer, self._pictured = Writers({}), {}

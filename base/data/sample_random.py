@@ -57,7 +57,7 @@ class RandomBlocks:
 
     def __init__(self, draws: Tensor | None, key: RandomKey, batch_size: int) -> None:
         self._draws = draws
-        self._key = key
+        self.key = key
         self._size = min(64 * batch_size, 2**14)
         self._start = self._stop = 0  # of the block
         self._indices = torch.empty(0)
@@ -72,7 +72,7 @@ class RandomBlocks:
             self._indices = as_tensor(block) if self._draws is None else self._draws[block].long()
             self._drawn = {}
         if (call, draws) not in self._drawn:
-            self._drawn[call, draws] = uniform(self._indices, *self._key, call, draws=draws)
+            self._drawn[call, draws] = uniform(self._indices, *self.key, call, draws=draws)
         return self._drawn[call, draws][:, start - self._start : stop - self._start].clone()
 
 
