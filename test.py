@@ -29,7 +29,7 @@ from typing import Any
 from base.base_model import count_parameters
 from base.construct import call
 from base.data.batches import Batches
-from base.load_run import load_trainer
+from base.load_run import TrainedRun, load_trainer
 from base.training.evaluation import check_returned
 from base.training.observer import Observer
 from base.training.resume import latest_run
@@ -75,14 +75,7 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
         which = latest_run(None, options.overrides, get_process_group(), doing="testing").path
     run = load_trainer(which, options.overrides)
     experiment, process_group = run.experiment, run.experiment.runtime.process_group
-    with process_group.main_process_first():
-        test = call(
-            run.loaded, ("data_loader",), f"{type(experiment.data).__name__}.test", experiment.data.test, Batches
-        )
-        advice: Any = find_extra("advice")
-        for warning in advice.changed_facts_of_test(run, options.overrides) if advice else ():
-            experiment.console.warn(warning)
-    test.divide(process_group.rank, process_group.world_size)
+    test = _test_data(run, options.overrides)
     about = {**run.about, "samples": test.num_samples, "overrides": list(options.overrides)}
     out = options.out or run.folder.path / "test"
     extra: Any = find_extra("report")
@@ -113,6 +106,19 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     elif process_group.is_main_process:
         say(f"metrics: {display_path(out / 'metrics.json')}; no report: extras/report is not in this project")
     return values
+
+
+def _test_data(run: TrainedRun, overrides: Sequence[str]) -> Batches:
+    """This process's part of the test data. Warns if the overrides have changed a fact of it."""
+    experiment, process_group = run.experiment, run.experiment.runtime.process_group
+    with process_group.main_process_first():
+        name = f"{type(experiment.data).__name__}.test"
+        test = call(run.loaded, ("data_loader",), name, experiment.data.test, Batches)
+        if advice := find_extra("advice"):
+            for warning in advice.changed_facts_of_test(run, overrides):
+                experiment.console.warn(warning)
+    test.divide(process_group.rank, process_group.world_size)
+    return test
 
 
 @contextlib.contextmanager
