@@ -24,15 +24,16 @@ SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """The command line as a function. Returns the file. Raises UserError."""
-    made = cli.parser(__doc__ or "", device=False)
-    made.add_argument("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
-    made.add_argument(
+    parser = cli.parser(__doc__ or "", device=False)
+    add = parser.add_argument
+    add("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
+    add(
         "--format",
         choices=list(SUFFIXES.values()),
         help="torch.export's archive, ONNX, or only the weights (default: by the suffix of --out, or torch)",
     )
-    made.add_argument("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
-    options = cli.parse(made, argv)
+    add("--out", type=Path, metavar="FILE", help="the file (default: RUN/model.pt2, .onnx, .safetensors)")
+    options = cli.parse(parser, argv)
     cli.refuse_torchrun("export.py")
     with cli.loading():
         extra = load_extra("export", "export.py")

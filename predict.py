@@ -22,16 +22,16 @@ from utils.extras import load_extra
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line as a function. Raises UserError, Stopped, or TrainingError if an input could not be read."""
-    made = cli.parser(
+    parser = cli.parser(
         __doc__ or "", inputs="a picture, a folder of pictures, an array, a table or a pattern; -: names from stdin"
     )
-    add = made.add_argument
+    add = parser.add_argument
     add("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
     add("--out", type=Path, metavar="FILE", help="FILE.csv, .json, .jsonl or .npz (default: a table on stdout)")
     add("--json", action="store_true", help="JSON instead of CSV")
     add("--columns", metavar="A,B,...", help="the table columns that the model takes, in order")
     add("--show", type=Path, metavar="FILE.png", help="draw the first inputs with their predictions")
-    options = cli.parse(made, argv, inputs=True)
+    options = cli.parse(parser, argv, inputs=True)
     cli.refuse_torchrun("predict.py")
     if not options.inputs:
         raise UserError(

@@ -23,8 +23,8 @@ from utils.extras import load_extra
 
 def main(argv: Sequence[str] | None = None) -> Any:
     """The command line as a function: result.folder, .trials, .best. Raises UserError or Stopped instead of exiting."""
-    made = cli.parser(__doc__ or "", values=", or the values to try, e.g. seed=0..4")
-    add = made.add_argument
+    parser = cli.parser(__doc__ or "", values=", or the values to try, e.g. seed=0..4")
+    add = parser.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     add("-r", "--resume", metavar="FOLDER", help="resume the sweep in this folder")
     add("--trials", type=int, metavar="N", help="total number, chosen by --sampler (default: every grid point)")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     add("--note", metavar="TEXT", help="a label for the sweep and its trials, shown in the report and --compare")
     add("--lr", metavar="SPACE", help="short for optimizer.args.lr=SPACE")
     add("--bs", metavar="SIZES", help="short for data_loader.args.batch_size=SIZES")
-    return load_extra("sweep", "sweep.py").sweep(cli.parse(made, argv))
+    return load_extra("sweep", "sweep.py").sweep(cli.parse(parser, argv))
 
 
 if __name__ == "__main__":

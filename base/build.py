@@ -88,8 +88,8 @@ def build_model(loaded: LoadedConfig) -> nn.Module:
     """The model with its initial weights, determined by the seed. Raises ConfigError if some have no values yet."""
     seed_generators(loaded.config.seed, "model")
     model = construct(loaded, MODELS, loaded.config.model, ("model",), nn.Module)
-    named = itertools.chain(model.named_parameters(), model.named_buffers())
-    if without_values := [name for name, tensor in named if nn.parameter.is_lazy(tensor) or tensor.is_meta]:
+    named_tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    if without_values := [name for name, tensor in named_tensors if nn.parameter.is_lazy(tensor) or tensor.is_meta]:
         message = (
             f"{loaded.config.model.type} has tensors without values: {listed(without_values)}. Call lazy layers on "
             "zeros once in its constructor, and create tensors on the CPU, not on device meta"
@@ -249,9 +249,9 @@ def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training
         if inspect.isclass(component):
             from torchmetrics import Metric  # slow to import
 
-            made = call(loaded, ("metrics", index), metric.type, make, Metric).to(runtime.device)
+            built = call(loaded, ("metrics", index), metric.type, make, Metric).to(runtime.device)
             loss = losses.get(metric.entry or "")
-            library[name] = LibraryMetric(name, made, loss.type if loss else "", entry=metric.entry)
+            library[name] = LibraryMetric(name, built, loss.type if loss else "", entry=metric.entry)
         else:
             functions[name] = functools.partial(of_entry, make, name, metric.entry) if metric.entry else make
     logs = getattr(TRAINERS[loaded.config.trainer.type], "logs", ())
@@ -287,7 +287,7 @@ def _optimizers(
             "trained; freeze it with requires_grad_(False), or let state_dict() return it"
         )
         raise loaded.error(("model",), message)
-    made = {}
+    scheduled = {}
     for name, groups in divided.items():
         optimizer = _optimizer(loaded, experiment, name, groups)
         for path, reason in replaced_arguments(config.optimizers[name], groups):
@@ -295,7 +295,7 @@ def _optimizers(
                 raise loaded.error(path, reason)
             experiment.console.warn(str(loaded.error(path, reason)))
         settings = config.optimizers[name]
-        made[name] = ScheduledOptimizer(
+        scheduled[name] = ScheduledOptimizer(
             optimizer,
             schedule=_schedule(loaded, optimizer, name, batches),
             parameters=[parameter for group in groups for parameter in group.parameters],
@@ -304,7 +304,7 @@ def _optimizers(
             clip_norm=settings.clip_grad_norm or config.trainer.clip_grad_norm,
             clip_value=settings.clip_grad_value or config.trainer.clip_grad_value,
         )
-    return made, frozen
+    return scheduled, frozen
 
 
 def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: Sequence[ParameterGroup]) -> Optimizer:
@@ -316,8 +316,8 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
     fused = supports_fused(experiment.runtime, experiment.model, component.type, args, param_groups)
     if fused is not None and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = fused
-    given = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
-    make = functools.partial(OPTIMIZERS[component.type], given, **args)
+    params = param_groups if len(groups) > 1 or groups[0].args else groups[0].parameters
+    make = functools.partial(OPTIMIZERS[component.type], params, **args)
     optimizer = call(loaded, (*at, "args"), component.type, make, Optimizer)
     check_super(loaded, at, optimizer, "defaults", "params, defaults")
     if "lr" not in optimizer.defaults and any("lr" not in group for group in optimizer.param_groups):
@@ -325,10 +325,10 @@ def _optimizer(loaded: LoadedConfig, experiment: Experiment, name: str, groups: 
         raise loaded.error(at, message)
     for group in groups:
         if unknown := sorted(group.args.keys() - optimizer.defaults.keys()):
-            there = ", ".join(sorted(optimizer.defaults))
+            accepted = ", ".join(sorted(optimizer.defaults))
             raise loaded.error(
                 (*group.path, unknown[0]),
-                f"{component.type} has a single value for all parameters; a group can set: {there}",
+                f"{component.type} has a single value for all parameters; a group can set: {accepted}",
             )
     if name and needs_closure(optimizer):
         raise loaded.error(
@@ -355,8 +355,8 @@ def _schedule(loaded: LoadedConfig, optimizer: Optimizer, name: str, batches: Ba
     settings = with_mode(component.model_dump(), config.trainer.monitor)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
-        own = arguments_of(loaded, SCHEDULERS, name, args, (*path, "args"))
-        return call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **own), LRScheduler)
+        arguments = arguments_of(loaded, SCHEDULERS, name, args, (*path, "args"))
+        return call(loaded, (*path, "args"), name, functools.partial(SCHEDULERS[name], **arguments), LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, at)

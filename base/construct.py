@@ -112,16 +112,16 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
     """Raise ConfigError if a component uses the name of a method of its base class for something else."""
     kind = type(component).__name__
     for name, method in inspect.getmembers(base, inspect.isfunction):
-        own = vars(component).get(name, getattr(type(component), name))
-        if own is method or name.startswith("__"):
+        override = vars(component).get(name, getattr(type(component), name))
+        if override is method or name.startswith("__"):
             continue
         expected = [each for each in inspect.signature(method).parameters.values() if each.default is each.empty]
-        shown = ", ".join(("*, " if each.kind is each.KEYWORD_ONLY else "") + each.name for each in expected)
-        should = f"{kind}.{name} should be ({shown}), as in {base.__name__}"
-        given = [None for each in expected[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
-        named = {each.name: None for each in expected if each.kind is each.KEYWORD_ONLY}
+        signature = ", ".join(("*, " if each.kind is each.KEYWORD_ONLY else "") + each.name for each in expected)
+        should = f"{kind}.{name} should be ({signature}), as in {base.__name__}"
+        positional = [None for each in expected[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
+        keywords = {each.name: None for each in expected if each.kind is each.KEYWORD_ONLY}
         try:
-            inspect.signature(getattr(component, name)).bind(*given, **named)
+            inspect.signature(getattr(component, name)).bind(*positional, **keywords)
         except TypeError as error:
             raise loaded.error(path, f"{should}: {error}; anything else needs another name") from error
 

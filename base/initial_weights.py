@@ -52,10 +52,10 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         raise CheckpointError(str(loaded.error((*AT, "file"), str(error)))) from error
     # not the state's values, which FSDP gathers only in the main process
     named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
-    own = {name: named.get(name, value) for name, value in model.state_dict().items()}
-    renamed, problems = _renamed(weights, own, settings)
+    model_tensors = {name: named.get(name, value) for name, value in model.state_dict().items()}
+    renamed, problems = _renamed(weights, model_tensors, settings)
     taken = {name: value for name, value in renamed.items() if not matches(name, settings.skip)}
-    names = {**own, **renamed}
+    names = {**model_tensors, **renamed}
     for index, pattern in enumerate(settings.skip):
         if not any(matches(name, [pattern]) for name in names):
             problems.append(Problem((*AT, "skip", index), no_match(pattern, names, what="parameter or buffer")))
@@ -63,10 +63,11 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
         problems.append(Problem((*AT, "skip"), f"this leaves no weights of {file} to load"))
     if problems:
         raise config_error(loaded.document, problems)
-    given = {id(own[name]) for name in taken if name in own}  # for a tensor with two names, one is enough
-    not_loaded = [name for name, value in own.items() if id(value) not in given]
+    # for a tensor with two names, one is enough
+    loaded_ids = {id(model_tensors[name]) for name in taken if name in model_tensors}
+    not_loaded = [name for name, value in model_tensors.items() if id(value) not in loaded_ids]
     missing = {name for name in not_loaded if not matches(name, settings.skip)}
-    state = {name: value for name, value in own.items() if name not in missing} | taken
+    state = {name: value for name, value in model_tensors.items() if name not in missing} | taken
     try:
         _load(model, state, file)
     except CheckpointError as error:

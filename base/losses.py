@@ -34,18 +34,18 @@ def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
     if "" in losses:
         loss, reduction = _build(loaded, losses[""], ("loss",), device)
         return loss, reduction == "sum"
-    made = {name: _build(loaded, component, ("loss", name), device) for name, component in losses.items()}
-    sums = [name for name, (_, reduction) in made.items() if reduction == "sum"]
-    if sums and len(sums) < len(made):
+    built = {name: _build(loaded, component, ("loss", name), device) for name, component in losses.items()}
+    sums = [name for name, (_, reduction) in built.items() if reduction == "sum"]
+    if sums and len(sums) < len(built):
         raise loaded.error(("loss", sums[0]), "this loss is a sum over the samples, but another one is a mean")
     taken = dir(LossSum({}, {}))
-    if of_torch := [name for name, (loss, _) in made.items() if name in taken and stateful_loss(loss) is not None]:
+    if of_torch := [name for name, (loss, _) in built.items() if name in taken and stateful_loss(loss) is not None]:
         message = "a loss with a state of its own is a module inside another, which has an attribute of this name"
         raise loaded.error(("loss", of_torch[0]), f"{message} already; give it another name")
-    for name, (loss, _) in made.items():
+    for name, (loss, _) in built.items():
         loss.name = f'"{name}"'
     weights = {name: component.weight for name, component in losses.items()}
-    return LossSum({name: loss for name, (loss, _) in made.items()}, weights).to(device), bool(sums)
+    return LossSum({name: loss for name, (loss, _) in built.items()}, weights).to(device), bool(sums)
 
 
 def _build(loaded: LoadedConfig, component: Component, at: KeyPath, device: torch.device) -> tuple[CountedLoss, str]:
@@ -83,8 +83,8 @@ def counted(loss: Callable[..., Tensor]) -> CountedLoss:
     can define a method ``count(outputs, targets)``; a subclass of torch's with its own ``forward`` must if it has
     weights, an ``ignore_index``, or targets of -100.
     """
-    if callable(own := getattr(loss, "count", None)):
-        return CountedLoss(loss, own)
+    if callable(own_count := getattr(loss, "count", None)):
+        return CountedLoss(loss, own_count)
     if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
         if type(loss).forward not in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
             if loss.weight is None and loss.ignore_index == -100:

@@ -23,8 +23,8 @@ def entries(name: str, entry: str | None, outputs: Any, targets: Any) -> tuple[A
         return outputs, targets
     dicts = [nest for nest in (outputs, targets) if isinstance(nest, Mapping)]
     if not dicts or any(entry not in nest for nest in dicts):
-        there = "; ".join(", ".join(map(str, nest)) for nest in dicts) or "neither outputs nor targets are dicts"
-        raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", which is not there: {there}')
+        available = "; ".join(", ".join(map(str, nest)) for nest in dicts) or "neither outputs nor targets are dicts"
+        raise ConfigError(f'metrics: "{name}" takes the entry "{entry}", which is not there: {available}')
     outputs, targets = (nest[entry] if isinstance(nest, Mapping) else nest for nest in (outputs, targets))
     return outputs, targets
 
@@ -108,8 +108,8 @@ def single_number(value: Any, what: str) -> Tensor | float:
     what: the beginning of the message.
     """
     if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
-        found = "complex dtype" if value.is_complex() else f"shape {tuple(value.shape)}"
-        raise ConfigError(f"{what} of {found}; a logged value is a single number, shape ()")
+        got = "complex dtype" if value.is_complex() else f"shape {tuple(value.shape)}"
+        raise ConfigError(f"{what} of {got}; a logged value is a single number, shape ()")
     try:
         return value.squeeze() if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError) as error:

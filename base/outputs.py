@@ -26,24 +26,24 @@ def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     settings, warn = loaded.config.trainer, experiment.console.warn
     if not experiment.runtime.process_group.is_main_process:
         return Writers({})
-    made: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl")}
+    writers: dict[str, Writer] = {"metrics": JsonlWriter(folder.path / "metrics.jsonl")}
     if settings.writes_tensorboard:
-        made["events"] = EventWriter(folder.path)
+        writers["events"] = EventWriter(folder.path)
     chosen = chosen_writers(loaded, folder, warn)
-    made |= chosen
+    writers |= chosen
     if curves := find_extra("curves"):  # after metrics.jsonl, which it reads
-        made["curves"] = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=warn)
-    return Writers(made, optional=chosen.keys(), warn=warn)
+        writers["curves"] = curves.CurvesWriter(folder.path, monitor=settings.monitor, warn=warn)
+    return Writers(writers, optional=chosen.keys(), warn=warn)
 
 
 def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
     """The writers in trainer.writers other than TensorBoard, by name. Raises UserError if one cannot be built."""
     run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
-    made = dict[str, Writer]()
+    writers = dict[str, Writer]()
     for index, writer in enumerate(loaded.config.trainer.writers):
         if writer.type != "tensorboard":
-            made[writer.type] = construct(loaded, WRITERS, writer, ("trainer", "writers", index), Writer, run)
-    return made
+            writers[writer.type] = construct(loaded, WRITERS, writer, ("trainer", "writers", index), Writer, run)
+    return writers
 
 
 def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Checkpointer:
@@ -64,13 +64,13 @@ def _checkpointer(loaded: LoadedConfig, folder: RunFolder, experiment: Experimen
 def _observers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment, writers: Writers) -> Observer:
     """Those for advice, and for TensorBoard's pictures and histograms, imported only if TensorBoard is on."""
     settings = loaded.config.trainer
-    found = list[Observer]()
+    observers = list[Observer]()
     if advice := find_extra("advice"):
-        found.append(advice.Advice())
+        observers.append(advice.Advice())
     if settings.writes_tensorboard:
         if tensorboard := find_extra("tensorboard"):
             events, text = writers.writers.get("events"), to_json(loaded.config, folder=folder.path)
-            found.append(tensorboard.make_observer(loaded.config, experiment, events, text))
+            observers.append(tensorboard.make_observer(loaded.config, experiment, events, text))
         elif settings.pictures_every != 0 or settings.profile_steps is not None:
             experiment.console.info("TensorBoard gets only the curves: extras/tensorboard is not in this project")
-    return all_of(found)
+    return all_of(observers)

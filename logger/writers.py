@@ -169,21 +169,21 @@ class EventWriter(Writer):
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
         """Truncate that state's file, empty later ones, and continue in a new file from the next step."""
-        kept, length = "", 0
+        name, length = "", 0
         if step:  # what was written before the first step is written again
-            kept, length = state.get("file", ""), state.get("bytes", 0)
+            name, length = state.get("file", ""), state.get("bytes", 0)
         # no file at a step > 0: TensorBoard was switched off, and the files are older
-        dropped = [path for path in self._files() if path.name >= kept] if kept or not step else []
+        dropped = [path for path in self._files() if path.name >= name] if name or not step else []
         for path in dropped:
             # emptied rather than removed: an open TensorBoard would wait for a removed file forever. A file shorter
             # than it was may end in half an event, where readers take the next file
-            LogFile(path).truncate(length if path.name == kept else 0)
-        left = size(self.folder / kept) if kept else 0
+            LogFile(path).truncate(length if path.name == name else 0)
+        remaining = size(self.folder / name) if name else 0
         self._buffer.clear()
         self._file = None
-        self._state = {"file": kept, "bytes": left} if kept else {}
+        self._state = {"file": name, "bytes": remaining} if name else {}
         self._first_step = step + 1 if step else 0
-        return _lost(self.folder / kept, left, length)
+        return _lost(self.folder / name, remaining, length)
 
     def sync(self) -> None:
         if self._file is not None:

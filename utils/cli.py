@@ -67,8 +67,8 @@ def parser(about: str, *, inputs: str = "", values: str = "", device: bool = Tru
 
 def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
     """The options of train.py."""
-    made = parser(about or "")
-    add = made.add_argument
+    command_line = parser(about or "")
+    add = command_line.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     run = "a run folder or checkpoint; default: the most recent run"
     add("-r", "--resume", nargs="?", const="", metavar="RUN", help=run)
@@ -79,7 +79,7 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
     add("--check", action="store_true", help="check everything that a run needs, without training")
     listed = "list the components a config can use, or describe one"
     add("--list", nargs="?", const="", metavar="NAME", help=listed)
-    options = parse(made, argv)
+    options = parse(command_line, argv)
     others = options.overrides or options.config or options.check or options.note
     if options.list is not None and (others or options.resume is not None):
         raise UserError("--list cannot be combined with other options")
@@ -92,14 +92,14 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
 
 def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
     """The options of test.py."""
-    made = parser(about or "")
-    which = made.add_mutually_exclusive_group()
+    command_line = parser(about or "")
+    which = command_line.add_mutually_exclusive_group()
     run = "a run folder, or a checkpoint file in one (default: the most recent run)"
     which.add_argument("-r", "--resume", nargs="?", const="", default="", metavar="RUN", help=run)
     which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
     out = "for the report (default: RUN/test) or the comparison (the runs' own)"
-    made.add_argument("--out", type=Path, metavar="FOLDER", help=out)
-    return parse(made, argv)
+    command_line.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    return parse(command_line, argv)
 
 
 def inspect(options: argparse.Namespace) -> int | None:

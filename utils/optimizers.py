@@ -127,15 +127,15 @@ def step_error(optimizer: Optimizer, error: Exception, *, resumed: bool) -> Conf
 
 def _is_watched(optimizer: Optimizer, step: Any) -> bool:
     """Whether anything else is involved in the optimizer's steps. step: the method of its class."""
-    own = vars(optimizer)
-    replaced = own.get("step")
+    attributes = vars(optimizer)
+    replaced = attributes.get("step")
     by_scheduler = getattr(replaced, "_wrapped_by_lr_sched", False) and getattr(replaced, "__wrapped__", 0) is step
     if replaced is not None and not by_scheduler:
         return True  # by the user
     return bool(
         getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
-        or own.get("_optimizer_step_pre_hooks", True)
-        or own.get("_optimizer_step_post_hooks", True)
+        or attributes.get("_optimizer_step_pre_hooks", True)
+        or attributes.get("_optimizer_step_post_hooks", True)
         or getattr(module, "_global_optimizer_pre_hooks", True)
         or getattr(module, "_global_optimizer_post_hooks", True)
     )

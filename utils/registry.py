@@ -122,13 +122,13 @@ class Registry:
         component = self.get(name)
         if component is None:
             return {}
-        found = parameters(component)
+        known = parameters(component)
         if name not in self._own:
-            found |= {key: found[key].replace(annotation=self.types[key]) for key in found.keys() & self.types.keys()}
+            known |= {key: known[key].replace(annotation=self.types[key]) for key in known.keys() & self.types.keys()}
         # ChainedScheduler has its optimizer after its schedulers
-        leading = [key for key, each in found.items() if each.kind is not each.KEYWORD_ONLY and key != "schedulers"]
+        leading = [key for key, each in known.items() if each.kind is not each.KEYWORD_ONLY and key != "schedulers"]
         without = leading[: self.passed + (0 if inspect.isclass(component) else self.called_with)]
-        return {key: each for key, each in found.items() if key not in (*without, *self.never)}
+        return {key: each for key, each in known.items() if key not in (*without, *self.never)}
 
     def takes_any(self, name: str) -> bool:
         """Whether a component of the project accepts any argument, and rejects unknown ones itself."""
@@ -138,13 +138,13 @@ class Registry:
         if not self.library or name.startswith("_"):
             return None
         library = self.import_library()
-        found = getattr(library, name, None)
-        if not self.base or not inspect.isclass(found):
+        component = getattr(library, name, None)
+        if not self.base or not inspect.isclass(component):
             return None
-        if found.__name__ == f"_{name}":  # torchmetrics' deprecated name for a class of torchmetrics.image, say
-            found = inspect.getmro(found)[1]
+        if component.__name__ == f"_{name}":  # torchmetrics' deprecated name for a class of torchmetrics.image, say
+            component = inspect.getmro(component)[1]
         base = getattr(library, self.base)
-        return found if issubclass(found, base) and found is not base and self.accepts(found) else None
+        return component if issubclass(component, base) and component is not base and self.accepts(component) else None
 
     def import_library(self) -> ModuleType | None:
         """None if the library is a deleted folder of extras/."""

@@ -127,17 +127,17 @@ class RunFolder:
 
         doing: what the process does with it, for that process's message in others.
         """
-        own = self.path.resolve()
-        _check_entries(own)
+        folder = self.path.resolve()
+        _check_entries(folder)
         in_use = UserError(f"{self.path} is in use: another process {doing}")
-        if own in _owned:  # closing a second file would release the lock of the first
+        if folder in _owned:  # closing a second file would release the lock of the first
             raise in_use
         with os_errors_as(UserError, f"cannot write to {self.path}"):
             # unbuffered: nothing waits to be written to it, for which utils.garbage_collection would keep all
-            file = (own / ".lock").open("ab", buffering=0)
+            file = (folder / ".lock").open("ab", buffering=0)
             if not lock_file(file):
                 raise in_use
-        _owned.add(own)
+        _owned.add(folder)
         with file:
             try:
                 # what a killed process left incomplete; suppressed: a folder with such a name, not left by us
@@ -146,7 +146,7 @@ class RunFolder:
                         path.unlink()
                 yield
             finally:
-                _owned.discard(own)
+                _owned.discard(folder)
 
     @contextlib.contextmanager
     def owned(self, process_group: ProcessGroup) -> Iterator[None]:

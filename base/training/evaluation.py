@@ -111,8 +111,8 @@ class EvaluationLoop(TrainerInterface):
 @contextmanager
 def same_statistics(model: nn.Module) -> Iterator[None]:
     """Raise ConfigError if a BatchNorm updates its running statistics inside the block."""
-    named = ((name, getattr(module, "num_batches_tracked", None)) for name, module in model.named_modules())
-    counts = [(name, each, each._version, each.clone()) for name, each in named if isinstance(each, Tensor)]
+    counters = ((name, getattr(module, "num_batches_tracked", None)) for name, module in model.named_modules())
+    counts = [(name, each, each._version, each.clone()) for name, each in counters if isinstance(each, Tensor)]
     yield
     for name, tracked, version, before in counts:
         # the version alone needs no reading of a value from a device; but DDP of torch 2.9 writes the same values again

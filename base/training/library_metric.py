@@ -244,14 +244,14 @@ def _add_up_the_same(one: LibraryMetric, other: LibraryMetric) -> bool:
     if any(each.own or len(each.parts) > 1 for each in pair) or kinds[0].update is not kinds[1].update:
         return False
     common = vars(one.metric).keys() & vars(other.metric).keys()
-    given = [
+    inputs = [
         {
             "outputs": (each.entry, each._needs_sigmoid, each._guesses_logits, each._needs_softmax),
             **{name: value for name in common if not callable(value := getattr(each.metric, name))},
         }
         for each in pair
     ]
-    return same(*given)
+    return same(*inputs)
 
 
 def _plain_attributes(metric: "Metric") -> dict[str, Any]:

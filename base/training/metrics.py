@@ -196,8 +196,8 @@ class Metrics:
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
-        own = [number for mean in self.means.values() for number in mean.interval()]
-        totals = self.process_group.all_reduce_sum(own)
+        own_sums = [number for mean in self.means.values() for number in mean.interval()]
+        totals = self.process_group.all_reduce_sum(own_sums)
         means = {}
         for (name, mean), total, weight in zip(self.means.items(), totals[::2], totals[1::2], strict=True):
             value = mean.close_interval(total, weight)

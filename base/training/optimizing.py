@@ -131,8 +131,8 @@ class SeveralOptimizers:
         if self.step is not None:
             self._begin_block(names, self.step)
         self.block = current = [optimizers[name] for name in names]
-        own = {id(parameter) for optimizer in current for parameter in optimizer.parameters}
-        others = [each for each in self.trainer.training.parameters if id(each) not in own and each.requires_grad]
+        own_ids = {id(parameter) for optimizer in current for parameter in optimizer.parameters}
+        others = [each for each in self.trainer.training.parameters if id(each) not in own_ids and each.requires_grad]
         try:
             for parameter in others:
                 parameter.requires_grad_(False)
@@ -215,8 +215,8 @@ class SeveralOptimizers:
                 f"with self.optimizing({next(iter(optimizers))!r}): self.backward(loss)"
             )
         for names in step.losses:
-            own = [each for name in names for each in optimizers[name].parameters]
-            if all(each.grad is None for each in own) and not self.trainer.runtime.sharded:
+            parameters = [each for name in names for each in optimizers[name].parameters]
+            if all(each.grad is None for each in parameters) and not self.trainer.runtime.sharded:
                 raise ConfigError(f"{_block(names)} steps without gradients; call self.backward(loss) in the block")
 
 

@@ -99,25 +99,25 @@ def divide_parameters(
     divided = {}
     for optimizer, config in sorted(optimizers.items(), key=lambda item: item[1].params == REST):
         at = component_path("optimizer", optimizer)
-        own = _of_optimizer(parameters, optimizer, config, at)
+        selected = _of_optimizer(parameters, optimizer, config, at)
         if config.params == REST:
-            own = {name: parameter for name, parameter in own.items() if name not in owners}
-            if not own:
+            selected = {name: parameter for name, parameter in selected.items() if name not in owners}
+            if not selected:
                 raise Mismatch((*at, "params"), "the other optimizers already have all parameters; leave this one out")
-        if twice := next((name for name in own if name in owners), None):
+        if twice := next((name for name in selected if name in owners), None):
             message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; it can only be in one"
             raise Mismatch((*at, "params") if config.params else at, message)
-        owners |= dict.fromkeys(own, optimizer)
-        divided[optimizer] = _groups(own, config, at)
-    left = [
+        owners |= dict.fromkeys(selected, optimizer)
+        divided[optimizer] = _groups(selected, config, at)
+    untrained = [
         name
         for name, parameter in parameters.items()
         if parameter.requires_grad and name not in owners and name not in frozen
     ]
-    if left:
+    if untrained:
         raise Mismatch(
             ("optimizer",),
-            f"no optimizer trains {listed(left)}. Add a pattern to the params of one, or freeze them: "
+            f"no optimizer trains {listed(untrained)}. Add a pattern to the params of one, or freeze them: "
             '"trainer": {"freeze": [{"params": [...]}]}, or requires_grad_(False) in the model',
         )
     return {optimizer: divided[optimizer] for optimizer in optimizers}
@@ -126,13 +126,15 @@ def divide_parameters(
 def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at: KeyPath) -> Parameters:
     if config.params is None and not name:
         return parameters
-    own = f"{name}.*"
-    if config.params is None and not any(matches(each, [own]) for each in parameters):
+    pattern = f"{name}.*"
+    if config.params is None and not any(matches(each, [pattern]) for each in parameters):
         raise Mismatch(
-            at, f'{no_match(own, parameters)}; give its parameters with "params", as in ["*"] for all that no other has'
+            at,
+            f'{no_match(pattern, parameters)}; give its parameters with "params", as in ["*"] for all that no other '
+            "has",
         )
     _check_patterns(config.params or (), parameters, (*at, "params"))
-    return {each: parameter for each, parameter in parameters.items() if matches(each, config.params or [own])}
+    return {each: parameter for each, parameter in parameters.items() if matches(each, config.params or [pattern])}
 
 
 def _check_patterns(patterns: Sequence[str], parameters: Parameters, at: KeyPath) -> None:
@@ -143,22 +145,22 @@ def _check_patterns(patterns: Sequence[str], parameters: Parameters, at: KeyPath
 
 
 def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> list[ParameterGroup]:
-    left, groups = dict(parameters), list[ParameterGroup]()
+    remaining, groups = dict(parameters), list[ParameterGroup]()
     names = dict[str, int]()
     for index, group in enumerate(config.groups):
         path = (*at, "groups", index)
         _check_patterns(group.params, parameters, (*path, "params"))
-        taken = {each: parameter for each, parameter in left.items() if matches(each, group.params)}
-        if not taken:
+        matching = {each: parameter for each, parameter in remaining.items() if matches(each, group.params)}
+        if not matching:
             message = f"{listed(group.params)}: an earlier group already has all of these parameters"
             raise Mismatch((*path, "params"), message)
-        left = {each: parameter for each, parameter in left.items() if each not in taken}
+        remaining = {each: parameter for each, parameter in remaining.items() if each not in matching}
         name = group.name or re.sub(r"\W+", "_", group.params[0]).strip("_") or "group"
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}_{names[name]}"
-        groups.append(ParameterGroup(name, list(taken.values()), group.args, (*path, "args")))
-    if left:
-        groups.insert(0, ParameterGroup("", list(left.values()), {}, (*at, "args")))
+        groups.append(ParameterGroup(name, list(matching.values()), group.args, (*path, "args")))
+    if remaining:
+        groups.insert(0, ParameterGroup("", list(remaining.values()), {}, (*at, "args")))
     return groups
 
 
@@ -212,8 +214,8 @@ class Frozen:
             parameter.requires_grad_(requires_grad)
         if frozen:
             for module in self.model.modules():
-                own = list(module.parameters())
-                if own and not any(parameter.requires_grad for parameter in own):
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
                     module.eval()
         return changed
 

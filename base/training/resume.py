@@ -34,11 +34,11 @@ def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
     """
     config = loaded.config
     job, restarted = launch()
-    own = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
-    if own is None or restarted:
-        return own
-    unfinished = _logged_epochs(own) < config.trainer.epochs
-    return own if unfinished and own.config.read_text(encoding="utf-8") == to_json(config, folder=own.path) else None
+    run = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
+    if run is None or restarted:
+        return run
+    unfinished = _logged_epochs(run) < config.trainer.epochs
+    return run if unfinished and run.config.read_text(encoding="utf-8") == to_json(config, folder=run.path) else None
 
 
 def latest_run(config: Path | None, overrides: Sequence[str], process_group: ProcessGroup, *, doing: str) -> RunFolder:
@@ -86,10 +86,10 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
         return
     source, state = found
     try:
-        before, saved = state["config"], state["progress"]
-        monitor = before["trainer"].get("monitor")
-        changed = changes(before, trainer.experiment.saved_config)
-        _refuse(loaded, changed, folder, epoch_steps=0 if saved["trained"] else saved["epoch_steps"])
+        saved_config, saved_progress = state["config"], state["progress"]
+        monitor = saved_config["trainer"].get("monitor")
+        changed = changes(saved_config, trainer.experiment.saved_config)
+        _refuse(loaded, changed, folder, epoch_steps=0 if saved_progress["trained"] else saved_progress["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{source} is not a complete checkpoint, or one of an earlier version"
         raise CheckpointError(f"{what}: {type(error).__name__} {error}") from error
@@ -98,18 +98,18 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
     except DataError as error:
         raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error
     definitions = state["metrics"]["definitions"]
-    new = [name for name, each in trainer.train_metrics.definitions.items() if definitions.get(name) != each]
-    _apply_monitor(loaded, trainer, folder, before=monitor, new_metrics=new)
+    new_metrics = [name for name, each in trainer.train_metrics.definitions.items() if definitions.get(name) != each]
+    _apply_monitor(loaded, trainer, folder, before=monitor, new_metrics=new_metrics)
     # in this order: logs must remain as long as later checkpoints can be resumed
     progress, outputs = trainer.progress, trainer.outputs
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
     _report(trainer, changed)
-    if new and progress.epoch_steps:
+    if new_metrics and progress.epoch_steps:
         trainer.console.warn(
-            f"{listed(new)} in training will be over the rest of epoch {progress.epochs + 1} only, after its first "
-            f"{count(progress.epoch_steps, 'step')}"
+            f"{listed(new_metrics)} in training will be over the rest of epoch {progress.epochs + 1} only, after its "
+            f"first {count(progress.epoch_steps, 'step')}"
         )
 
 
@@ -189,8 +189,8 @@ def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, fol
     """
     progress = trainer.progress
     judges = monitor != trainer.settings.monitor
-    every = trainer.training.schedule_states.values()
-    schedules = [each for each in every if each.changed or (judges and monitor and each.schedule.follows_monitor)]
+    states = trainer.training.schedule_states.values()
+    schedules = [each for each in states if each.changed or (judges and monitor and each.schedule.follows_monitor)]
     if not judges and not schedules:
         return
     epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)

@@ -28,7 +28,7 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     Tensors are neither copied nor read. Raises UserError naming the part and key of values that cannot be converted.
     """
     problems = list[str]()
-    made: dict[str, Any] = _converted(state, (), problems)
+    converted: dict[str, Any] = _converted(state, (), problems)
     if problems:
         raise UserError(
             "a checkpoint of this run could not be loaded, since it may contain only tensors and plain values:\n  "
@@ -36,7 +36,7 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
             "Where this state is created (state_dict, get_extra_state), return numbers, strings, tensors, or lists, "
             "tuples and dicts of them."
         )
-    return made
+    return converted
 
 
 def check_parts(parts: Mapping[str, Any], *, required: Mapping[str, Any], owner: object) -> None:
@@ -101,11 +101,11 @@ def _converted_container(value: Any, keys: Keys, problems: list[str]) -> Any:
     }
     if type(value) is dict:
         return items
-    made = copy.copy(value)  # with attributes, such as the _metadata of a module's state
-    made.clear()
-    made.update(items)
-    vars(made).update(_converted_container(vars(value), keys, problems))
-    return made
+    container = copy.copy(value)  # with attributes, such as the _metadata of a module's state
+    container.clear()
+    container.update(items)
+    vars(container).update(_converted_container(vars(value), keys, problems))
+    return container
 
 
 def _converted_tensor(value: Tensor, keys: Keys, problems: list[str]) -> Any:
