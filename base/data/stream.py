@@ -19,6 +19,8 @@ from utils.text import count
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
+END: Any = object()
+"""In place of a sample: the iterator has ended."""
 Snapshot = dict[str, Any]
 """Position in a stream: {"position": samples read, "passes": times it ended, "state": its own state_dict()}."""
 
@@ -92,15 +94,17 @@ class StreamSource:
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
-        samples, number = list[Any](), numbers[0]
-        first, transform, seeded = numbers[0], self.transform, bool(self.generators.names)
+        samples = list[Any]()
+        number = first = numbers[0]
+        transform = self.transform
+        seeded = bool(self.generators.names)
         try:
             iterator = self._seek(first, key)
             for number in range(self._position, numbers[-1] + 1):
                 if seeded:
                     self.generators.seed(key, number)
-                sample = next(iterator, self)
-                if sample is self:
+                sample = next(iterator, END)
+                if sample is END:
                     iterator, sample = self._next_pass(key, number)
                 if number >= first:
                     samples.append(sample if transform is None else transform(sample))
@@ -176,8 +180,8 @@ class StreamSource:
         self._passes += 1
         iterator = self._begin_pass(key)
         self.generators.seed(key, number)
-        sample = next(iterator, self)
-        if sample is self:
+        sample = next(iterator, END)
+        if sample is END:
             raise DataError(f"StreamSource: {name} has no samples")
         return iterator, sample
 

@@ -1,7 +1,7 @@
 """Metrics of torchmetrics, which need not be means over samples."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -240,18 +240,19 @@ def _add_up_the_same(one: LibraryMetric, other: LibraryMetric) -> bool:
 
     That code does not read what only one of them has, such as the F score's beta.
     """
-    pair, kinds = (one, other), (type(one.metric), type(other.metric))
-    if any(each.own or len(each.parts) > 1 for each in pair) or kinds[0].update is not kinds[1].update:
+    if any(each.own or len(each.parts) > 1 for each in (one, other)):
+        return False
+    if type(one.metric).update is not type(other.metric).update:
         return False
     common = vars(one.metric).keys() & vars(other.metric).keys()
-    inputs = [
-        {
-            "outputs": (each.entry, each._needs_sigmoid, each._guesses_logits, each._needs_softmax),
-            **{name: value for name in common if not callable(value := getattr(each.metric, name))},
-        }
-        for each in pair
-    ]
-    return same(*inputs)
+    return same(_read_by_update(one, common), _read_by_update(other, common))
+
+
+def _read_by_update(metric: LibraryMetric, names: Collection[str]) -> dict[str, Any]:
+    """What determines an update: how the outputs are prepared, and the values of these attributes of the metric."""
+    prepared = (metric.entry, metric._needs_sigmoid, metric._guesses_logits, metric._needs_softmax)
+    attributes = {name: getattr(metric.metric, name) for name in names}
+    return {"outputs": prepared} | {name: value for name, value in attributes.items() if not callable(value)}
 
 
 def _plain_attributes(metric: "Metric") -> dict[str, Any]:
