@@ -23,11 +23,11 @@ from base.data.orders import (
     Order,
     Shuffled,
     Weighted,
-    balanced_weights,
-    balancing_weights,
+    balanced_sample_weights,
     check_lengths,
     check_weights,
     class_indices,
+    class_weights,
     once,
 )
 from base.data.sample_source import as_source
@@ -175,7 +175,7 @@ class BaseDataLoader(ABC):
                 names = f"{type(self).__name__}.class_names has {count} names"
                 raise DataError(f"{names}, but the targets are classes from 0 to {highest}")
             counts = torch.bincount(classes if train is None else classes[train], minlength=count)
-            facts |= {"class_counts": counts.tolist(), "class_weights": balancing_weights(counts)}
+            facts |= {"class_counts": counts.tolist(), "class_weights": class_weights(counts)}
         return facts
 
     def input_facts(self) -> dict[str, Any]:
@@ -361,7 +361,7 @@ class BaseDataLoader(ABC):
                 f'{MOST_CLASSES - 1:,}, of shape (N,), in a TensorSource or as "targets" of the data set; otherwise '
                 "define sample_weights()"
             )
-        return balanced_weights(classes if train is None else classes[train])
+        return balanced_sample_weights(classes if train is None else classes[train])
 
     def _holds_out(self) -> str:
         """The argument or hook by which samples are held out; "" if none are."""

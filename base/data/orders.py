@@ -147,12 +147,12 @@ def once(count: int) -> Tensor:
     return torch.full((count,), torch.inf, dtype=torch.float64)
 
 
-def balanced_weights(targets: Tensor) -> Tensor:
+def balanced_sample_weights(targets: Tensor) -> Tensor:
     """Weights that draw each class equally often, float64 of shape (N,). targets: class indices, (N,)."""
     return (1 / torch.bincount(targets).double())[targets]
 
 
-def balancing_weights(counts: Tensor) -> list[float]:
+def class_weights(counts: Tensor) -> list[float]:
     """A weight for each class that gives all the same total: N / (C * count), 0 without samples. counts: (C,)."""
     return [float(counts.sum()) / (len(counts) * each) if each else 0.0 for each in counts.tolist()]
 

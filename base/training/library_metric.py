@@ -54,22 +54,17 @@ class LibraryMetric:
         """An earlier metric that adds up the same (``share_updates``)."""
         self.follows = False
         """Whether only the leader is updated, and this metric takes its state when it is read."""
-        kinds = [
-            (type(part).__name__, part)
+        classification = [
+            part
             for part in self.parts.values()
             if not self.own and type(part).__module__.startswith("torchmetrics.classification")
         ]
-        independent = any(kind.startswith(("Binary", "Multilabel")) for kind, _ in kinds)
+        independent = any(type(part).__name__.startswith(("Binary", "Multilabel")) for part in classification)
         self._needs_sigmoid = loss in LOGITS and independent
+        self._needs_softmax = loss in CLASS_LOGITS and any(map(_takes_class_probabilities, classification))
         self._guesses_logits = loss not in LOGITS | PROBABILITIES and independent
         """Whether torchmetrics alone decides whether a batch has logits."""
         self._guessed = dict[str, Tensor]()
-        # of those of classes, only some need probabilities
-        self._needs_softmax = loss in CLASS_LOGITS and any(
-            kind.startswith("Multiclass")
-            and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in kind)
-            for kind, part in kinds
-        )
         # torchmetrics counts classes with deterministic kernels in a table of samples by classes, although a count is
         # the same in any order: for a confusion matrix of images, gigabytes
         self.kernels = nullcontext if self.own else fastest_kernels
@@ -220,6 +215,12 @@ class LibraryMetric:
                     f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: "
                     f"{error}\nResume with the same number, or with metrics=[]"
                 ) from error
+
+
+def _takes_class_probabilities(part: "Metric") -> bool:
+    """Whether a metric of torchmetrics is one of those of classes that need probabilities."""
+    name = type(part).__name__
+    return name.startswith("Multiclass") and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in name)
 
 
 def share_updates(metrics: Sequence[LibraryMetric]) -> None:

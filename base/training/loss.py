@@ -38,9 +38,9 @@ def with_count_and_parts(result: StepResult, loss: Loss, *, earlier_count: Tenso
         count = earlier_count
     if take_parts := getattr(type(loss), "take_parts", None):  # losses by name
         return result._replace(count=count, log={**take_parts(loss), **result.log})
-    return (
-        result if count is result.count else StepResult(result.loss, result.outputs, result.targets, result.log, count)
-    )
+    if count is result.count:
+        return result
+    return StepResult(result.loss, result.outputs, result.targets, result.log, count)
 
 
 def take_count(loss: Loss, *values: Tensor) -> Tensor | float | None:

@@ -86,7 +86,7 @@ def instances(value: Any, kinds: type[Any] | tuple[type[Any], ...]) -> Iterator[
 
 
 def divide_parameters(
-    parameters: Parameters, optimizers: Mapping[str, OptimizerConfig], *, frozen: Collection[str] = ()
+    parameters: Parameters, optimizers: Mapping[str, OptimizerConfig], *, frozen: Collection[str]
 ) -> dict[str, list[ParameterGroup]]:
     """The parameter groups of each optimizer, by its name; parameters without a group come first.
 
