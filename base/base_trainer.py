@@ -44,7 +44,8 @@ from utils.schema import TrainerConfig, validation_names
 class BaseTrainer(Checkpointed):
     """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``.
 
-    It extends Checkpointed (training/saving.py), EvaluationLoop (evaluation.py) and TrainerInterface.
+    It extends Checkpointed (training/saving.py: train_metrics, finite), EvaluationLoop (evaluation.py: console,
+    averaged_weights) and TrainerInterface (model, runtime, progress ...).
     """
 
     log: TrainingLog
