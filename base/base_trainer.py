@@ -144,11 +144,11 @@ class BaseTrainer(Checkpointed):
                     check_step_was_taken(self, loss, step)
                     self.start()
                 self.log.step(loss, step.samples)
-                if progress.ends_interval(settings.log_every_steps):
+                if progress.steps % settings.log_every_steps == 0:
                     self.log_interval()
-                if progress.ends_interval(settings.validate_every_steps):
+                if settings.validate_every_steps and progress.steps % settings.validate_every_steps == 0:
                     self.validate_within_epoch()
-                if progress.ends_interval(settings.save_every_steps):
+                if settings.save_every_steps and progress.steps % settings.save_every_steps == 0:
                     self.save()
             self.log.wait()
         finally:

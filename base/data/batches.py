@@ -79,7 +79,7 @@ class StepBatches:
 class _Pass:
     """What the batches of a pass over the data have in common."""
 
-    number: int
+    number: int  # 0 without an order: all passes are the same
     weights: Tensor | None  # by which the samples were drawn
     draws: Tensor | None  # the samples in order, integers of shape (N,), see ``number_repeats``; None: all as stored
     random: RandomBlocks
@@ -208,12 +208,12 @@ class Batches:
 
     def _pass(self, passes: int) -> _Pass:
         """The pass after this many, kept until another one is asked for, or its samples have other weights."""
+        number = 0 if self.order is None else passes
         weights = self.weighted.current if self.weighted else None
         current = self._current_pass
-        if current is None or current.number != passes or current.weights is not weights:
+        if current is None or current.number != number or current.weights is not weights:
             draws = self._draws(passes)
-            random = RandomBlocks(draws, self._random_key(passes), self.batch_size)
-            self._current_pass = current = _Pass(passes, weights, draws, random)
+            self._current_pass = current = _Pass(number, weights, draws, RandomBlocks(draws, self.batch_size))
         return current
 
     def _draws(self, passes: int) -> Tensor | None:
@@ -250,9 +250,9 @@ class Batches:
     def _load_here(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
         for batch_range in ranges:
             size, (passes, start, stop) = self._loaded_range(batch_range)
-            current = self._pass(passes)
+            current, key = self._pass(passes), self._random_key(passes)
             draws = current.between(start, stop)
-            random = SampleRandom(draws, current.random.key, functools.partial(current.random.uniform, start, stop))
+            random = SampleRandom(draws, key, functools.partial(current.random.uniform, key, start, stop))
             indices = self._batch_indices(current, draws, start, stop)
             yield MicroBatch(batch_range, size, self.source.batch(indices, random))
         if isinstance(self.source, TensorSource):
@@ -286,8 +286,8 @@ class Batches:
 
     def _request(self, batch_range: BatchRange) -> Request:
         _, (passes, start, stop) = self._loaded_range(batch_range)
-        current = self._pass(passes)
-        return as_tensor(current.between(start, stop)).numpy().tobytes(), current.random.key
+        draws = as_tensor(self._pass(passes).between(start, stop))
+        return draws.numpy().tobytes(), self._random_key(passes)
 
     def close(self) -> None:
         """End the worker processes. The next batches are of the data as it is then."""

@@ -55,24 +55,25 @@ class RandomBlocks:
     draws: those of the pass, integers of shape (N,), as in ``SampleRandom.indices``; None: consecutive samples.
     """
 
-    def __init__(self, draws: Tensor | None, key: RandomKey, batch_size: int) -> None:
+    def __init__(self, draws: Tensor | None, batch_size: int) -> None:
         self._draws = draws
-        self.key = key
         self._size = min(64 * batch_size, 2**14)
+        self._key: RandomKey = ()
         self._start = self._stop = 0  # of the block
         self._indices = torch.empty(0)
         self._drawn: dict[tuple[int, int], Tensor] = {}
 
-    def uniform(self, start: int, stop: int, call: int, draws: int) -> Tensor:
+    def uniform(self, key: RandomKey, start: int, stop: int, call: int, draws: int) -> Tensor:
         """The numbers of some samples of the pass, float64 of shape (draws, stop - start)."""
-        if start < self._start or stop > self._stop:
+        if key != self._key or start < self._start or stop > self._stop:
+            self._key = key
             self._start = start
             self._stop = max(stop, start + self._size)
             block = slice(start, self._stop)
             self._indices = as_tensor(block) if self._draws is None else self._draws[block].long()
             self._drawn = {}
         if (call, draws) not in self._drawn:
-            self._drawn[call, draws] = uniform(self._indices, *self.key, call, draws=draws)
+            self._drawn[call, draws] = uniform(self._indices, *key, call, draws=draws)
         return self._drawn[call, draws][:, start - self._start : stop - self._start].clone()
 
 

@@ -48,10 +48,6 @@ class Progress:
         # set here, not after the loop: a checkpoint at the last step must record that it is the last
         self.trained = position.samples == 0 if steps_per_epoch is None else self.epoch_steps >= steps_per_epoch
 
-    def ends_interval(self, steps: int | None) -> bool:
-        """Whether the last optimizer step of the run ends an interval of so many; None: there are no intervals."""
-        return steps is not None and self.steps % steps == 0
-
     def update_best(
         self, value: float, *, lower_is_better: bool, epoch: int | None = None, step: int | None = None
     ) -> bool:

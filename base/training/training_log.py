@@ -105,7 +105,7 @@ class TrainingLog:
         position = {"epoch": progress.epochs, "step": progress.steps}
         self.writers.epoch({**position, **values, **_named("lr", "_", rates), **speed, "seconds": self._seconds})
         scalars = {_tag(name): value for name, value in values.items()} | speed
-        if not progress.ends_interval(self.settings.log_every_steps):  # else log_interval has written them already
+        if progress.steps % self.settings.log_every_steps:  # otherwise log_interval has written them at this step
             scalars |= _named("learning_rate", "/", rates)
         self.writers.scalars(progress.steps, scalars)
         seconds = time.perf_counter() - self._start
