@@ -330,7 +330,9 @@ class BaseTrainer(Checkpointed):
     def monitored(self, values: dict[str, float]) -> float | None:
         """The value named by ``trainer.monitor``; None if nothing is monitored, or if it was not measured this time."""
         name = self.settings.monitored_name
-        sometimes = [each for log in self.logs for each in (log, *validation_names(log, self.training.validation))]
-        if name and name not in values and (name not in sometimes or f"val_{name}" in values):
+        if not name or name in values:
+            return values.get(name)
+        optional = [each for log in self.logs for each in (log, *validation_names(log, self.training.validation))]
+        if name not in optional or f"val_{name}" in values:
             raise ConfigError(f"trainer.monitor: no step has logged {name}; expected one of: {', '.join(values)}")
-        return values.get(name)
+        return None

@@ -40,9 +40,9 @@ def duration(seconds: float, *, fine: bool = False) -> str:
     """Format a time in up to six columns: "12 s", "4:56", "1h05m", "2d03h". fine: also "0.4 ms", "120 ms", "3.1 s"."""
     whole = round(seconds)
     if fine and seconds < 0.9995:
-        return f"{seconds * 1000:.{int(seconds < 0.00995)}f} ms"
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
     if whole < 60:
-        return f"{seconds:.{int(fine)}f} s"
+        return f"{seconds:.1f} s" if fine else f"{seconds:.0f} s"
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02}"
     if whole < 86400:

@@ -196,6 +196,7 @@ class Metrics:
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
+        # the sum and the weight of each mean, in turn
         own_sums = [number for mean in self.means.values() for number in mean.interval()]
         totals = self.process_group.all_reduce_sum(own_sums)
         means = {}

@@ -1,6 +1,5 @@
 """Which optimizer and parameter group trains each parameter, and which parameters are frozen in an epoch."""
 
-import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,8 +224,10 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter") -> str:
-    paths = (itertools.accumulate(name.split(".")[:-1], "{}.{}".format) for name in names)
-    modules = dict.fromkeys(f"{module}.*" for module in itertools.chain.from_iterable(paths))
+    modules = dict[str, None]()  # all modules around the names, as in "backbone.*" and "backbone.layer1.*"
+    for name in names:
+        *parents, _ = name.split(".")
+        modules |= {".".join([*parents[: index + 1], "*"]): None for index in range(len(parents))}
     close = closest(pattern, [*modules, *names])
     parts = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names)
     meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(list(parts))}"

@@ -64,7 +64,8 @@ def _started_last(config: Config, name: str | None, doing: str) -> RunFolder:
 
 
 def _logged_epochs(folder: RunFolder) -> int:
-    epoch = (folder.epochs() or [{}])[-1].get("epoch", 0)
+    epochs = folder.epochs()
+    epoch = epochs[-1].get("epoch") if epochs else 0
     return epoch if isinstance(epoch, int) else 0
 
 
