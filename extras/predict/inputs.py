@@ -33,7 +33,8 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
     for word in words:
         before = len(found.files) + len(found.problems)
         if word == "-":
-            content = sys.stdin.buffer.read()  # a name per line, or separated by NUL as from find -print0
+            # a name per line, or separated by NUL as from find -print0; None: standard input is closed
+            content = sys.stdin.buffer.read() if sys.stdin is not None else b""
             given = content.split(b"\0") if b"\0" in content else content.splitlines()
             matches = [*filter(None, map(os.fsdecode, given))]
             for name in matches:

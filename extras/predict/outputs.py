@@ -91,13 +91,20 @@ class Interpreter:
         found = list(self._fields(map_tensors(_on_cpu, outputs), count, self.task, ""))
         if not found:
             raise DataError(f"the model gives no output ({type(outputs).__name__}); {ADVICE}")
+        names = ["file", "row", *(field.name for field in found)]
+        if taken := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(
+                f'two columns of the predictions would be named "{taken}"; rename an output in predict_step'
+            )
         return found
 
     def _fields(self, outputs: Any, count: int, task: Task, name: str) -> Iterator[Field]:
         if isinstance(outputs, Tensor):
             if not outputs.dim() or len(outputs) != count:
                 got = describe_batch(outputs)
-                raise DataError(f"the outputs {name or ''} are {got}, not one for each of {count} inputs; {ADVICE}")
+                raise DataError(
+                    f"the outputs{name and f' {name}'} are {got}, not one for each of {count} inputs; {ADVICE}"
+                )
             yield from self._of_tensor(outputs, task, name)
         elif isinstance(outputs, dict):
             for key, value in outputs.items():
@@ -111,7 +118,7 @@ class Interpreter:
                 own = _joined(name, key) if name or hasattr(outputs, "_fields") else f"output_{key}"
                 yield from self._fields(value, count, Task(supervised=False), own)
         elif outputs is not None:
-            raise DataError(f"the outputs {name or ''} are of type {type(outputs).__name__}; {ADVICE}")
+            raise DataError(f"the outputs{name and f' {name}'} are of type {type(outputs).__name__}; {ADVICE}")
 
     def _of_tensor(self, outputs: Tensor, task: Task, name: str) -> Iterator[Field]:
         kind = output_kind(outputs, task)

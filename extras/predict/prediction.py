@@ -127,10 +127,12 @@ class Predictor:
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:
             if item.problem:
-                row = "" if item.row is None else f", row {item.row}"
-                self._name(f"{item.file}{row}: {item.problem}")
-            else:
+                self._name(f"{item.source}: {item.problem}")
+                continue
+            try:
                 yield item._replace(value=map_tensors(self._fitting, item.value))
+            except DataError as error:
+                raise DataError(f"{item.source}: {error}") from error
 
     def _name(self, problem: str) -> None:
         self.problems += 1

@@ -47,6 +47,11 @@ class Item(NamedTuple):
     value: Any
     problem: str = ""
 
+    @property
+    def source(self) -> str:
+        """The file, and the row in it if it has rows."""
+        return self.file if self.row is None else f"{self.file}, row {self.row}"
+
 
 def say_beside_bar(text: str) -> None:
     """Print a line to standard error, above a progress bar."""
@@ -100,9 +105,10 @@ def _read_rows(name: str, rows: Iterator[Any], prepare: Prepare) -> Iterator[Ite
 
 def _item(name: str, row: int | None, value: Any) -> Item:
     """value: the input, or an exception as returned by ``_prepared``. Raises UserError."""
+    item = Item(name, row, value)
     if isinstance(value, UserError):
-        raise type(value)(f"{name}{'' if row is None else f', row {row}'}: {value}")
-    return Item(name, row, None, str(value)) if isinstance(value, Unreadable) else Item(name, row, value)
+        raise type(value)(f"{item.source}: {value}")
+    return item._replace(value=None, problem=str(value)) if isinstance(value, Unreadable) else item
 
 
 def _prepared(prepare: Prepare, raw: Any) -> Any:
@@ -135,13 +141,14 @@ def _array_rows(name: str) -> Iterator[Tensor]:
                 array = archive[_member(path, archive.files, member)]
             else:
                 array = np.load(path, mmap_mode="r")
-        torch.from_numpy(np.empty(0, array.dtype))
+        dtype = array.dtype.newbyteorder("=")
+        torch.from_numpy(np.empty(0, dtype))
     except (zipfile.BadZipFile, ValueError, TypeError, EOFError) as error:
         raise Unreadable(f"not an array of numbers, or damaged: {error}") from error
     if not array.ndim:
         raise Unreadable("the array is a single number; expected one row per input")
     for start in range(0, len(array), ROWS):
-        yield from torch.from_numpy(np.array(array[start : start + ROWS]))
+        yield from torch.from_numpy(np.array(array[start : start + ROWS], dtype))
 
 
 def _member(path: str, names: Sequence[str], wanted: str) -> str:

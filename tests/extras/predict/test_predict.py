@@ -179,6 +179,8 @@ def test_names_come_from_folders_patterns_and_stdin(
         listed = separator.join(str(two / name) for name in everything) + separator
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
         assert names(ask("-")[1]) == everything
+    monkeypatch.setattr("sys.stdin", None)  # closed
+    assert ask("-")[2] == "error: -: no names on standard input\n"
 
 
 def test_what_cannot_be_read_is_named_and_skipped(ask: Ask, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:

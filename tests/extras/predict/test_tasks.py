@@ -25,6 +25,7 @@ from extras.predict.writing import write
 from tests.helpers import ROOT, Fit, blocks, temporarily
 from trainer.trainer import Trainer
 from utils import cli
+from utils.errors import DataError
 from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 
 LINEAR = {"num_samples": 24, "num_test_samples": 8, "input_shape": [3], "batch_size": 8}
@@ -73,6 +74,7 @@ def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> N
     np.save("a.npy", numbers)
     np.save("b.npy", numbers.astype(np.float32))
     np.savez("c.npz", numbers)
+    np.save("big_endian.npy", numbers.astype(">f8"))
     lines = [",".join(map(str, row)) for row in numbers.tolist()]
     Path("bare.csv").write_text("\n".join(lines) + "\n")
     Path("named.csv").write_text("a,b,c\n" + "\n".join(lines))
@@ -81,7 +83,7 @@ def test_tables_and_arrays_give_the_same_values(regression: Path, ask: Ask) -> N
     )
     expected = values(ask(regression, "a.npy")[1])
     assert len(set(expected)) == 4
-    for name in ("b.npy", "c.npz", "bare.csv", "named.csv"):
+    for name in ("b.npy", "c.npz", "big_endian.npy", "bare.csv", "named.csv"):
         status, output, _ = ask(regression, name)
         assert (status, values(output)) == (0, expected)
     status, output, _ = ask(regression, "excel.csv", "--columns", "a,b,c")
@@ -121,7 +123,8 @@ def test_inputs_that_the_models_dtype_cannot_hold_are_refused(regression: Path, 
     for name, value in (("inexact.npy", "int64 value 16777217"), ("large.npy", "float64 value 1e+300")):
         status, output, errors = ask(regression, name)
         assert (status, output) == (2, "")
-        assert f"the input has the {value}, which is out of range.\nIn training, the inputs were float32" in errors
+        problem = f"{name}, row 0: the input has the {value}, which is out of range."
+        assert f"{problem}\nIn training, the inputs were float32" in errors
 
 
 @pytest.mark.parametrize(
@@ -533,10 +536,14 @@ def test_several_outputs_have_a_column_each() -> None:
     }
 
 
+@pytest.mark.parametrize("outputs", [{"file": torch.zeros(2)}, {"a": {"b": torch.zeros(2)}, "a_b": torch.ones(2)}])
+def test_no_two_outputs_have_the_same_column(outputs: Any) -> None:
+    with pytest.raises(DataError, match=r'two columns of the predictions would be named "(file|a_b)"'):
+        fields(Task(), outputs)
+
+
 @pytest.mark.parametrize("outputs", [torch.zeros(()), torch.zeros(3, 2), {"a": torch.zeros(())}, "text", (), None])
 def test_outputs_that_are_not_one_for_each_input_are_told(outputs: Any) -> None:
-    from utils.errors import DataError
-
     with pytest.raises(DataError, match="define predict_step in the trainer"):
         fields(Task(), outputs)
 
