@@ -61,7 +61,7 @@ def best_of(values: Iterable[float | None], monitor: str) -> tuple[int, float] |
 
 def value_text(value: Any) -> str:
     """A value of a config or of a file's metadata as text: plain, or as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from base.data.batches import BatchRange
 from base.experiment import Experiment
 from extras.document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from extras.report.description import CURVES, Tested, digits, head, in_training, memorised
-from extras.report.evaluation_stats import EvaluationStats
+from extras.report.evaluation_stats import MOST_CLASSES, EvaluationStats
 from extras.report.statistics import Classification, Regression
 from extras.spreadsheets import csv_field
 from utils.distributed.process_group import ProcessGroup
@@ -152,7 +152,9 @@ class EvaluationReport(EvaluationStats):
         elif self.regression is not None:
             yield from _residuals(self.regression)
         else:
-            yield Paragraph("The task is neither classification nor regression, so the report has no figures.")
+            yield Paragraph(
+                f"No figures: they are for classification into up to {MOST_CLASSES:,} classes, and regression."
+            )
         yield from in_training(tested, values, sum_loss=self.sum_loss, curves=CURVES in pictures)
         if not self.by_sample:
             yield Paragraph(

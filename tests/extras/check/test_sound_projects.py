@@ -379,7 +379,7 @@ def test_it_trains_is_tested_and_resumes(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((run / "config.json").read_text())["loss"] is None
     assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
     assert "loss" in load_script("test").main(["-r", str(run)])
-    assert "neither classification nor regression" in (run / "test" / "report.md").read_text()
+    assert "No figures: " in (run / "test" / "report.md").read_text()
     assert "warning" not in capsys.readouterr().err
     with pytest.raises(ConfigError, match='the key "loss" is missing; null if the trainer computes its own'):
         train.main(["-c", str(path), "trainer.type=Trainer"])

@@ -26,6 +26,7 @@ from base.data.sources import TensorSource
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import Paragraph, Source, as_markdown, escaped, markdown_table
+from extras.report.description import component
 from extras.report.evaluation_report import Predictions
 from tests.conftest import load_script
 from tests.helpers import Fit, curves, lines, needs_extra, temporarily
@@ -35,6 +36,7 @@ from utils.distributed.process_group import ProcessGroup
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 from utils.run_folder import RunFolder
+from utils.schema import Component
 
 pytestmark = pytest.mark.slow
 
@@ -151,7 +153,7 @@ def test_a_regression(fit: Fit, width: int) -> None:
 def test_a_task_of_another_kind_has_its_metrics(other: Path) -> None:
     test.main(["-r", str(other)])
     assert names(other / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
-    assert "neither classification nor regression" in (other / "test" / "report.md").read_text()
+    assert "No figures: " in (other / "test" / "report.md").read_text()
 
 
 def test_what_an_older_report_had_and_this_one_has_not_is_removed(run: Path) -> None:
@@ -490,6 +492,10 @@ def test_without_the_curves_extra_the_report_has_no_curves(run: Path, monkeypatc
     assert "| accuracy | " in sound(run / "test"), "training beside the test"
 
 
+def test_a_component_shows_names_in_their_own_letters() -> None:
+    assert component(Component(type="Loader", args={"names": ["고양이"]})) == 'Loader(names=["고양이"])'
+
+
 def test_texts_are_not_markup_at_the_start_of_a_line() -> None:
     assert escaped("- one") == r"\- one"
     assert escaped("1. one & <b>") == r"1\. one \& \<b\>"
@@ -562,7 +568,7 @@ def test_sequences_of_different_lengths_have_their_metrics(fit: Fit) -> None:
         values = test.main(["-r", str(run)])
     assert values.keys() == {"loss", "mean_absolute_error"}
     assert names(run / "test") == ["curves.png", "metrics.json", "report.html", "report.md"]
-    assert "neither classification nor regression" in sound(run / "test")
+    assert "No figures: " in sound(run / "test")
 
 
 class TwoClasses(BaseDataLoader):
@@ -630,7 +636,7 @@ def test_two_numbers_for_a_count_are_not_two_classes(fit: Fit, tmp_path: Path) -
         np.save(tmp_path / "inputs.npy", np.zeros((3, 6), np.float32))
         load_script("predict").main(["-r", str(run), str(tmp_path / "inputs.npy"), "--out", str(tmp_path / "out.csv")])
     assert values.keys() == {"loss"}
-    assert "neither classification nor regression" in sound(run / "test")
+    assert "No figures: " in sound(run / "test")
     assert not (run / "test/predictions.csv").exists()
     assert not (run / "test/confusion_matrix.png").exists()
     assert "class" not in (tmp_path / "out.csv").read_text()
