@@ -131,14 +131,15 @@ def _described(exportable: Exportable) -> dict[str, Any]:
         inputs = [call.arguments for call in exportable.calls]
         outputs = [exportable.model(**copied(arguments)) for arguments in inputs]
     described: dict[str, Any] = {"inputs": [], "outputs": []}
-    sizes = tuple(call.samples for call in exportable.calls)
     for key, (first, second) in (("inputs", inputs), ("outputs", outputs)):
         names = flat_names(first, single=key)
         if not names or len(names) != len(flat_names(second)):
             raise UserError(f"its {key} are not a fixed number of tensors, but of type {type(first).__name__}")
         for name, one, other in zip(names, tensors(first), tensors(second), strict=True):
+            if one.dim() != other.dim():
+                raise UserError(f"its {key} have other axes for a single sample, as by squeeze()")
             pairs = zip(one.shape, other.shape, strict=True)
-            shape = [pair[0] if pair[0] == pair[1] else "batch" if pair == sizes else "length" for pair in pairs]
+            shape = [pair[0] if pair[0] == pair[1] else exportable.axis(pair) for pair in pairs]
             described[key].append({"name": name, "shape": shape, "dtype": str(one.dtype).removeprefix("torch.")})
     return described
 

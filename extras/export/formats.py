@@ -38,16 +38,22 @@ class Exportable:
         """Names of the tensor arguments: "inputs", or "inputs.points" in a dict."""
         return flat_names(self.calls[0].arguments)
 
+    @functools.cached_property
+    def _axes(self) -> dict[tuple[int, int], str]:
+        return {(self.calls[0].samples, self.calls[1].samples): "batch"}
+
+    def axis(self, sizes: tuple[int, int]) -> str:
+        """The name of an axis with these sizes in the two calls: batch, length, length_2 ..."""
+        number = len(self._axes)
+        return self._axes.setdefault(sizes, "length" if number == 1 else f"length_{number}")
+
     def shapes(self, name: Callable[[str], Any]) -> dict[str, Any]:
         """The axes with varying size, by name, for each tensor. Raises UserError if there are none."""
-        known = {(self.calls[0].samples, self.calls[1].samples): name("batch")}
-        used = set[tuple[int, int]]()
+        used = set[str]()
 
-        def named(pair: tuple[int, int]) -> Any:
-            used.add(pair)
-            if pair not in known:
-                known[pair] = name("length" if len(known) == 1 else f"length_{len(known)}")
-            return known[pair]
+        def named(sizes: tuple[int, int]) -> Any:
+            used.add(self.axis(sizes))
+            return name(self.axis(sizes))
 
         first, second = (call.arguments for call in self.calls)
         shapes: dict[str, Any] = dynamic_shapes(first, second, named, "its arguments")
@@ -63,8 +69,9 @@ class Exportable:
     def program(self) -> ExportedProgram:
         """The model as traced by torch.export. Raises UserError naming what cannot be traced, and where."""
         arguments = copied(self.calls[0].arguments)  # a model may write to them
+        batch = Dim("batch")
         # torch finds the limits of a length, such as the model's number of positions
-        shapes = self.shapes(lambda name: Dim(name) if name == "batch" else Dim.DYNAMIC)
+        shapes = self.shapes(lambda name: batch if name == "batch" else Dim.DYNAMIC)
         try:
             with quiet(), torch.no_grad():
                 return torch.export.export(self.model, (), arguments, dynamic_shapes=shapes, strict=False)

@@ -128,7 +128,8 @@ class Pairs(Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(index)
         words = torch.randint(1, 20, (2 + index % 7,), generator=generator)
-        return {"words": words, "numbers": torch.randn(3, generator=generator), "target": torch.tensor(index % 2)}
+        numbers, some = torch.randn(3, generator=generator), torch.randn(3 + index % 5, generator=generator)
+        return {"words": words, "numbers": numbers, "some": some, "target": torch.tensor(index % 2)}
 
 
 class PairLoader(BaseDataLoader):
@@ -142,12 +143,13 @@ class PairLoader(BaseDataLoader):
         return {
             "words": words,
             "numbers": torch.stack([sample["numbers"] for sample in samples]),
+            "some": pad_sequence([sample["some"] for sample in samples], batch_first=True),
             "target": torch.stack([sample["target"] for sample in samples]),
         }
 
 
 class TwoInputs(nn.Module):
-    """words (B, L), numbers: {"all": (B, 3)} -> (B, 2) and a hidden state (B, 4)."""
+    """words (B, L), numbers: {"all": (B, 3), "some": (B, M)} -> (B, 2) and a hidden state (B, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,13 +157,13 @@ class TwoInputs(nn.Module):
         self.out = nn.Linear(7, 2)
 
     def forward(self, words: Tensor, *, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        hidden = self.embed(words).mean(1)
+        hidden = self.embed(words).mean(1) + numbers["some"].mean(1, keepdim=True)
         return {"scores": self.out(torch.cat([hidden, numbers["all"]], 1)), "hidden": hidden}
 
 
 class PairTrainer(BaseTrainer):
     def eval_step(self, batch: Any) -> StepResult:
-        scores = self.model(batch["words"], numbers={"all": batch["numbers"]})["scores"]
+        scores = self.model(batch["words"], numbers={"all": batch["numbers"], "some": batch["some"]})["scores"]
         return StepResult(self.criterion(scores, batch["target"]), scores, batch["target"])
 
     def train_step(self, batch: Any) -> StepResult:
@@ -178,13 +180,21 @@ def test_several_inputs_of_any_length_by_name(fit: Fit, capsys: Capture) -> None
         file = export.main(["-r", str(folder), "--format", "onnx"])
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         shapes = {argument.name: argument.shape for argument in session.get_inputs()}
-        assert shapes == {"words": ["batch", "length"], "numbers.all": ["batch", 3]}
-        words, numbers = torch.randint(1, 20, (4, 11)), torch.randn(4, 3)
-        found = session.run(["scores", "hidden"], {"words": words.numpy(), "numbers.all": numbers.numpy()})
-        expected = load_run(folder).model(words, numbers={"all": numbers})
+        assert shapes == {
+            "words": ["batch", "length"],
+            "numbers.all": ["batch", 3],
+            "numbers.some": ["batch", "length_2"],
+        }
+        words, numbers, some = torch.randint(1, 20, (4, 11)), torch.randn(4, 3), torch.randn(4, 5)
+        feed = {"words": words, "numbers.all": numbers, "numbers.some": some}
+        found = session.run(["scores", "hidden"], {name: each.numpy() for name, each in feed.items()})
+        expected = load_run(folder).model(words, numbers={"all": numbers, "some": some})
     for one, name in zip(found, expected, strict=True):
         assert torch.allclose(torch.from_numpy(one), expected[name], atol=1e-5)
-    assert "over 30 test samples" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "words: int64 (batch, length)" in printed
+    assert "numbers.some: float32 (batch, length_2)" in printed
+    assert "over 30 test samples" in printed
 
 
 # ------------------------------------------------------------------ what does not
@@ -228,8 +238,13 @@ class NamedNet(Branching):
         return Named(self.out(x))
 
 
+class SqueezedNet(Branching):
+    def forward(self, x: Tensor) -> Any:
+        return {"outputs": self.out(x), "norm": x.norm(dim=1).squeeze()}
+
+
 class NamedTrainer(Trainer):
-    """Takes the outputs from a named tuple."""
+    """Takes the outputs from a named tuple or a dict."""
 
     def train_step(self, batch: Any) -> StepResult:
         result = self.eval_step(batch)
@@ -237,7 +252,8 @@ class NamedTrainer(Trainer):
         return result
 
     def eval_step(self, batch: Any) -> StepResult:
-        outputs = self.model(batch[0]).outputs
+        found = self.model(batch[0])
+        outputs = found["outputs"] if isinstance(found, dict) else found.outputs
         return StepResult(self.criterion(outputs, batch[1]), outputs, batch[1])
 
 
@@ -267,13 +283,14 @@ class PartsTrainer(PairTrainer):
         (Branching, "onnx", ("Branching cannot be exported to onnx", "x if x.sum() > 0 else -x")),
         (Looping, "torch", ("Looping cannot be exported to torch", "samples only", "as by a loop over the samples")),
         (NamedNet, "torch", ("NamedNet cannot be exported to torch: torch.export cannot save it", "--format onnx")),
+        (SqueezedNet, "torch", ("its outputs have other axes for a single sample, as by squeeze()",)),
         (Bessel, "onnx", ("Bessel cannot be exported to onnx", "test_export.py:", "torch.special.bessel_j0(x)")),
     ],
 )
 def test_a_model_that_cannot_be_exported_says_what_and_where(
     fit: Fit, model: type[nn.Module], kind: str, says: tuple[str, ...], capsys: Capture
 ) -> None:
-    trainer = "NamedTrainer" if model is NamedNet else "Trainer"
+    trainer = "NamedTrainer" if model in (NamedNet, SqueezedNet) else "Trainer"
     with temporarily(MODELS, model), temporarily(TRAINERS, NamedTrainer):
         folder = fit("trainer.epochs=1", f"trainer.type={trainer}", model=model.__name__).run_dir
         before = sorted(folder.iterdir())
