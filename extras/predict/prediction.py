@@ -36,6 +36,7 @@ from utils.user_code import format_error_with_source
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
+COLUMNS = "--columns chooses the columns of a table that are inputs"
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -108,7 +109,8 @@ class Predictor:
         prepare = functools.partial(self.data.prepare_input, facts=self.facts)
         needed, whole = self.facts.get("columns") or (), self.data.input_suffixes
         items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
-        total = len(files.files) if all(file_kind(name, whole) == "file" for name in files.files) else None
+        kinds = {file_kind(name, whole) for name in files.files}
+        total = len(files.files) if kinds == {"file"} else None
         interpreter, found = Interpreter(self.task), []
         with self.trainer.evaluating(), counting("predicting", "inputs", total) as advance:
             for batch in self._batches(items):
@@ -119,9 +121,11 @@ class Predictor:
                     self._show(batch, inputs, found[-1])
                 self.sources += [(item.file, item.row) for item in batch]
                 advance(len(batch))
+        if not found and self.problems == 1:
+            raise TrainingError("the input could not be read; see above")
         if not found:
-            which = f"none of {self.problems:,} inputs could" if self.problems > 1 else "the input could not"
-            raise TrainingError(f"{which} be read; see above")
+            advice = f"; {COLUMNS}" if "table" in kinds and self.columns is None else ""
+            raise TrainingError(f"none of {self.problems:,} inputs could be read; see above{advice}")
         return merged(found)
 
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -159,7 +163,7 @@ class Predictor:
             what = f"the model cannot take this input ({describe_batch(inputs)}): {format_error_with_source(error)}"
             advice = f"If it needs another call, {ADVICE}."
             if file_kind(file) == "table":
-                advice = "--columns chooses the columns of a table that are inputs."
+                advice = f"{COLUMNS}."
             elif self.task.inputs.shape is None and type(self.data).prepare_input is BaseDataLoader.prepare_input:
                 define = f"define prepare_input in {type(self.data).__name__} (docs/predict.md)"
                 advice = f"In training, the inputs were not one tensor; {define}."

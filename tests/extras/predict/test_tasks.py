@@ -160,6 +160,9 @@ def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) ->
     assert "skipped t.csv, row 6: column a: '1_5' is not a number\n" in errors
     assert "skipped t.csv, row 7: column a: 'nan' is not a number\n" in errors
     assert errors.endswith("error: 6 inputs could not be read, as listed above; the others were predicted\n")
+    Path("named.csv").write_text("name,a,b,c\nx,1,2,3\ny,4,5,6\n")
+    advice = "--columns chooses the columns of a table that are inputs"
+    assert ask(regression, "named.csv")[2].endswith(f"error: none of 2 inputs could be read; see above; {advice}\n")
 
 
 def test_predictions_that_are_not_finite_are_counted(regression: Path, ask: Ask) -> None:
