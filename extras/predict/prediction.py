@@ -51,6 +51,8 @@ def predict(options: argparse.Namespace) -> None:
     kinds = {file_kind(name, run.data.input_suffixes) for name in files.files}
     if options.columns is not None and "table" not in kinds:
         raise UserError("--columns names columns of a table, but no input is a table; leave it out")
+    if columns is not None and len(set(columns)) < len(columns):
+        raise UserError(f"--columns {options.columns} names a column twice")
     start = time.perf_counter()
     try:
         with run.trainer.experiment.signals:

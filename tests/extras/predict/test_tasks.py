@@ -231,6 +231,7 @@ def test_a_picture_for_a_model_of_numbers_is_told(regression: Path, ask: Ask) ->
     Path("t.csv").write_text("a,b,c,target\n1,2,3,4\n")
     assert "--columns chooses the columns of a table that are inputs." in ask(regression, "t.csv")[2]
     assert ask(regression, "t.csv", "--columns", "a,b,c")[0] == 0
+    assert ask(regression, "t.csv", "--columns", "a,b,b")[2] == "error: --columns a,b,b names a column twice\n"
 
 
 class Scaled(BaseDataLoader):
