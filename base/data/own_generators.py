@@ -5,12 +5,14 @@ transforms.
 import gc
 import pickle
 import random
+import re
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from itertools import islice
-from pathlib import Path
 from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -25,8 +27,7 @@ MOST_VALUES = 10_000
 MOST_ITEMS = 100
 """Items of a list or dict to look at: the others, such as samples, are probably like them."""
 PLAIN = (
-    str, bytes, int, float, complex, set, frozenset, deque, Tensor, np.ndarray, type, ModuleType, type(None),
-    random.SystemRandom,
+    str, bytes, int, float, complex, set, frozenset, Tensor, np.ndarray, ModuleType, type(None), random.SystemRandom,
 )  # fmt: skip
 """What is not looked into. ``SystemRandom`` has no state."""
 HELD: dict[type, tuple[str, ...]] = {
@@ -38,6 +39,7 @@ HELD: dict[type, tuple[str, ...]] = {
     staticmethod: ("__wrapped__",),
     classmethod: ("__wrapped__",),
     property: ("fget",),
+    threading.local: ("__dict__",),
 }
 """What is looked at of Python's own types."""
 
@@ -76,12 +78,16 @@ KINDS: dict[type, Kind] = {
     ),
 }
 GENERATORS = tuple(KINDS)
+CACHED = type(cache(len))
+LIBRARIES = {*sys.stdlib_module_names, "base", "utils", "logger"}
+"""Top-level modules that are not the user's, besides those of installed packages."""
 GLOBAL = (random.random.__self__, numpy_random.rand.__self__, torch.default_generator)  # type: ignore[attr-defined]
 
 
 class OwnGenerators:
     """The generators, other than the global ones, inside some objects: in attributes, collections and closures, and
-    globals that methods use. Each process looks for its own.
+    what the user's functions and classes find by global names, in any file of the user's. Each process looks for its
+    own.
     """
 
     def __init__(self) -> None:
@@ -123,9 +129,10 @@ def _generators(objects: Any) -> Iterator[tuple[str, Any]]:
             for name, value in _inside(owner, known):
                 looked += 1
                 kind = type(value)  # not isinstance, which may ask the object for its class
-                if id(value) in known or issubclass(kind, PLAIN):
+                if id(value) in known or issubclass(kind, PLAIN) or (issubclass(kind, type) and not _is_own(value)):
                     continue
-                known[id(value)] = value
+                if not issubclass(kind, type):  # these, once their attributes are known
+                    known[id(value)] = value
                 if issubclass(kind, GENERATORS):
                     yield f"{path} {name}", value
                 else:
@@ -139,39 +146,61 @@ def _inside(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     kind = type(owner)
     if issubclass(kind, dict):
         for number, (key, value) in enumerate([*islice(dict.items(owner), MOST_ITEMS)]):
-            yield repr(key) if type(key) is str else str(number), value
-    for base in (list, tuple):
+            yield repr(key) if type(key) in (str, int) else str(number), value
+    for base in (list, tuple, deque):
         if issubclass(kind, base):
             yield from [(str(number), item) for number, item in enumerate(islice(base.__iter__(owner), MOST_ITEMS))]
     for name in HELD.get(kind, ()):
         yield name, getattr(owner, name)
+    if kind is CACHED and _is_own(owner):  # what it has returned
+        yield from [(str(number), each) for number, each in enumerate(gc.get_referents(owner))]
     if kind is FunctionType:
         yield from _globals(owner)
-    elif kind not in HELD and kind not in (dict, list, tuple):
-        yield from _attributes(owner, known)
+    elif issubclass(kind, type):
+        yield from _class_attributes(owner, known)
+    elif kind not in HELD and kind not in (dict, list, tuple, deque):
+        yield from _class_attributes(kind, known)
+        yield from _attributes(owner)
+
+
+def _is_own(code: Any) -> bool:
+    """Whether a function, class or module is the user's, rather than of a library or of this project's own folders."""
+    name = str(code.__name__ if type(code) is ModuleType else code.__module__)
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name.partition(".")[0] not in LIBRARIES and not re.search(r"[/\\](site|dist)-packages[/\\]", file)
 
 
 def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Generators among the globals that a function uses, and functions in the same file, unless it is a library's."""
-    there, codes = function.__globals__, [function.__code__]
-    library = {"site-packages", "dist-packages"} & {*Path(function.__code__.co_filename).parts}
+    """What the user's function finds by global names, its own or those of other files, but no function of a library.
+
+    Of a library's function, only generators: functions that it calls may draw unique names for files.
+    """
+    own, codes, modules = _is_own(function), [function.__code__], [function.__globals__]
     for code in codes:
         codes += [each for each in code.co_consts if isinstance(each, type(code))]  # of comprehensions
-        for name in code.co_names:
-            value = there.get(name)
-            # not a library's functions, which may draw unique names for files
-            called = type(value) is FunctionType and value.__globals__ is there and not library
-            if called or issubclass(type(value), GENERATORS):
-                yield f"{function.__module__}.{name}", value
+    names = [*dict.fromkeys(name for code in codes for name in code.co_names)]
+    for module in modules:
+        for name in names:
+            value = module[name] if name in module else sys.modules.get(name)  # imported where it is used
+            follow = own and (type(value) not in (FunctionType, ModuleType) or _is_own(value))
+            if follow or issubclass(type(value), GENERATORS):
+                yield f"{module.get('__name__')}.{name}", value
+                if type(value) is ModuleType and all(vars(value) is not each for each in modules):
+                    modules.append(vars(value))
 
 
-def _attributes(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
-    for kind in type(owner).__mro__:
+def _class_attributes(owner: type, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+    """Of the user's classes, all; of a library's, only methods and generators."""
+    for kind in owner.__mro__:
         if id(kind) not in known:
             known[id(kind)] = kind
-            yield from [item for item in vars(kind).items() if issubclass(type(item[1]), (*GENERATORS, *HELD))]
+            own, values = _is_own(kind), vars(kind).items()
+            yield from [item for item in values if own or issubclass(type(item[1]), (*GENERATORS, *HELD))]
+
+
+def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
     # once an object was asked for its __dict__, its attributes take longer (Python 3.11, 3.12)
-    collection = issubclass(type(owner), (dict, list, tuple))
+    collection = issubclass(type(owner), (dict, list, tuple, deque))
     if collection or not all(issubclass(type(each), PLAIN) for each in gc.get_referents(owner)):
         state: Any = object.__getstate__(owner)  # with slots, a tuple
         for part in state if type(state) is tuple else [state]:

@@ -1,12 +1,16 @@
 """Where the generators that a data set keeps for itself are found, whatever else it keeps."""
 
+import functools
 import gc
 import itertools
 import multiprocessing
 import random
-from collections import OrderedDict
+import sys
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +39,36 @@ def helper() -> Any:
     return [MODULE_GENERATOR.random() for _ in range(2)]
 
 
+class Jitter:
+    """As a transform of the user's, or of a library's, that keeps a generator."""
+
+    shared = np.random.default_rng()
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng()
+
+    def __call__(self) -> Any:
+        return self.generator.random()
+
+    @classmethod
+    def of_class(cls) -> Any:
+        return cls.shared.random()
+
+
+MODULE_JITTER = Jitter()
+MODULE_STATE = {7: random.Random()}
+MODULE_LOCAL = threading.local()
+MODULE_LOCAL.generator = random.Random()
+OTHER_FILE: Any = ModuleType("other_file")
+exec("import random\ngenerator = random.Random()\ndef draw():\n    return generator.random()", vars(OTHER_FILE))
+IMPORTED = OTHER_FILE.draw
+
+
+@functools.cache
+def cached(name: str) -> random.Random:
+    return random.Random()
+
+
 class Derived(random.Random):
     """As users derive one, to add a distribution."""
 
@@ -54,6 +88,7 @@ class Keeping:
     derived_numpy = DerivedNumpy(np.random.PCG64())
     derived_torch = DerivedTorch()
     system = random.SystemRandom()
+    jitter = Jitter()
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -61,6 +96,7 @@ class Keeping:
         self.named = Named(np.random.default_rng())
         self.ordered = OrderedDict(generator=np.random.default_rng())
         self.method = random.Random().random
+        self.deque = deque([random.Random()])
 
     def __len__(self) -> int:
         return 24
@@ -92,6 +128,39 @@ class Keeping:
     def draw_default(self, generator: Any = np.random.default_rng()) -> Any:  # noqa: B008  (as users write it)
         return generator.random()
 
+    def draw_deque(self) -> Any:
+        return self.deque[0].random()
+
+    def draw_local(self) -> Any:
+        return MODULE_LOCAL.generator.random()
+
+    def draw_class_attribute(self) -> Any:
+        return self.jitter()
+
+    def draw_module_instance(self) -> Any:
+        return MODULE_JITTER()
+
+    def draw_module_dict(self) -> Any:
+        return MODULE_STATE[7].random()
+
+    def draw_other_class(self) -> Any:
+        return Jitter.of_class()
+
+    def draw_new_instance(self) -> Any:
+        return Jitter().of_class()
+
+    def draw_imported_function(self) -> Any:
+        return IMPORTED()
+
+    def draw_module_function(self) -> Any:
+        return OTHER_FILE.draw()
+
+    def draw_module_attribute(self) -> Any:
+        return OTHER_FILE.generator.random()
+
+    def draw_cached(self) -> Any:
+        return cached("generator").random()
+
     @staticmethod
     def draw_function() -> Any:
         return helper()[0]
@@ -108,7 +177,7 @@ def drawn(dataset: Any, start: Position = START, *, workers: int = 0, used_befor
     return [float(each) for part in batches.load(itertools.islice(batches.ranges(start), count)) for each in part.data]
 
 
-PLACES = ["slots", "named", "ordered", "method", "derived", "derived_numpy", "derived_torch", "default", "function"]
+PLACES = [name.removeprefix("draw_") for name in vars(Keeping) if name.startswith("draw_")]
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -118,13 +187,15 @@ def test_generators_are_found_in_each_place(where: str) -> None:
     assert whole[8:] == drawn(Keeping(where), Position(0, 8))
 
 
-def test_functions_that_a_function_of_a_library_calls_are_not_searched() -> None:
+def test_functions_that_a_function_of_a_library_calls_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """They may draw unique names of files, as those of Hugging Face datasets do."""
     code = "def draw():\n    return name()\ndef name():\n    return generator.random()"
     for folder, found in (("/project", 1), ("/my-packages/project", 1), ("/lib/site-packages", 0)):
-        there: dict[str, Any] = {"generator": random.Random(), "__name__": "file"}
-        exec(compile(code, f"{folder}/file.py", "exec"), there)
-        assert len(OwnGenerators().snapshot(there["draw"])) == found
+        there = ModuleType("own_file")
+        vars(there).update(generator=random.Random(), __file__=f"{folder}/own_file.py")
+        monkeypatch.setitem(sys.modules, "own_file", there)
+        exec(code, vars(there))
+        assert len(OwnGenerators().snapshot(there.draw)) == found
 
 
 class Late(Keeping):
