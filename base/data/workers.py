@@ -131,9 +131,13 @@ def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[
 
 def _begin_worker(_: int) -> None:
     ignore_in_worker()
-    for seed in SEEDERS.values():  # not by its number: after a resume, another worker loads the sample
-        seed(mix("worker"))
+    _seed(mix("worker"))  # not by its number: after a resume, another worker loads the sample
     send_small_tensors_by_value()
+
+
+def _seed(seed: int) -> None:
+    for seed_generator in SEEDERS.values():
+        seed_generator(seed)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -152,7 +156,9 @@ class _BatchDataset(Dataset[Any]):
     def __getitem__(self, request: Request) -> Any:
         draws = torch.frombuffer(bytearray(request[0]), dtype=torch.int64)
         indices = draws % len(self.source) if self.repeats else draws
-        if self.is_first and isinstance(self.source, SampleSource):
+        if not isinstance(self.source, SampleSource):  # which seeds them for each sample
+            _seed(mix(*request[1], int(draws[0])))  # after a resume, this is another worker's batch
+        elif self.is_first:
             self.source.forget()  # the data set may keep other generators in each process
         try:
             batch = self.source.batch(indices, SampleRandom(draws, request[1]))

@@ -19,7 +19,9 @@ from base.base_data_loader import BaseDataLoader
 from base.data import seeding
 from base.data.batches import START, Batches, Position
 from base.data.orders import Shuffled
+from base.data.sample_random import SampleRandom
 from base.data.sample_source import SampleSource
+from base.data.sources import TensorSource
 from tests.helpers import same
 from utils.errors import DataError
 from utils.random import SEEDERS, generator_states, mix, seed_generators
@@ -307,6 +309,18 @@ def test_a_collate_function_that_draws_is_exact_too(workers: int) -> None:
     later = passes(made(SampleSource(Drawing("nothing"), mixed), workers), 4, Position(0, 20))
     assert equal(whole[5:], later)
     assert len({float(share) for _, share in whole}) == 9
+
+
+def shifted(inputs: Tensor, _: SampleRandom) -> Tensor:
+    return inputs + torch.rand(()) + random.random() + np.random.rand()
+
+
+def test_what_a_batch_in_memory_draws_from_global_generators_is_the_same_in_each_worker() -> None:
+    """Whichever loads it after a resume. Without workers, it draws from the model's generators, which are saved."""
+    source = TensorSource(torch.zeros(SAMPLES, 1), torch.arange(SAMPLES), augment=shifted)
+    whole, later = (Batches(source, batch_size=4, seed=5, num_workers=workers) for workers in (2, 3))
+    assert equal(passes(whole, 9)[5:], passes(later, 4, Position(0, 20)))
+    assert len({float(inputs[0]) for inputs, _ in passes(whole, 9)}) == 9
 
 
 def seeded_with_a_constant(samples: list[Any]) -> Any:
