@@ -76,6 +76,8 @@ class StreamSource:
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
         numbers = range(indices.start, indices.stop) if isinstance(indices, slice) else indices.tolist()
+        with suppress(Exception):  # what is wrong is raised where it is read
+            self.check_first_sample(random.key)
         with OneThread():
             batch, state = self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
         if not self._has_state():
@@ -210,8 +212,6 @@ class StreamBatches(Batches):
         return self.batch_size if self.source.length is None else super().last_batch_size()
 
     def load(self, ranges: Iterable[BatchRange]) -> Iterator[MicroBatch]:
-        with suppress(Exception):  # what is wrong is raised where it is read
-            self.source.check_first_sample(self._random_key(0))
         for micro_batch in super().load(ranges):
             micro_batch.data, self._latest = micro_batch.data
             yield micro_batch
@@ -245,8 +245,14 @@ class StreamBatches(Batches):
 
 
 def check_not_empty(batches: Batches) -> None:
-    """Raise DataError if validation batches have no samples. Of a stream, the first sample is read."""
+    """Raise DataError if validation batches have no samples. Of a stream, the first sample is read.
+
+    With workers, the first batch, in one of them: files that samples open here would be shared by all.
+    """
     if not batches.num_samples:
         raise DataError("the validation data is empty: validation() returned batches without samples")
-    if isinstance(batches, StreamBatches):
+    if isinstance(batches, StreamBatches) and batches.num_workers:
+        next(batches.one_pass())
+        batches.close()
+    elif isinstance(batches, StreamBatches):
         batches.source.check_first_sample(batches._random_key(0))

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import multiprocessing
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -606,6 +607,26 @@ def test_a_trainer_with_begin_epoch_reads_a_stream_once(fit: Fit, tmp_path: Path
     with temporarily(DATA_LOADERS, CountedStream), temporarily(TRAINERS, Scheduled):
         fit(*options, data_loader=data("CountedStream", num_workers=1))
     assert len((tmp_path / "read").read_text()) < 48 + 3 * 8 + 2 * 4, "six batches, those read ahead, and the trial"
+
+
+def test_with_workers_the_main_process_reads_no_sample(fit: Fit, tmp_path: Path) -> None:
+    """A file that it opened, workers would share, and each would move the others' position."""
+
+    class Noted(Lines):
+        def lines(self, start: int) -> Iterator[Any]:
+            with (tmp_path / "read").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            yield from super().lines(start)
+
+    class NotedStream(Stream):
+        made = Noted
+
+        def validation_data(self) -> Source:
+            return StreamSource(Noted(), length=12)
+
+    with temporarily(DATA_LOADERS, NotedStream):
+        fit("trainer.epochs=1", "trainer.steps_per_epoch=2", data_loader=data("NotedStream", num_workers=2))
+    assert str(os.getpid()) not in (tmp_path / "read").read_text().split()
 
 
 def test_how_often_a_stream_is_opened() -> None:
