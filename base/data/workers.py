@@ -174,7 +174,11 @@ class _TensorlessPickler(ForkingPickler):
     """Pickles everything but tensors, whose values would be put into shared memory."""
 
     def reducer_override(self, value: Any) -> Any:
-        return (int, ()) if isinstance(value, torch.Tensor) else NotImplemented
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        if value.requires_grad and not value.is_leaf:
+            raise TypeError("a tensor has a gradient function: compute it under torch.no_grad(), or detach() it")
+        return int, ()
 
 
 def _check_sendable(batch: Any) -> None:

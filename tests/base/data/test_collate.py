@@ -1,5 +1,6 @@
 """Batches are torch's own, and small tensors come from worker processes by value."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,9 +179,14 @@ def functions(samples: list[Any]) -> Any:
     return [lambda: samples]
 
 
-def test_a_batch_that_cannot_be_sent_is_an_error_rather_than_a_wait_without_end() -> None:
+def computed(samples: list[Any]) -> Any:
+    """As by a network that extracts features."""
+    return torch.ones(2, requires_grad=True) * torch.tensor(samples)
+
+
+@pytest.mark.parametrize(("collate", "says"), [(functions, "local object"), (computed, "torch.no_grad()")])
+def test_a_batch_that_cannot_be_sent_is_an_error_rather_than_a_wait_without_end(collate: Any, says: str) -> None:
     samples: Any = [1, 2]
-    [here] = Batches(SampleSource(samples, functions), batch_size=2).one_pass()
-    assert here.data[0]() == [1, 2]
-    with pytest.raises(DataError, match=r"the first batch cannot be sent from a worker process: .*local object"):
-        list(Batches(SampleSource(samples, functions), batch_size=2, num_workers=1).one_pass())
+    assert len([*Batches(SampleSource(samples, collate), batch_size=2).one_pass()]) == 1
+    with pytest.raises(DataError, match=f"the first batch cannot be sent from a worker process: .*{re.escape(says)}"):
+        list(Batches(SampleSource(samples, collate), batch_size=2, num_workers=1).one_pass())
