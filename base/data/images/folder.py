@@ -146,7 +146,7 @@ def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:
     is_float = values.dtype.kind == "f"
     if white is None and not is_float:
         white = 65535
-    if white is None or values.min() < 0 or values.max() > white:
+    if white is None or not (values.min() >= 0 and values.max() <= white):  # NaN is neither
         found = f"the pixels are {values.dtype} from {values.min():g} to {values.max():g}"
         raise ValueError(f"{found}; save them with 8 or 16 bits, or set data_loader.args.white to the value of white")
     levels = white if is_float else white + 1

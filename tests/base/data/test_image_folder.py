@@ -323,6 +323,14 @@ def test_a_tiff_that_says_what_is_white_is_read_so(tmp_path: Path, dtype: Any, w
     assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
 
 
+def test_pixels_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    pixels = gradient(np.float32, 1)
+    pixels[3, 3] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "nan.tiff")
+    with pytest.raises(ValueError, match="the pixels are float32 from nan to nan"):
+        read_image(str(tmp_path / "nan.tiff"), size=16, white=1.0)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("dark.tiff", np.int32), ("dark.png", np.uint16)])
 def test_an_image_that_comes_out_as_one_shade_is_named(
     photos: Path, capfd: pytest.CaptureFixture[str], name: str, dtype: Any
