@@ -39,6 +39,23 @@ def load_part(part: Any, state: Any) -> None:
         _check_optimizer(part)
 
 
+def load_in_order(part: Any, state: Any) -> None:
+    """Load the state of a part that is trained further. Raises ValueError if its parameters are created in another
+    order: an optimizer's state, which goes by that order, would be taken for that of others.
+    """
+    if isinstance(part, nn.Module):
+        own = part.state_dict()
+        names = dict(part.named_parameters()).keys() & own.keys() & state.keys()
+        orders = [[name for name in each if name in names] for each in (state, own)]
+        for before, now in zip(*orders, strict=True):
+            if before != now:
+                raise ValueError(
+                    f"the parameter {before} is now created after {now}, and was created before it, so it would get "
+                    "the state that the optimizer has for another one; create them in the same order as before"
+                )
+    load_part(part, state)
+
+
 def _check_dtypes(module: nn.Module, state: Any) -> None:
     """Raise ValueError if the code now creates a weight in another dtype: torch would convert the saved value."""
     now = module.state_dict()  # its own method may convert them

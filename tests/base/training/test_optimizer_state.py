@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
-from tests.helpers import Fit, copy_run, lines, registering, same, state
-from utils.errors import ConfigError
+from base.load_run import load_run
+from tests.helpers import Fit, copy_run, lines, registering, same, state, temporarily
+from utils.errors import CheckpointError, ConfigError
 from utils.registry import MODELS, OPTIMIZERS
 
 
@@ -156,3 +157,29 @@ def test_a_changed_argument_with_another_name_in_the_groups_takes_effect(fit: Fi
     [group] = state(run)["optimizer"]["param_groups"]
     assert (group["lr"], group["weight_decay"]) == (0.1, 0.02)
     assert group["count"] == state(run)["progress"]["steps"] > steps
+
+
+class Reordered(nn.Module):
+    """Two layers of the same shape, created in the order that the class says."""
+
+    layers: tuple[str, ...] = ("first", "second")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.layers:
+            setattr(self, name, nn.Linear(6, 6))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.second(self.first(inputs)))  # type: ignore[operator, no-any-return]
+
+
+def test_an_optimizers_state_is_not_taken_for_that_of_other_parameters(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with temporarily(MODELS, Reordered):
+        run = fit(model="Reordered", optimizer="Adam").run_dir
+        monkeypatch.setattr(Reordered, "layers", ("second", "first"))
+        with pytest.raises(CheckpointError, match=r"first.weight is now created after second.weight, and was created"):
+            train.main(["-r", str(run), "trainer.epochs=3"])
+        load_run(run)
