@@ -12,7 +12,8 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from utils.arguments import DICTS, LISTS, is_component, is_settings, is_tensor, parameters
-from utils.schema import KeyPath
+from utils.registry import Registry, registry_inside
+from utils.schema import KeyPath, name_and_args
 from utils.schema_fields import alternatives
 
 Build = Callable[[type, Any, KeyPath], Any]
@@ -34,28 +35,35 @@ def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build,
     }
 
 
-def with_defaults(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked arguments with the defaults of those not given, also within settings."""
-    defaults = {
-        name: plain_default(item.default) for name, item in known.items() if item.default is not Parameter.empty
-    }
+def with_defaults(registry: Registry, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a component with the defaults of those not given, also within settings and components."""
+    inner = registry_inside(registry)
 
     def complete(kind: type, value: Any, path: KeyPath) -> Any:
-        return with_defaults(parameters(kind), value) if is_settings(kind) else value
+        if is_settings(kind):
+            return filled(parameters(kind), value)
+        component = name_and_args(value) if is_component(kind) else None
+        if component is None or inner.get(component[0]) is None:
+            return value
+        return {"type": component[0], "args": with_defaults(inner, *component)}
 
-    return defaults | built(known, args, complete, ())
+    def filled(known: Mapping[str, Parameter], args: Mapping[str, Any]) -> dict[str, Any]:
+        defaults = {key: plain(item.default) for key, item in known.items() if item.default is not Parameter.empty}
+        return defaults | built(known, args, complete, ())
+
+    return filled(registry.parameters(name), args)
 
 
-def plain_default(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A default as a checkpoint can hold it: as a config would give it, or else a text that names it."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
-        return type(value)(map(plain_default, value))
+        return [*map(plain, value)]
     if type(value) is dict:
-        return {plain_default(key): plain_default(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if is_settings(type(value)):
-        return to_jsonable_python(value, fallback=plain_default)
+        return to_jsonable_python(value, fallback=plain)
     if isinstance(value, Path):
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
@@ -65,10 +73,14 @@ def plain_default(value: Any) -> Any:
 def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
     if kind := _object_of(annotation, value):
         return build(kind, value, path)
-    items = {key: _built(inner, item, build, (*path, key)) for key, inner, item in _elements(annotation, value)}
+    in_list = isinstance(value, list)
+    items = {
+        key: _built(inner, item, build, (*path, key if in_list else str(key)))
+        for key, inner, item in _elements(annotation, value)
+    }
     if not items:
         return value
-    return list(items.values()) if isinstance(value, list) else items
+    return list(items.values()) if in_list else items
 
 
 def _object_of(annotation: Any, value: Any) -> type | None:
@@ -95,6 +107,13 @@ def _elements(annotation: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:
                 yield index, inner[min(index, len(inner) - 1)] if fixed else inner[0], item
             return
         if isinstance(value, dict) and origin in DICTS and inner:
-            key_type = inner[0] if inner[0] in (int, float) else str  # in JSON, every key is a string
-            yield from ((key_type(key), inner[1], item) for key, item in value.items())
+            yield from ((_as_key(key, inner[0]), inner[1], item) for key, item in value.items())
             return
+
+
+def _as_key(key: Any, kind: Any) -> Any:
+    """A key of an object, which is a string in JSON, as an argument takes it. One of another kind is left as it is."""
+    try:
+        return kind(key) if kind in (int, float) else str(key)
+    except ValueError:
+        return key

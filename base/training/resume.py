@@ -11,7 +11,7 @@ from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, load_config, to_json
 from utils.config.located_json import config_error
-from utils.config.resume import Change, changes, with_all_defaults
+from utils.config.resume import Change, changes, changes_since, with_all_defaults
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.paths import PROJECT, display_path, shell_path
@@ -89,7 +89,7 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
     try:
         saved_config, saved_progress = state["config"], state["progress"]
         monitor = saved_config["trainer"].get("monitor")
-        changed = changes(saved_config, trainer.experiment.saved_config)
+        changed = changes_since(saved_config, trainer.experiment.saved_config)
         _refuse(loaded, changed, folder, epoch_steps=0 if saved_progress["trained"] else saved_progress["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{source} is not a complete checkpoint, or one of an earlier version"

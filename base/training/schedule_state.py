@@ -5,7 +5,9 @@ from typing import Any
 
 from base.training.schedule import Schedule
 from utils.arguments import parameters
+from utils.nested_arguments import with_defaults
 from utils.optimizers import start_state
+from utils.registry import SCHEDULERS
 from utils.tree import copied
 
 SCHEDULED = ("lr", "momentum", "betas")
@@ -32,7 +34,8 @@ class ScheduleState:
         """Resume from a state, after the optimizer has. Call ``lay_out`` next if ``changed``."""
         if type(state["moves"]) is not int or not 0 <= state["moves"] < 2**63:
             raise ValueError(f"moves: {state['moves']!r} is not a number of steps")
-        self.saved = state
+        made_from = state["made_from"]
+        self.saved = {**state, "made_from": {**made_from, "settings": _filled(made_from["settings"])}}
         self.schedule.last_used = [float(rate) for rate in state["used"]]
         self.schedule.scheduler_steps = state["moves"]
         if not self.changed and self.schedule.scheduler:
@@ -47,7 +50,7 @@ class ScheduleState:
         """Everything the learning rates depend on."""
         kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
         return {
-            "settings": self.schedule.settings,
+            "settings": _filled(self.schedule.settings),
             "per_step": self.schedule.per_step,
             "steps_per_epoch": self.schedule.steps_per_epoch if self.schedule.per_step else None,
             "length": self.schedule.length if self.schedule.scheduler and not self.schedule.follows_monitor else None,
@@ -85,3 +88,10 @@ class ScheduleState:
         for value in values:
             self.schedule.step_scheduler(value)
         self.schedule.last_used = self.saved["used"]
+
+
+def _filled(settings: Any) -> Any:
+    """A scheduler's config with the defaults of all arguments: one that has changed in the code counts as a change."""
+    if settings is None:
+        return None
+    return {**settings, "args": with_defaults(SCHEDULERS, settings["type"], settings["args"])}

@@ -76,6 +76,7 @@ class Nested(nn.Module):
         head: Head,
         blocks: list[Block] | None = None,
         named: dict[str, Block] | None = None,
+        numbered: dict[int, Block] | None = None,
         default: Block = Block(4),  # noqa: B008
         experts: list[nn.Module] | None = None,
     ) -> None:
@@ -147,8 +148,19 @@ def test_a_run_resumes_and_is_tested(fit: Fit) -> None:
     load_script("test").main(["-r", str(half)])
     explicit = ['model.args.default={"width": 4, "bias": true}', "trainer.epochs=3"]
     assert train.main(["-r", str(half), *explicit]).epochs == 3  # what it had by default
-    with pytest.raises(ConfigError, match=r"model\.args\.default: cannot change"):
+    with pytest.raises(ConfigError, match=r"model\.args\.default\.width: cannot change"):
         train.main(["-r", str(half), 'model.args.default={"width": 5}'])
+
+
+def test_a_nested_component_is_compared_with_its_defaults(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit("trainer.epochs=1", model=model(experts=["Backbone"])).run_dir
+    same = ('model.args.backbone={"type": "Backbone", "args": {"width": 5}}', "model.args.experts.0.args.width=5")
+    train.main(["-r", str(run), "trainer.epochs=2", *same])
+    with pytest.raises(ConfigError, match=r"experts\.0\.args\.width: cannot change .*: this run has 5, got 6"):
+        train.main(["-r", str(run), "trainer.epochs=3", "model.args.experts.0.args.width=6"])
+    monkeypatch.setitem(Backbone.__init__.__kwdefaults__, "width", 6)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"experts\.0\.args\.width: cannot change .*: this run has 5, got 6"):
+        train.main(["-r", str(run), "trainer.epochs=3", 'model.args.experts=["Backbone"]'])
 
 
 @pytest.mark.parametrize(
@@ -161,6 +173,8 @@ def test_a_run_resumes_and_is_tested(fit: Fit) -> None:
         ({"head": 3}, r"model\.args\.head: should be an? object, got 3"),
         ({"head": {"classes": 3, "block": {"widht": 3}}}, r'head\.block\.widht: Block has no argument "widht"'),
         ({"blocks": [{"width": 1}, {"width": -1}]}, r"model\.args\.blocks\.1\.width: should be greater than 0, got -1"),
+        ({"numbered": {"a": {"width": 1}}}, r"model\.args\.numbered\.a: should be an integer, got"),
+        ({"numbered": {"1": {"width": 0}}}, r'model\.args\.numbered\.1\.width: .*\n *\d+ \| +"width": 0'),
         ({"named": {"a": {"width": 1.5}}}, r"model\.args\.named\.a\.width: should be an integer, got 1.5"),
         ({"backbone": {"type": "Backbon"}}, r'backbone\.type: unknown model "Backbon"; did you mean "Backbone"'),
         ({"backbone": "cross_entropy"}, r'backbone: unknown model "cross_entropy"'),

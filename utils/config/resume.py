@@ -9,12 +9,12 @@ from typing import Any
 from utils.arguments import shortened
 from utils.config.located_json import Problem
 from utils.config.problems import components
-from utils.nested_arguments import plain_default, with_defaults
+from utils.nested_arguments import plain, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
-from utils.registry import REGISTRIES, markers, setting_at
+from utils.registry import REGISTRIES, markers
 from utils.schema import Config, KeyPath, LossConfig, MetricConfig, OnResume
-from utils.schema_fields import section_at
+from utils.schema_fields import field_at, section_at
 from utils.text import dotted
 
 _MISSING = object()
@@ -47,10 +47,15 @@ def with_all_defaults(config: Config) -> dict[str, Any]:
     """A checked config, for ``changes``: also with the defaults of omitted component arguments."""
     filled = config.model_dump(by_alias=True, exclude={"schema_path"})
     filled["trainer"]["save_dir"] = str(project_path(config.trainer.save_dir).resolve())
-    for kind, _, entry in components(filled):
-        if kind != "metrics":
-            entry["args"] = with_defaults(REGISTRIES[kind].parameters(entry["type"]), entry["args"])
+    _fill(filled)
     return filled
+
+
+def _fill(config: dict[str, Any]) -> None:
+    """Add the defaults of omitted arguments to all components of a config but its metrics."""
+    for kind, _, entry in components(config):
+        if kind != "metrics":
+            entry["args"] = with_defaults(REGISTRIES[kind], entry["type"], entry["args"])
 
 
 def saved_config(config: Config) -> dict[str, Any]:
@@ -64,24 +69,33 @@ def saved_config(config: Config) -> dict[str, Any]:
     return saved
 
 
+def changes_since(saved: Any, now: dict[str, Any]) -> list[Change]:
+    """The differences between the config of a checkpoint, perhaps of earlier code, and another ``saved_config``.
+
+    A key or argument that did not exist when the checkpoint was written counts only if it differs from its default.
+    """
+    before = plain(saved)
+    _fill(before)
+    return changes(before, now)
+
+
 def changes(before: Any, now: Any, path: KeyPath = (), component: str | None = None) -> list[Change]:
     """The differences between two configs, both from ``with_all_defaults`` or ``saved_config``.
 
-    A key or argument that did not exist when a checkpoint was written counts only if it differs from its default.
     path, component: of values inside the configs, and to which they belong.
     """
-    if before == now or (before is _MISSING and now == _default(path, component)):
+    if before == now or (before is _MISSING and now == _default(path)):
         return []
-    if not _have_own_rules(before, now, path):
+    if not _change_one_by_one(before, now, path):
         rule = rule_of(path, component)
         assert rule is not None, f"utils/schema.py has no rule for {dotted(path)}"
         return [Change(path, before, now, rule)]
     old, new = (dict[Any, Any](enumerate(each) if isinstance(each, list) else each) for each in (before, now))
     keys = {**old, **new}
-    if path[-1:] != ("args",):
+    if old.get("type") != new.get("type"):
+        keys.pop("args", None)  # of another component
+    if "args" not in path:
         component = new.get("type", component)
-        if "type" in old and old["type"] != component:
-            del keys["args"]  # of another component
     return [
         change
         for key in keys
@@ -89,17 +103,20 @@ def changes(before: Any, now: Any, path: KeyPath = (), component: str | None = N
     ]
 
 
-def _have_own_rules(before: Any, now: Any, path: KeyPath) -> bool:
-    """Whether two values are sections or lists of the schema, or all arguments of a component: these change one by one.
+def _change_one_by_one(before: Any, now: Any, path: KeyPath) -> bool:
+    """Whether two objects or lists at a path change by their elements, and not as a whole.
 
-    An argument changes as a whole, as does one component that is replaced by several by name.
+    As a whole: plain lists, and one component that is replaced by several by name.
     """
+    if path[-1:] == ("args",):
+        return True
+    in_args = "args" in path
     if isinstance(before, dict) and isinstance(now, dict):
-        if path[-1:] == ("args",):
-            return True
-        is_section = not path or section_at(path) is not None
+        is_section = in_args or not path or section_at(path) is not None
         return is_section and bool(before and now) and ("type" in before) == ("type" in now)
     if isinstance(before, list) and isinstance(now, list):
+        if in_args:
+            return bool(before and now) and all(isinstance(each, dict) for each in (*before, *now))
         is_section = path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
         return is_section and bool(before and now)
     return False
@@ -107,16 +124,17 @@ def _have_own_rules(before: Any, now: Any, path: KeyPath) -> bool:
 
 def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
     """The rule for a schema key, or for an argument of the named component; None for a key whose subkeys have rules."""
-    if path[0] == "optimizer" and "args" in path[:-1] and path[-1] in INITIAL_ONLY.get(component or "", ()):
+    is_argument = path[0] == "optimizer" and "args" in path[:-1]
+    if is_argument and path[path.index("args") + 1] in INITIAL_ONLY.get(component or "", ()):
         return OnResume.REFUSED
     return next(reversed(markers(path, component, OnResume)), None)
 
 
-def _default(path: KeyPath, component: str | None) -> Any:
-    if "groups" in path:  # an argument that a group does not give is the optimizer's
-        component = None
-    setting = setting_at(path, component)
-    return _MISSING if setting is None or setting.default is setting.empty else plain_default(setting.default)
+def _default(path: KeyPath) -> Any:
+    field = field_at(path)
+    if field is None or field.is_required():
+        return _MISSING
+    return plain(field.get_default(call_default_factory=True, validated_data={}))
 
 
 def shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
 from utils.config import load_config
-from utils.config.resume import changes, saved_config
+from utils.config.resume import changes_since, saved_config
 from utils.errors import DataError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS
 from utils.tree import describe_batch
@@ -159,10 +159,10 @@ def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
     args = saved["data_loader"]["args"]
     assert args.pop("folds", "missing") is None
     assert args.pop("balanced") is False
-    assert not changes(saved, saved_config(load_config(run / "config.json").config))
+    assert not changes_since(saved, saved_config(load_config(run / "config.json").config))
     now = load_config(run / "config.json", ["data_loader.args.folds=5", "data_loader.args.fold=0"]).config
-    assert {str(change) for change in changes(saved, saved_config(now))} == {
-        "data_loader.args.folds nothing -> 5",
+    assert {str(change) for change in changes_since(saved, saved_config(now))} == {
+        "data_loader.args.folds null -> 5",
         "data_loader.args.fold null -> 0",
     }
 

@@ -499,10 +499,12 @@ def schedule_of(name: str, args: dict[str, Any]) -> Schedule:
         scheduler: LRScheduler = SCHEDULERS[name](**args)
         return scheduler
 
-    def make(optimizer: Optimizer) -> LRScheduler:
-        return make_scheduler({"type": name, "args": args}, optimizer, 12, build, ())
+    settings = {"type": name, "args": args}
 
-    return Schedule(optimizer, make, per_step=False, steps_per_epoch=1, length=12, settings=args)
+    def make(optimizer: Optimizer) -> LRScheduler:
+        return make_scheduler(settings, optimizer, 12, build, ())
+
+    return Schedule(optimizer, make, per_step=False, steps_per_epoch=1, length=12, settings=settings)
 
 
 def move(schedule: Schedule, start: int, stop: int) -> list[Any]:
@@ -557,6 +559,36 @@ def test_a_schedule_added_removed_or_replaced(fit: Fit) -> None:
         train.main(["-r", str(run), "trainer.epochs=4", f"lr_scheduler={json.dumps(then)}"])
         whole = fit("trainer.epochs=4", lr_scheduler=then).run_dir
         assert [line["lr"] for line in lines(run)[2:]] == [line["lr"] for line in lines(whole)[2:]]
+
+
+def test_a_default_of_a_schedule_that_changed_in_its_code_takes_effect(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Decay(LRScheduler):
+        def __init__(self, optimizer: Optimizer, *, gamma: float = 0.5) -> None:
+            self.gamma = gamma
+            super().__init__(optimizer)
+
+        def get_lr(self) -> list[float | torch.Tensor]:
+            return [rate * self.gamma**self.last_epoch for rate in self.base_lrs]
+
+    class Faster(Decay):
+        def __init__(self, optimizer: Optimizer, *, gamma: float = 0.1) -> None:
+            super().__init__(optimizer, gamma=gamma)
+
+    Faster.__name__ = "Decay"
+    chained = {"type": "ChainedScheduler", "args": {"schedulers": ["Decay"]}}
+    for schedule, key in (("Decay", "gamma"), (chained, r"schedulers.0.args.gamma")):
+        with temporarily(SCHEDULERS, Decay):
+            run = fit("trainer.epochs=3", "trainer.keep_last=null", lr_scheduler=schedule).run_dir
+        for path in (run / "checkpoints").iterdir():
+            if path.name != "step-00000005.pth":
+                path.unlink()
+        capsys.readouterr()
+        with temporarily(SCHEDULERS, Faster):
+            train.main(["-r", str(run)])
+        assert f"resumed with lr_scheduler.args.{key} 0.5 -> 0.1\n" in capsys.readouterr().out
+        assert [line["lr"] for line in lines(run)] == pytest.approx([0.1, 0.01, 0.001])
 
 
 def test_a_plateau_follows_the_values_of_the_finished_epochs(fit: Fit) -> None:
@@ -677,6 +709,31 @@ def test_a_changed_list_is_shown_as_written_or_by_the_element_that_changed(
     assert 'resumed with trainer.freeze [] -> [{"params": ["fc1.*"], "epochs": 1}]' in capsys.readouterr().out
     train.main(["-r", str(run), "trainer.epochs=3", "trainer.freeze.0.epochs=2"])
     assert "resumed with trainer.freeze.0.epochs 1 -> 2" in capsys.readouterr().out
+
+
+def test_only_the_argument_of_a_nested_component_that_changed_is_shown(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decay = {"type": "ExponentialLR", "args": {"gamma": 0.9}}
+    parts = {"schedulers": ["LinearLR", decay], "milestones": [1]}
+    run = fit("trainer.epochs=1", lr_scheduler={"type": "SequentialLR", "args": parts}).run_dir
+    at = "lr_scheduler.args.schedulers"
+    capsys.readouterr()
+    same = f'{at}.0={{"type": "LinearLR", "args": {{"total_iters": 5}}}}'  # the default
+    train.main(["-r", str(run), "trainer.epochs=2", same, f"{at}.1.args.gamma=0.5"])
+    told = [line for line in capsys.readouterr().out.splitlines() if "resumed with" in line]
+    assert told == [f"resumed with {at}.1.args.gamma 0.9 -> 0.5", "resumed with trainer.epochs 1 -> 2"]
+    train.main(["-r", str(run), "trainer.epochs=3", f"{at}.1=LinearLR"])
+    assert f'resumed with {at}.1.type "ExponentialLR" -> "LinearLR"\n' in capsys.readouterr().out
+
+
+def test_a_default_that_is_a_tuple_is_the_list_that_a_config_gives(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit("trainer.epochs=1", optimizer={"type": "Adam", "args": {"lr": 0.01}}).run_dir
+    capsys.readouterr()
+    train.main(["-r", str(run), "trainer.epochs=2", "optimizer.args.betas=[0.9, 0.999]"])
+    assert "betas" not in capsys.readouterr().out
 
 
 def test_a_group_or_a_component_that_is_gone_is_one_change(fit: Fit) -> None:
