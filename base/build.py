@@ -113,8 +113,7 @@ def build_experiment(loaded: LoadedConfig, data: BaseDataLoader | None = None) -
     try:
         runtime = Runtime(config.runtime, full_states=config.trainer.checkpoint == "full")
     except ConfigError as error:
-        key, _, message = str(error).partition(": ")
-        raise loaded.error(tuple(key.split(".")), message) from error
+        raise loaded.error(error.path, error.message) from error
     process_group = runtime.process_group
     _check_processes(loaded, process_group)
     data = build_data_loader(loaded) if data is None else data

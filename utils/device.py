@@ -17,7 +17,8 @@ def pick_device(name: str) -> torch.device:
         numbered = [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
         known += [accelerator.type, *numbered]
     if name not in known:
-        raise ConfigError(f'runtime.device: "{name}" is not a device of this machine, which has {", ".join(known)}')
+        message = f'"{name}" is not a device of this machine, which has {", ".join(known)}'
+        raise ConfigError(message, ("runtime", "device"))
     return torch.device(name)
 
 

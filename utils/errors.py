@@ -9,7 +9,12 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """The config or an override is wrong."""
+    """The config or an override is wrong. path: of the key, for code that knows the config to add its line."""
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
+        super().__init__(f"{'.'.join(map(str, path))}: {message}" if path else message)
+        self.message = message
+        self.path = path
 
 
 class CheckpointError(UserError):

@@ -40,10 +40,11 @@ class Runtime:
         self.on_cpu = self.device.type == "cpu"
         self.sharded = settings.strategy == "fsdp"
         if self.sharded and not self.process_group.launched:
-            raise ConfigError(
-                'runtime.strategy: "fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
+            message = (
+                '"fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
                 "in a single process, runtime.strategy=ddp is equivalent"
             )
+            raise ConfigError(message, ("runtime", "strategy"))
         self.reducer: GradientReducer | None = None
         """With DDP: sums gradients over the processes."""
         self.set_gradient_sync: Callable[[bool], None] | None = None

@@ -151,7 +151,5 @@ class Schedule:
     def _error(self, what: str, why: str) -> ConfigError:
         unit = "step" if self.per_step else "epoch"
         cause = f" Does it count on fewer {unit}s than the run has?" if self.scheduler_steps else ""
-        return ConfigError(
-            f"lr_scheduler: {type(self.scheduler).__name__} {what} after {unit} {self.scheduler_steps:,} of "
-            f"{self.length:,}.{cause}{why}"
-        )
+        message = f"{type(self.scheduler).__name__} {what} after {unit} {self.scheduler_steps:,} of {self.length:,}"
+        return ConfigError(f"{message}.{cause}{why}", ("lr_scheduler",))

@@ -28,7 +28,7 @@ def check_schedules(training: Training) -> Iterator[CheckResult]:
                 schedule.step_scheduler(None)
                 rates.append(schedule.rates())
         except ConfigError as error:
-            yield CheckResult("schedule", "FAIL", str(error).removeprefix("lr_scheduler: "))
+            yield CheckResult("schedule", "FAIL", error.message)
         else:
             yield CheckResult("schedule", "ok", _description(optimizer, list(zip(*rates, strict=True))))
 

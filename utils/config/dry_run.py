@@ -39,7 +39,7 @@ def dry_run_problems(config: Config, pending: Sequence[KeyPath]) -> Iterator[Pro
     try:
         pick_device(config.runtime.device)
     except ConfigError as error:
-        yield Problem(("runtime", "device"), str(error).removeprefix("runtime.device: "))
+        yield Problem(error.path, error.message)
     has_groups = any(optimizer.groups for optimizer in config.optimizers.values())
     optimizers = dict[KeyPath, Optimizer]()  # by the path of the scheduler of each
     for kind, path, entry in components(config.model_dump()):

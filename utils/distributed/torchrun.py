@@ -78,14 +78,12 @@ class TorchProcessGroup(ProcessGroup):
         if device.type == "cpu":
             return device
         if device.index is not None and self.world_size > 1:
-            raise ConfigError(
-                f'runtime.device: "{device}" is a single device for {self.world_size} processes; try "{device.type}"'
-            )
+            message = f'"{device}" is a single device for {self.world_size} processes; try "{device.type}"'
+            raise ConfigError(message, ("runtime", "device"))
         available = torch.accelerator.device_count()
         if self.local_rank >= available:
-            raise ConfigError(
-                f"runtime.device: {self.local_rank + 1} processes or more on a machine with {available} devices"
-            )
+            message = f"{self.local_rank + 1} processes or more on a machine with {available} devices"
+            raise ConfigError(message, ("runtime", "device"))
         return torch.device(device.type, self.local_rank)
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
