@@ -36,8 +36,8 @@ WORDS = {
     "valid array": "list",
     "valid list": "list",
     "a valid integer": "an integer",
+    "a valid dictionary": "an object",
     "a valid ": "a ",
-    "dictionary": "object",
     "'": '"',
 }
 # what pydantic adds to the message of a validator in the user's code, and to its own

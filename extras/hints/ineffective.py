@@ -41,7 +41,7 @@ def ineffective(config: Config) -> Iterator[Problem]:
     yield from _of_other_tasks(config)
     yield from _outputs(config)
     for name, component in config.validations.items():
-        for argument in ("drop_last", "balanced"):
+        for argument in ("drop_last", "balanced", "shuffle"):
             if component.args.get(argument) is True:
                 path = (*component_path("validation", name), "args", argument)
                 yield Problem(path, "has no effect: every validation sample is used once, in order")

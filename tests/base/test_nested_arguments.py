@@ -179,6 +179,10 @@ def test_a_nested_component_is_compared_with_its_defaults(fit: Fit, monkeypatch:
         ({"backbone": {"type": "Backbon"}}, r'backbone\.type: unknown model "Backbon"; did you mean "Backbone"'),
         ({"backbone": "cross_entropy"}, r'backbone: unknown model "cross_entropy"'),
         ({"backbone": {"type": "Backbone", "args": {"widht": 1}}}, r'backbone\.args\.widht: .*did you mean "width"'),
+        (
+            {"backbone": {"type": "Backbone", "args": None}},
+            r"model\.args\.backbone\.args: should be an object, got null",
+        ),
         ({"backbone": {"typ": "Backbone"}}, r'model\.args\.backbone\.typ: unknown key "typ"; did you mean "type"'),
         ({"backbone": {"type": "Backbone", "args": {"width": 0}}}, r"backbone\.args\.width: should be greater than 0"),
         ({"experts": ["Backbone", 3]}, r"model\.args\.experts\.1: should be .*, got 3"),

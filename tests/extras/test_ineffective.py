@@ -140,8 +140,11 @@ def with_args(**args: Any) -> dict[str, Any]:
             ["validation.args.drop_last: has no effect", "validation.args.balanced: has no effect"],
         ),
         (
-            {"data_loader": with_args(), "validation": {"day": with_args(balanced=True), "night": with_args()}},
-            ["validation.day.args.balanced: has no effect"],
+            {
+                "data_loader": with_args(),
+                "validation": {"day": with_args(balanced=True), "night": with_args(shuffle=True)},
+            },
+            ["validation.day.args.balanced: has no effect", "validation.night.args.shuffle: has no effect"],
         ),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.errors import ConfigError
 from utils.schema import KeyPath, is_below
-from utils.text import at_most, dotted
+from utils.text import at_most, dotted, width
 
 MAX_DEPTH = 32
 MOST_SHOWN = 20  # mistakes
@@ -45,7 +45,7 @@ class Source:
         cut = max(start, offset - 60)
         shown = self.text[cut : cut + 90].partition("\n")[0].rstrip()
         shown = "".join(character if character.isprintable() else " " for character in shown)
-        caret = " " * (len(number) + offset - cut) + "^"
+        caret = " " * width(number + shown[: offset - cut]) + "^"
         return f"{self.name}:{line}:{offset - start + 1}: {message}\n{number}{shown}\n{caret}"
 
     def error(self, offset: int, message: str) -> ConfigError:

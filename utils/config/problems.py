@@ -184,7 +184,7 @@ def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[s
 def _inner_component_problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem]:
     """Problems with a component that is an argument of another, which the schema does not cover."""
     try:
-        Component.model_validate(entry)
+        Component.model_validate_json(json.dumps(entry))
     except ValidationError as error:
         yield from schema_problems(entry, error, below=path)
     yield from _problems(registry, entry, path)

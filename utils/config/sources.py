@@ -7,7 +7,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_origin
 
-from utils.arguments import inside, json_type
+from utils.arguments import LISTS, inside, json_type
 from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
@@ -144,6 +144,11 @@ def _is_number(config: dict[str, Any], path: KeyPath) -> bool:
     return bool(kinds & {int, float}) and str not in kinds
 
 
+def _is_list(config: dict[str, Any], path: KeyPath) -> bool:
+    kinds = _kinds(config, path) - {None, type(None)}
+    return bool(kinds) and all(get_origin(kind) in LISTS for kind in kinds)
+
+
 def _kinds(config: dict[str, Any], path: KeyPath) -> set[Any]:
     """The types that the value at a path may have; none if they are unknown."""
     expected = _expected(config, path)
@@ -228,6 +233,9 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
     if isinstance(inner, str) and (path == ("model", "weights") or _may_be_component(document.value, path)):
         inner = {"file" if path == ("model", "weights") else "type": inner}
     elif inner is None:
+        if _is_list(document.value, path):
+            name = dotted(path)
+            raise ConfigError(f"{source.name}: the config does not give {name}; set the whole list, as {name}=[...]")
         inner = {}
         document.set_source(path, source)
     elif not isinstance(inner, (dict, list)):

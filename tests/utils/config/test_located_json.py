@@ -7,6 +7,7 @@ import pytest
 from utils.config.located_json import parse
 from utils.config.sources import MAX_BYTES, read_object
 from utils.errors import ConfigError
+from utils.text import width
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,13 @@ def test_a_caret_points_at_the_place_in_a_long_line() -> None:
     _, line, caret = str(caught.value).splitlines()
     assert line[caret.index("^") :].startswith("nul")
     assert len(line) < 120
+
+
+def test_a_caret_points_at_the_place_after_wide_characters() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse('{"name": "실험", "epochs": nul}', "x")
+    _, line, caret = str(caught.value).splitlines()
+    assert width(line.partition("nul")[0]) == caret.index("^")
 
 
 @pytest.mark.slow
