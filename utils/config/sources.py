@@ -100,6 +100,8 @@ def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[st
             inherited, value = _same_component(key, inherited, value)
         elif len(path) == 1 and path[0] in SEVERAL_BY_NAME and are_several(below):
             inherited, value = _same_component(str(path[0]), inherited, value)
+        elif "args" in path and isinstance(inherited, dict) and isinstance(value, dict) and "type" in value:
+            inherited = inherited if inherited.get("type") == value["type"] else None
         if isinstance(inherited, dict) and isinstance(value, dict):
             below[key] = inherited
             _merge(base, source, inherited, value, here)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.configs import message, sound
 from utils.config import load_config, to_json
+from utils.config.sources import read_config
 from utils.schema import Config
 
 Extend = Callable[..., Config]
@@ -66,6 +67,17 @@ def test_another_type_inherits_nothing(extend: Extend) -> None:
     assert (scheduler.args, scheduler.interval) == ({"step_size": 1}, "epoch")
     assert config.loss is not None
     assert config.losses[""].type == "MSELoss"
+
+
+def test_another_type_inherits_nothing_inside_arguments_either(write: Callable[..., Path]) -> None:
+    write("base.json", model={"type": "M", "args": {"inner": {"type": "A", "args": {"width": 3}}, "depth": 2}})
+    for inner, expected in (
+        ({"type": "B"}, {"type": "B"}),
+        ({"type": "A", "args": {"bias": True}}, {"type": "A", "args": {"width": 3, "bias": True}}),
+        ({"args": {"width": 4}}, {"type": "A", "args": {"width": 4}}),
+    ):
+        read = read_config(write("child.json", extends="base.json", model={"args": {"inner": inner}})).value
+        assert read["model"]["args"] == {"inner": expected, "depth": 2}
 
 
 def test_another_trainer_keeps_the_settings(write: Callable[..., Path]) -> None:
