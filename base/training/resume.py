@@ -17,7 +17,7 @@ from utils.errors import CheckpointError, ConfigError, DataError
 from utils.paths import PROJECT, display_path, shell_path
 from utils.prepare import allocator
 from utils.run_folder import RunFolder
-from utils.schema import Config, validation_names
+from utils.schema import Config, is_below, validation_names
 from utils.streams import say
 from utils.text import count, listed
 from utils.tree import copied
@@ -72,7 +72,10 @@ def _logged_epochs(folder: RunFolder) -> int:
 def check_folder(loaded: LoadedConfig, folder: RunFolder) -> None:
     """Raise ConfigError if something differs from the config in the folder that cannot change."""
     before = load_config(folder.config, dry_run=False).config
-    _refuse(loaded, changes(with_all_defaults(before), with_all_defaults(loaded.config)), folder, epoch_steps=0)
+    changed = changes(with_all_defaults(before), with_all_defaults(loaded.config))
+    # there it may still refer to the data
+    changed = [each for each in changed if not is_below(each.path, *loaded.from_data)]
+    _refuse(loaded, changed, folder, epoch_steps=0)
 
 
 def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> None:

@@ -216,6 +216,14 @@ def test_what_the_data_tell_may_be_an_override_of_a_resume(fit: Fit) -> None:
     assert resumed.run_dir == run
 
 
+def test_a_runs_own_config_may_refer_to_what_the_data_tell(fit: Fit) -> None:
+    run = fit("trainer.epochs=1", **{**ASKING, "loss": "cross_entropy"}).run_dir
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["args"]["out_features"] = "${data.num_classes}"
+    (run / "config.json").write_text(json.dumps(config))
+    assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+
+
 def test_a_resume_takes_a_variable_where_it_refers_to_one(fit: Fit) -> None:
     run = fit("trainer.epochs=1").run_dir
     assert train.main(["-r", str(run), "variables.EPOCHS=2", "trainer.epochs=${EPOCHS}"]).epochs == 2
