@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
-from utils.config.schedulers import monitor_conflict
+from utils.config.schedulers import monitor_conflict, switch_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
 from utils.extras import find_extra
@@ -154,8 +154,8 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
             )
             yield Problem(("lr_scheduler", name), f'unknown optimizer "{name}"; {there}')
     for path, scheduler in config.schedulers().items():
-        if problem := monitor_conflict(scheduler, path, config.trainer.monitor):
-            yield problem
+        conflicts = monitor_conflict(scheduler, path, config.trainer.monitor), switch_conflict(scheduler, path)
+        yield from filter(None, conflicts)
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:

@@ -97,6 +97,20 @@ def scheduler_parts(name: str, args: dict[str, Any], at: KeyPath, length: int) -
                 yield from scheduler_parts(*component, (*at, "schedulers", index, "args"), lasts)
 
 
+def switch_conflict(scheduler: SchedulerConfig, path: KeyPath) -> Problem | None:
+    """A scheduler to which torch's SequentialLR cannot switch: one made of others, which has no rate of its own."""
+    from torch.optim.lr_scheduler import LRScheduler
+
+    for part in scheduler_parts(scheduler.type, scheduler.args, (*path, "args"), length=0):
+        inner = part.args.get("schedulers", ()) if part.name == "SequentialLR" else ()
+        for index, (name, args) in enumerate(filter(None, map(name_and_args, inner))):
+            made = SCHEDULERS.get(name)
+            if index and "schedulers" in args and getattr(made, "get_lr", None) is LRScheduler.get_lr:
+                message = f"SequentialLR cannot switch to {name}, which is made of others; only its first part can be"
+                return Problem((*part.at, "schedulers", index), message)
+    return None
+
+
 def length_conflict(name: str, args: dict[str, Any], path: KeyPath, length: int) -> Problem | None:
     """A mistake if OneCycleLR has another length than the run or, in SequentialLR, than its part of the run, since
     stepping it past its end raises an error. Also if such parts overlap. path: of the arguments.

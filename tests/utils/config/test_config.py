@@ -161,6 +161,9 @@ def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expe
     assert not text[0].isdigit(), "one mistake is one message"
 
 
+CHAINED = {"type": "ChainedScheduler", "args": {"schedulers": ["ConstantLR"]}}
+
+
 @pytest.mark.parametrize(
     ("schedulers", "expected"),
     [
@@ -171,6 +174,8 @@ def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expe
         ([], "SequentialLR rejects this"),
         (["CosineAnnealingLR"], "SequentialLR rejects this"),
         (["CosineAnnealingLR", "ConstantLR"], ""),
+        (["CosineAnnealingLR", CHAINED], "schedulers.1: SequentialLR cannot switch to ChainedScheduler"),
+        ([CHAINED, "ConstantLR"], ""),
     ],
 )
 def test_schedulers_made_of_others(explain: Callable[..., str], schedulers: list[Any], expected: str) -> None:
