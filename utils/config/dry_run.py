@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from utils.arguments import is_tensor, parameters
 from utils.config.located_json import Problem
 from utils.config.problems import components, group_arguments
-from utils.config.schedulers import make_scheduler
+from utils.config.schedulers import FROM_RUN_LENGTH, make_scheduler
 from utils.device import pick_device
 from utils.errors import ConfigError
 from utils.nested_arguments import built
@@ -69,7 +69,8 @@ def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
     try:
         return make(**args)
     except Exception as error:
-        blamed = next((key for key in args if len(args) == 1 or _is_to_blame(make, args, key, error)), None)
+        given = [key for key in args if key != FROM_RUN_LENGTH.get(name)]
+        blamed = next((key for key in given if len(args) == 1 or _is_to_blame(make, args, key, error)), None)
         at = (*path, "args") if blamed is None else (*path, "args", blamed)
         message = f"{name} rejects this: {format_error(error).removeprefix('ValueError: ')}"
         raise _Refused(Problem(at, message)) from error

@@ -15,6 +15,7 @@ MAX_DEPTH = 32
 MOST_SHOWN = 20  # mistakes
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+_NUMBER = re.compile(r"-?[\d.eE+-]+\Z")
 _WORD = re.compile(r"[^\s,:\[\]{}]*")
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -135,12 +136,16 @@ def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
         return len(before) - 1, "trailing comma: remove it"
     if reason == "Extra data":
         return error.pos, "unexpected text after the end of the JSON object; is this the wrong file?"
-    if "delimiter" in reason:
+    number = (
+        _NUMBER.search(text, max(0, error.pos - 40), error.pos) if rest[0].isalnum() or rest[0] == "." else None
+    )  # 1. or 0x1
+    if "delimiter" in reason and not number:
         return error.pos, f"expected a {'colon' if ':' in reason else 'comma'} before this"
-    if reason == "Expecting value":
-        word = _WORD.match(rest)
+    if number or reason == "Expecting value":
+        start = number.start() if number else error.pos
+        word = _WORD.match(text, start)
         shown = repr(word[0][:40]) if word and word[0] else "this"
-        return error.pos, f"{shown} is not a JSON value: true, false, null, a number as 0.5, or text in double quotes"
+        return start, f"{shown} is not a JSON value: true, false, null, a number as 0.5, or text in double quotes"
     if "property name" in reason:
         return error.pos, 'expected a key in double quotes here, as in "name": ...'
     return error.pos, f"invalid string: {reason[0].lower()}{reason[1:]}"

@@ -92,6 +92,11 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("metrics", [{"type": "accuracy", "name": "seconds"}], 'logged as "seconds", but that name is taken'),
         ("metrics", [{"type": "accuracy", "name": "lr_head"}], 'logged as "lr_head", but that name is taken'),
         ("metrics", [{"type": "F1Score", "args": {"task": "multiclass"}}], "F1Score rejects this"),
+        (
+            "lr_scheduler",
+            {"type": "OneCycleLR", "args": {"max_lr": [0.1, 0.2]}},
+            "lr_scheduler.args: OneCycleLR rejects",
+        ),
         ("metrics", [{"type": "F1Score", "args": {"task": "binary", "k": 1}}], 'F1Score has no argument "k"'),
         (
             "loss",
