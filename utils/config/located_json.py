@@ -136,13 +136,13 @@ def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
         return len(before) - 1, "trailing comma: remove it"
     if reason == "Extra data":
         return error.pos, "unexpected text after the end of the JSON object; is this the wrong file?"
-    number = (
-        _NUMBER.search(text, max(0, error.pos - 40), error.pos) if rest[0].isalnum() or rest[0] == "." else None
-    )  # 1. or 0x1
-    if "delimiter" in reason and not number:
-        return error.pos, f"expected a {'colon' if ':' in reason else 'comma'} before this"
-    if number or reason == "Expecting value":
-        start = number.start() if number else error.pos
+    start = error.pos
+    if rest[0].isalnum() or rest[0] == ".":  # 1. or 0x1F
+        number = _NUMBER.search(text, max(0, start - 40), start)
+        start = number.start() if number else start
+    if "delimiter" in reason and start == error.pos:
+        return start, f"expected a {'colon' if ':' in reason else 'comma'} before this"
+    if "delimiter" in reason or reason == "Expecting value":
         word = _WORD.match(text, start)
         shown = repr(word[0][:40]) if word and word[0] else "this"
         return start, f"{shown} is not a JSON value: true, false, null, a number as 0.5, or text in double quotes"

@@ -117,8 +117,10 @@ def _change_one_by_one(before: Any, now: Any, path: KeyPath) -> bool:
     if isinstance(before, list) and isinstance(now, list):
         if in_args:
             return bool(before and now) and all(isinstance(each, dict) for each in (*before, *now))
-        is_section = path not in (("metrics",), ("trainer", "writers")) and section_at((*path, 0)) is not None
-        return is_section and bool(before and now)
+        # metrics and writers that are added or removed are best seen in the whole list
+        is_section = section_at((*path, 0)) is not None
+        comparable = len(before) == len(now) or path not in (("metrics",), ("trainer", "writers"))
+        return is_section and comparable and bool(before and now)
     return False
 
 

@@ -642,6 +642,10 @@ def test_changed_metrics_are_shown_as_a_config_names_them(fit: Fit, capsys: pyte
     train.main(["-r", str(run), "trainer.epochs=3", metrics])
     expected = 'resumed with metrics ["accuracy"] -> ["accuracy", {"type": "top_k_accuracy", "args": {"k": 2}}]'
     assert expected in capsys.readouterr().out
+    train.main(["-r", str(run), "trainer.epochs=4", "metrics.1.args.k=1", "metrics.0.training=false"])
+    printed = capsys.readouterr().out
+    assert "resumed with metrics.1.args.k 2 -> 1\n" in printed
+    assert "resumed with metrics.0.training true -> false\n" in printed
 
 
 def test_a_change_of_a_finished_run_has_no_effect(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
