@@ -70,9 +70,10 @@ def monitor_conflict(scheduler: SchedulerConfig, path: KeyPath, monitor: str | N
 
 def _part_lengths(milestones: Any, count: int, length: int) -> list[int]:
     """How long each part of a compound scheduler lasts: from milestone to milestone, or the whole run."""
-    if not isinstance(milestones, list) or len(milestones) != count - 1:
-        return [length] * count  # torch reports what is wrong with them
-    return [max(1, stop - start) for start, stop in pairwise([0, *milestones, max(length, *milestones, 0)])]
+    steps = [each for each in milestones if isinstance(each, int)] if isinstance(milestones, list) else []
+    if len(steps) != count - 1 or steps != milestones:
+        return [length] * count  # torch reports what is wrong with them, or they refer to the data
+    return [max(1, stop - start) for start, stop in pairwise([0, *steps, max(length, *steps, 0)])]
 
 
 class SchedulerPart(NamedTuple):
