@@ -161,13 +161,18 @@ def _untrained_parameters(trainer: BaseTrainer) -> list[str]:
     for optimizer in instances(vars(trainer), Optimizer):  # that the trainer has created
         trained |= set(map(id, parameters_in(optimizer)))
     attributes = {**vars(trainer), "model": trainer.experiment.model}
-    modules = [(name, part) for name, value in attributes.items() for part in instances(value, nn.Module)]
+    weights = [
+        (attribute, f"{attribute}.{name}" if name else attribute, weight)
+        for attribute, value in attributes.items()
+        for part in instances(value, (nn.Module, Tensor))
+        for name, weight in (part.named_parameters() if isinstance(part, nn.Module) else [("", part)])
+    ]
     return [
-        f"{name}.{inner}"
-        for name, module in modules
-        for inner, parameter in module.named_parameters()
+        name
+        for attribute, name, weight in weights
+        if weight.requires_grad and weight.is_leaf and id(weight) not in trained
         # a trainer's own frozen model has no gradients
-        if parameter.requires_grad and id(parameter) not in trained and (name == "model" or parameter.grad is not None)
+        if attribute == "model" or weight.grad is not None
     ]
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from base.experiment import Experiment
@@ -73,8 +74,23 @@ class ListTrainer(LateTrainer):
         return StepResult(loss, outputs, targets)
 
 
+class Weighted(Trainer):
+    """Keeps the weight of its loss as an attribute."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = (-self.weight).exp() * self.criterion(outputs, targets) + self.weight
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
 _registered = registering(
-    (TRAINERS, Forgetful, LateTrainer, ListTrainer, StepsForItsProbe), (MODELS, Frozen, Softmaxed)
+    (TRAINERS, Forgetful, LateTrainer, ListTrainer, StepsForItsProbe, Weighted), (MODELS, Frozen, Softmaxed)
 )
 
 
@@ -112,6 +128,8 @@ def test_parameters_that_no_optimizer_has_are_named(fit: Fit, capsys: pytest.Cap
     assert expected in capsys.readouterr().err
     fit("trainer.type=ListTrainer", model={"type": "Frozen"})
     assert expected.replace("scale", "scales") in capsys.readouterr().err
+    fit("trainer.type=Weighted")
+    assert "not in any optimizer, so never changed: weight." in capsys.readouterr().err
     fit(model={"type": "Frozen"})
     assert "not in any optimizer" not in capsys.readouterr().err
 
