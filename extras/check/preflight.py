@@ -36,6 +36,7 @@ from base.training.first_batch import (
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
+from base.training.state import own_parts
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
 from extras.check.check_result import CheckResult
@@ -312,30 +313,39 @@ class _Check:
 
     def _validation(self) -> Iterator[CheckResult]:
         """Try the first validation batches, or a validation of the trainer's own on them; silent if it passes."""
+        before = copied(self._learnt())
         own = _own_validation(self.trainer)
         if own:
             yield from tried("validation", partial(_try_own_validation, self.trainer))
-        if "evaluate" in own:  # which may not call eval_step
-            return
-        for batches in self.training.validation.values():
+        sets = () if "evaluate" in own else self.training.validation.values()  # it may not call eval_step
+        for batches in sets:
             cause = "validation data of a different kind than the training data"
             yield from tried("validation", partial(self._check_validation, batches), cause=cause)
             batches.close()
+        after = self._learnt()
+        # a buffer that has grown is a table, such as one of positions
+        kept = [name for name, each in before.items() if _shape(each) == _shape(after.get(name))]
+        if changed := [name for name in kept if not same(before[name], after[name])]:
+            cause = "a model that learns in forward(), from validation and test data too: update it if self.training"
+            yield CheckResult("evaluation", "note", f"a validation changes {listed(changed)}", cause)
 
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
-        before = copied({name: each for name, each in self.model.state_dict().items() if isinstance(each, Tensor)})
         micro_batch = next(batches.one_pass())
         result = self._evaluate(self.runtime.to_device(micro_batch.data), first="validation")
-        after = self.model.state_dict()
-        # a buffer that has grown is a table, such as one of positions
-        kept = {name: each for name, each in before.items() if name in after and after[name].shape == each.shape}
-        if changed := [name for name, each in kept.items() if not same(each, after[name].detach())]:
-            cause = "a model that learns in forward(), from validation and test data too: update it if self.training"
-            yield CheckResult("evaluation", "note", f"eval_step changes the model: {listed(changed)}", cause)
         yield from self._metrics(result, micro_batch.size, "validation")
+
+    def _learnt(self) -> dict[str, Any]:
+        """What training changes: the tensors of the model, and the state of each part that the trainer adds."""
+        state = self.trainer.state_dict()
+        model = {f"model.{name}": each for name, each in state["model"].items() if isinstance(each, Tensor)}
+        return model | {name: state[name] for name in own_parts(self.trainer.stateful())}
 
     def _test_data(self) -> None:
         self.experiment.data.test()
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
 
 
 def _own_validation(trainer: BaseTrainer) -> list[str]:

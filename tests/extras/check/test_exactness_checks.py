@@ -403,4 +403,4 @@ def test_a_model_that_learns_from_validation_data_is_noted(
 ) -> None:
     with temporarily(MODELS, Codebook):
         preflight(load_config(write_config(model={"type": "Codebook", "args": {"always": always}})))
-    assert ("eval_step changes the model: means\n" in capsys.readouterr().out) == always
+    assert ("a validation changes model.means\n" in capsys.readouterr().out) == always

@@ -420,6 +420,10 @@ class Evaluates(Trainer):
     def __init__(self, experiment: Experiment, settings: TrainerConfig, *, mistake: str = "") -> None:
         super().__init__(experiment, settings)
         self.mistake, self.sizes = mistake, set[int]()
+        self.center: Any = nn.BatchNorm1d(3, affine=False)
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "center": self.center}
 
     def eval_step(self, batch: Any) -> StepResult:
         raise NotImplementedError
@@ -429,6 +433,8 @@ class Evaluates(Trainer):
             outputs = torch.cat([self.model(batch.data[0]) for batch in batches.one_pass()])
         if self.mistake == "fails":
             raise ValueError("no such file")
+        if self.mistake == "learns":
+            self.center(outputs)
         return {"spread": outputs if self.mistake == "shape" else outputs.std()}  # type: ignore[dict-item]
 
 
@@ -505,6 +511,7 @@ def test_nested_tensors_in_a_model_can_be_shown() -> None:
     [
         ("", ""),
         ("fails", "validation    FAIL  ValueError: no such file"),
+        ("learns", ""),
         ("shape", 'validation    FAIL  Evaluates.evaluate returned "spread" of shape (9, 3)'),
     ],
 )
@@ -514,6 +521,7 @@ def test_a_validation_of_ones_own_is_tried(check: Check, mistake: str, says: str
     assert status == ("FAIL" in says), report
     assert says in report
     assert "eval_step" not in report
+    assert ("evaluation    note  a validation changes center\n" in report) == (mistake == "learns")
 
 
 def test_a_validation_of_ones_own_has_the_monitored_value(check: Check) -> None:
