@@ -9,8 +9,8 @@ Advice is the observer that base/outputs.py attaches to every run:
 Mistakes that end a run with an error are found by the training loop itself, in base/training/first_batch.py.
 """
 
-from extras.advice.advice import Advice
+from extras.advice.advice import Advice, first_batch_warnings
 from extras.advice.causes import broken_samples, step_advice, usual_cause
 from extras.advice.changed_data import changed_facts_of_test
 
-__all__ = ["Advice", "broken_samples", "changed_facts_of_test", "step_advice", "usual_cause"]
+__all__ = ["Advice", "broken_samples", "changed_facts_of_test", "first_batch_warnings", "step_advice", "usual_cause"]

@@ -146,7 +146,7 @@ def _different_counts(trainer: BaseTrainer, result: StepResult) -> Iterator[str]
 
 def _ignored_targets(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
     """Metrics of model/metric.py that count a target which the loss ignores as a mistake."""
-    counting = {"accuracy", "top_k_accuracy"} & trainer.train_metrics.functions.keys()
+    counting = {"accuracy", "top_k_accuracy"} & trainer.experiment.make_metrics(training=True).functions.keys()
     targets = result.targets
     if counting and isinstance(targets, Tensor) and not targets.is_floating_point() and bool((targets < 0).any()):
         yield (

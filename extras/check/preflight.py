@@ -42,12 +42,12 @@ from extras.check import data_checks, exactness_checks, model_checks, schedule_c
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import tried
 from extras.check.first_loss import first_loss
-from extras.classification import classification_warnings
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
 from utils.checkpoint import check_parts
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import LoadedConfig
+from utils.extras import find_extra
 from utils.run_folder import RunFolder
 from utils.schema import Config
 from utils.streams import is_plain, say, terminal_width
@@ -154,7 +154,7 @@ class _Check:
             return
         result = trained if evaluated is None else evaluated
         measure = self._train if evaluated is None else self._evaluate
-        yield from self._likely_mistakes(batch, result)
+        yield from self._likely_mistakes(batch, trained)
         yield first_loss(result, self.config, self.experiment)
         yield from self._metrics(result, self.first.size, "training")
         for name, text in parameter_groups(self.training):
@@ -226,14 +226,13 @@ class _Check:
         return self._train(first="training")
 
     def _likely_mistakes(self, batch: Any, result: StepResult) -> Iterator[CheckResult]:
-        """batch, result: of a copy of the first batch that was evaluated."""
+        """batch: a copy of the first one that was evaluated. result: of the training step."""
         if not all(map(same, tensors(batch), tensors(self.batch))):
             text = "the model, the loss or eval_step changes the batch in place"
             yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
-        if self.trainer.supervised:
-            class_names = self.experiment.data.class_names
-            for warning in classification_warnings(result, self.experiment.criterion, class_names):
-                yield CheckResult("classes", "note", warning)
+        if advice := find_extra("advice"):
+            for warning in advice.first_batch_warnings(self.trainer, result):
+                yield CheckResult("first batch", "note", warning)
 
     def _lenient(self, result: CheckResult) -> CheckResult:
         """Turn a failure into a note if a trainer that is not supervised may intend it."""
