@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from base.construct import arguments_of, construct
-from base.metric import check_loss, outputs_and_targets
-from base.training.loss import OWN_MEAN, CountedLoss, Loss, count_targets, no_loss, take_count, with_count
+from base.metric import check_loss, outputs_and_targets, with_count
+from base.training.loss import OWN_MEAN, CountedLoss, Loss, count_targets, no_loss, take_count
 from base.training.parameters import loss_module, stateful_loss, unregistered_weights
 from utils.config import LoadedConfig
 from utils.errors import ConfigError

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from utils.errors import ConfigError
@@ -53,10 +54,18 @@ class StepResult(NamedTuple):
     targets: Tensor
     """Of shape (B, ...)."""
     log: Mapping[str, Tensor | float | None] = MappingProxyType({})
-    """Additional values to log, of shape (), each a mean over the samples; named in the trainer's ``logs``."""
+    """Additional values to log, of shape (), each a mean over the samples or marked by ``with_count``; named in the
+    trainer's ``logs``."""
     count: Tensor | float | None = None  # type: ignore[assignment]  # tuple.count gives way
     """What the loss is averaged over, shape (), such as the tokens that are not padding; None: samples. Counted
     automatically for torch's losses of class indices (cross entropy) that are called as ``self.criterion``."""
+
+
+def with_count(value: Tensor | float, count: Tensor | float | None) -> Tensor:
+    """Mark a value to log, or a loss, of shape (), as a mean over this many tokens, say; None: samples."""
+    marked = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    marked.averaged_over = count  # type: ignore[attr-defined]
+    return marked
 
 
 def check_result(result: Any, step: str) -> None:

@@ -37,6 +37,7 @@ USER_IMPORTS = [
     "base.data.TensorSource",
     "base.experiment.Experiment",
     "base.metric.StepResult",
+    "base.metric.with_count",
     "trainer.trainer.Trainer",
     "utils.registry.DATA_LOADERS",
     "utils.registry.LOSSES",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.metric import StepResult, outputs_and_targets
+from base.metric import StepResult, outputs_and_targets, with_count
 from base.training.broadcast import NoBroadcast, eager, name_of
 from base.training.library_metric import CLASS_LOGITS, LOGITS
 from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
@@ -54,13 +54,6 @@ def take_count(loss: Loss, *values: Tensor) -> Tensor | float | None:
     for value in values:
         count = getattr(value, "averaged_over", count)
     return count
-
-
-def with_count(loss: Tensor, count: Tensor | float | None) -> Tensor:
-    """The loss, with what it was averaged over as an attribute; None: samples."""
-    if isinstance(loss, Tensor):  # train_step may still turn anything else into one
-        loss.averaged_over = count  # type: ignore[attr-defined]
-    return loss
 
 
 class CountedLoss:
@@ -123,7 +116,7 @@ class CountedLoss:
             count = self._counted(outputs, targets, loss)
             if not isinstance(count, Tensor) and count == 0:
                 loss = self.total(*args, **kwargs)
-        return with_count(loss, count)
+        return with_count(loss, count) if isinstance(loss, Tensor) else loss  # train_step may still make it one
 
     def _counted(self, outputs: Any, targets: Any, loss: Any = None) -> Any:
         """What a batch is averaged over, noted for ``take_count``. loss: torch's for it, which may know."""

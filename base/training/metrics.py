@@ -180,8 +180,8 @@ class Metrics:
             if value is None:  # not measured this time
                 continue
             number = to_scalar(single_number(value, f'the trainer logs "{name}"'))
-            count = getattr(value, "averaged_over", None)  # of a loss
-            weight = samples if count is None else count
+            count = getattr(value, "averaged_over", None)
+            weight = samples if count is None else to_scalar(count)
             self.means[name].add(number, weight=weight, is_mean=True)
 
     def _measure(self, outputs: Any, targets: Any, samples: int) -> None:

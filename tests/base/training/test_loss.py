@@ -21,7 +21,7 @@ from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.experiment import Experiment
 from base.losses import LossSum, counted
-from base.metric import StepResult
+from base.metric import StepResult, with_count
 from base.training.loss import count_targets
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
@@ -406,6 +406,21 @@ class LoggingTrainer(CountingTrainer):
         return result._replace(log={"norm": result.outputs.norm(dim=(1, 2)).mean()})
 
 
+class TokenLogger(CountingTrainer):
+    """Logs its loss again, as a mean over the same tokens, and a float."""
+
+    logs = ("again", "three")
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        count = result.count
+        return result._replace(log={"again": with_count(result.loss, count), "three": with_count(3.0, count)})
+
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(log={"again": with_count(result.loss.item(), result.count)})
+
+
 class Unnamed(LoggingTrainer):
     logs = ("norm",)
 
@@ -445,6 +460,14 @@ def test_a_step_logs_further_values(fit: Fit) -> None:
     assert "norm/valid" in curves(result.run_dir)
     tested = json.loads((one.run_dir / "test" / "metrics.json").read_text(encoding="utf-8"))
     assert tested["norm"] > 0
+
+
+def test_a_logged_value_may_be_a_mean_over_what_the_loss_is(fit: Fit) -> None:
+    with temporarily(TRAINERS, TokenLogger):
+        result = tokens(fit, 8, "trainer.type=TokenLogger", "loss=null", eval_batch_size=5)
+    assert result.last["again"] == result.last["loss"]
+    assert result.last["val_again"] == result.last["val_loss"]
+    assert result.last["three"] == 3
 
 
 @pytest.mark.parametrize(
