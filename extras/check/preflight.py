@@ -315,6 +315,7 @@ class _Check:
         before = copied(self._learnt())
         own = _own_validation(self.trainer)
         if own:
+            self.model.train()  # as it is after the steps of an epoch
             yield from tried("validation", partial(_try_own_validation, self.trainer))
         sets = () if "evaluate" in own else self.training.validation.values()  # it may not call eval_step
         for batches in sets:
@@ -353,10 +354,12 @@ def _own_validation(trainer: BaseTrainer) -> list[str]:
     return [name for name in names if getattr(type(trainer), name) is not getattr(BaseTrainer, name)]
 
 
-def _try_own_validation(trainer: BaseTrainer) -> None:
+def _try_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
     """Try a validation of the trainer's own on the first batches. Raises any error of the user's code."""
-    training = trainer.training
+    training, model = trainer.training, trainer.experiment.model
     first = {name: _first_batches(batches) for name, batches in training.validation.items()}
+    modes = set[bool]()
+    hooks = [each.register_forward_pre_hook(lambda *_: modes.add(model.training)) for each in model.modules()]
     try:
         trainer.training = replace(training, validation=first)
         values = check_returned(trainer, "validate", trainer.validate())
@@ -364,6 +367,11 @@ def _try_own_validation(trainer: BaseTrainer) -> None:
             trainer.monitored({f"val_{name}": value for name, value in values.items()})
     finally:
         trainer.training = training
+        for hook in hooks:
+            hook.remove()
+    if True in modes:
+        text = "the model runs in training mode, as with dropout, and not with the averaged weights of trainer.ema"
+        yield CheckResult("validation", "note", text, "a call that is not inside self.evaluating()")
 
 
 def _first_batches(batches: Batches) -> Batches:

@@ -435,6 +435,8 @@ class Evaluates(Trainer):
             raise ValueError("no such file")
         if self.mistake == "learns":
             self.center(outputs)
+        if self.mistake == "trains":
+            self.model(torch.zeros_like(next(batches.one_pass()).data[0]))
         return {"spread": outputs if self.mistake == "shape" else outputs.std()}  # type: ignore[dict-item]
 
 
@@ -512,6 +514,7 @@ def test_nested_tensors_in_a_model_can_be_shown() -> None:
         ("", ""),
         ("fails", "validation    FAIL  ValueError: no such file"),
         ("learns", ""),
+        ("trains", "validation    note  the model runs in training mode"),
         ("shape", 'validation    FAIL  Evaluates.evaluate returned "spread" of shape (9, 3)'),
     ],
 )
@@ -521,6 +524,7 @@ def test_a_validation_of_ones_own_is_tried(check: Check, mistake: str, says: str
     assert status == ("FAIL" in says), report
     assert says in report
     assert "eval_step" not in report
+    assert ("training mode" in report) == (mistake == "trains")
     assert ("evaluation    note  a validation changes center\n" in report) == (mistake == "learns")
 
 
