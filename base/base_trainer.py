@@ -37,7 +37,6 @@ from base.training.state import own_parts
 from base.training.training_log import TrainingLog
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import load_exactly
-from utils.prepare import prepare_ddp
 from utils.schema import TrainerConfig, validation_names
 
 
@@ -73,7 +72,6 @@ class BaseTrainer(Checkpointed):
                 "with gradients of its own; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
             )
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
-        prepare_ddp(self.runtime, self.model, several_optimizers=training.several)
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)
         self.saved_data.check_processes(self.runtime.process_group)
         for part in own_parts(self.stateful()).values():
@@ -208,6 +206,7 @@ class BaseTrainer(Checkpointed):
         for number, micro_batch in enumerate(step.micro_batches, start=1):
             runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
+        runtime.check_reduced()
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)

@@ -99,6 +99,12 @@ PRIVATE = [
         for name in ("_buffers", "_modules", "_parameters")
     ),
     Private(
+        "_non_persistent_buffers_set",
+        "utils/distributed/parallel.py",
+        lambda: torch.nn.Module()._non_persistent_buffers_set == set(),
+        "no run with several processes starts",
+    ),
+    Private(
         "_orig_mod",
         "base/initial_weights.py",
         lambda: "_orig_mod.weight" in compiled().state_dict(),

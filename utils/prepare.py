@@ -1,6 +1,7 @@
 """Prepares a model and its optimizers for the device, the precision and the processes, before the first step."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from utils.checkpoint.file import TensorAllocator
-from utils.errors import ConfigError
+from utils.device_errors import device_failure
+from utils.errors import ConfigError, UserError
 from utils.optimizers import forgets, inner_optimizers, load_exactly, needs_closure
 from utils.runtime import Runtime
 
@@ -24,7 +26,8 @@ def prepare_model(runtime: Runtime, model: nn.Module) -> None:
         from utils.distributed.parallel import shard
 
         unused, whole = runtime.settings.unused_parameters, runtime.full_states
-        runtime.set_gradient_sync = shard(model, runtime.device, unused_parameters=unused, whole_state=whole)
+        with _refusing(runtime, model):
+            runtime.set_gradient_sync = shard(model, runtime.device, unused_parameters=unused, whole_state=whole)
     elif any(parameter.dim() == 4 for parameter in model.parameters()):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would
@@ -52,11 +55,30 @@ def prepare_ddp(runtime: Runtime, model: nn.Module, *, several_optimizers: bool 
         return
     from utils.distributed.parallel import GradientReducer, refuse_sparse
 
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if runtime.reducer is not None and [*map(id, trained)] == [*map(id, runtime.reducer.parameters)]:
+        return
     refuse_sparse(model)
     runtime.reducer = None
-    if not several_optimizers and any(parameter.requires_grad for parameter in model.parameters()):
+    if trained and not several_optimizers:
         unused = runtime.settings.unused_parameters
-        runtime.reducer = GradientReducer(model, runtime.device, unused_parameters=unused)
+        with _refusing(runtime, model):
+            runtime.reducer = GradientReducer(model, runtime.device, unused_parameters=unused)
+
+
+@contextmanager
+def _refusing(runtime: Runtime, model: nn.Module) -> Iterator[None]:
+    """Inside the block, raise as UserError why torch refuses a model, as FSDP one with a parameter of shape ()."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if device_failure(error) or runtime.process_group.peer_failure(error):
+            raise
+        ways = "change the model, set runtime.strategy=ddp" if runtime.sharded else "change the model"
+        raise UserError(
+            f'runtime.strategy "{runtime.settings.strategy}" cannot train {type(model).__name__}: {error}\n'
+            f"Either {ways}, or train in a single process."
+        ) from error
 
 
 def supports_fused(

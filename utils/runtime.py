@@ -11,7 +11,7 @@ from utils.backward import backward_unchecked
 from utils.device import pick_device
 from utils.device_errors import device_failure
 from utils.distributed import get_process_group
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.freed_memory import keep_freed_memory
 from utils.optimizers import step_error, step_unmarked, zero_grad_unmarked
 from utils.schema import RuntimeConfig
@@ -52,6 +52,7 @@ class Runtime:
         self.resumed = False
         """Whether the optimizers have a saved state."""
         self._gradient_sync: bool | None = None  # the last value that was set
+        self._backward_called = False  # since then
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         # ``backward`` also multiplies by the number of processes: the product starts as 2**16 for any number of them
@@ -70,6 +71,7 @@ class Runtime:
         if self.set_gradient_sync is not None and sync != self._gradient_sync:
             self.set_gradient_sync(sync)
         self._gradient_sync = sync
+        self._backward_called = False
 
     def backward(self, loss: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add the gradients of weight * loss. weight: the fraction of the optimizer step that this loss makes up."""
@@ -78,6 +80,7 @@ class Runtime:
         if self.scaled:
             loss = self.scaler.scale(loss)
         reducer = self.reducer if self._gradient_sync else None
+        self._backward_called = True
         if reducer is not None:
             reducer.prepare(loss)
         # passed as the loss's gradient, the weight needs no operation of its own
@@ -85,8 +88,18 @@ class Runtime:
             backward_unchecked(loss, weight.to(loss.dtype))
         else:
             backward_unchecked(loss, None if weight == 1.0 else torch.full_like(loss, weight))
-        if reducer is not None:
-            reducer.check_reduced()
+
+    def check_reduced(self) -> None:
+        """After the backward pass that reduces gradients, raise UserError if other processes wait for more of them."""
+        reduces = self.reducer is not None or self.set_gradient_sync is not None
+        if reduces and self.process_group.world_size > 1 and not self._backward_called:
+            raise UserError(
+                f"train_step did not call self.backward in process {self.process_group.rank}, and the other processes "
+                "wait for its gradients. Where there is no loss, call it with one of 0, as in "
+                "self.backward(0 * outputs.sum())"
+            )
+        if self.reducer is not None:
+            self.reducer.check_reduced()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """With several processes: average the gradients that neither DDP nor FSDP reduces."""

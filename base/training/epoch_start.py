@@ -43,9 +43,8 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
         trainer.training.batches.begin_epoch(trainer.runtime.process_group)
     if not trainer.model.training:  # the whole model, as to show samples
         trainer.model.train()
-    if trainer.training.frozen.apply(epochs):
-        # DDP waits for the parameters that required a gradient when it was created
-        prepare_ddp(trainer.runtime, trainer.model, several_optimizers=trainer.training.several)
+    trainer.training.frozen.apply(epochs)
+    prepare_ddp(trainer.runtime, trainer.model, several_optimizers=trainer.training.several)
     for each in trainer.training.optimizers.values():
         start_state(each.optimizer)
 

@@ -198,25 +198,21 @@ class Frozen:
         ]
         return {name for name in self.parameters if matches(name, patterns)}
 
-    def apply(self, epochs: int) -> bool:
-        """Freeze and thaw parameters for the epoch after ``epochs``. Returns whether anything changed.
+    def apply(self, epochs: int) -> None:
+        """Freeze and thaw parameters for the epoch after ``epochs``.
 
         Modules whose parameters are all frozen go into evaluation mode. Call it after ``model.train()``.
         """
         if not self.config:
-            return False
+            return
         frozen = self.names(epochs)
-        changed = False
         for name in self.trainable:
-            parameter, requires_grad = self.parameters[name], name not in frozen
-            changed |= parameter.requires_grad != requires_grad
-            parameter.requires_grad_(requires_grad)
+            self.parameters[name].requires_grad_(name not in frozen)
         if frozen:
             for module in self.model.modules():
                 parameters = list(module.parameters())
                 if parameters and not any(parameter.requires_grad for parameter in parameters):
                     module.eval()
-        return changed
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

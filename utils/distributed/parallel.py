@@ -34,6 +34,7 @@ class GradientReducer:
     """
 
     def __init__(self, model: nn.Module, device: torch.device, *, unused_parameters: bool) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         devices = None if device.type == "cpu" else [device]
         self.ddp = DistributedDataParallel(
             model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
@@ -69,11 +70,10 @@ class GradientReducer:
         order of summation over three or more processes depends on the position in a bucket. Without this, the first
         step of a resumed run would differ by rounding. torch has no public API for it.
         """
-        parameters = [parameter for parameter in self.ddp.module.parameters() if parameter.requires_grad]
         self.ddp.reducer.prepare_for_backward([])
-        sums = [parameter.sum() for parameter in parameters]
+        sums = [parameter.sum() for parameter in self.parameters]
         torch.autograd.backward(sums, [torch.zeros_like(each) for each in sums])
-        for parameter in parameters:
+        for parameter in self.parameters:
             parameter.grad = None
         self.ddp.reducer._rebuild_buckets()
 
@@ -170,14 +170,23 @@ def _units(model: nn.Module) -> list[nn.Module]:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give all processes the main process's buffers, such as BatchNorm's running means: one message per dtype."""
+    """Give all processes the main process's buffers, such as BatchNorm's running means: one message per dtype.
+
+    Each keeps its own buffers that are not saved: a table of positions may be as long as its longest input so far.
+    """
+    buffers = {
+        buffer: None  # once, even if modules share it
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
     kinds: dict[Any, list[Tensor]] = {}
-    for buffer in model.buffers():
+    for buffer in buffers:
         kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-    for buffers in kinds.values():
-        flat = torch.cat([buffer.flatten() for buffer in buffers])
+    for alike in kinds.values():
+        flat = torch.cat([buffer.flatten() for buffer in alike])
         dist.broadcast(flat, src=0)
-        for buffer, part in zip(buffers, torch.split(flat, [each.numel() for each in buffers]), strict=True):
+        for buffer, part in zip(alike, torch.split(flat, [each.numel() for each in alike]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 
