@@ -1,6 +1,8 @@
 """How a model is spread over processes: torch's DistributedDataParallel or fully_shard (FSDP2)."""
 
+import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,11 +117,29 @@ def shard(
     assert isinstance(model, FSDPModule)
     for name, _ in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and not hasattr(nn.Module, name) and not hasattr(FSDPModule, name):
-            register_fsdp_forward_method(model, name)  # gathers the weights for other methods, too
+            _gather_weights_for(model, name)
     if whole_state:
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_shard_state)  # type: ignore[no-untyped-call]
     return model.set_requires_gradient_sync
+
+
+def _gather_weights_for(model: nn.Module, name: str) -> None:
+    """Let a method of the model gather the weights, as ``forward`` does; each may call the other.
+
+    torch would reduce the gradients as soon as it has those of the inputs, although other calls may add to them. It
+    sees no inputs here, and so reduces them at the end of the backward pass.
+    """
+    method = getattr(model, name)
+    setattr(model, name, lambda call: call())
+    register_fsdp_forward_method(model, name)
+    with_weights = getattr(model, name)
+
+    @functools.wraps(method)
+    def gathering(*args: Any, **kwargs: Any) -> Any:
+        return with_weights(lambda: method(*args, **kwargs))
+
+    setattr(model, name, gathering)
 
 
 class _ReduceScatter:
@@ -155,18 +175,25 @@ class _ReduceScatter:
 
 def _units(model: nn.Module) -> list[nn.Module]:
     """The modules to gather separately, inner ones first, the model last."""
-    units: list[nn.Module] = []
+    units: dict[nn.Module, None] = {}  # a module may be at several places
+
+    def uses(module: nn.Module) -> Counter[nn.Parameter]:
+        return Counter(each for part in module.modules() for each in part.parameters(recurse=False))
+
+    in_model = uses(model)
 
     def visit(module: nn.Module) -> int:
         """The number of parameters gathered together with the enclosing module."""
         rest = sum(p.numel() for p in module.parameters(recurse=False)) + sum(map(visit, module.children()))
-        if rest < UNIT_PARAMETERS or module is model or type(module).forward is nn.Module.forward:
+        if module is not model and (rest < UNIT_PARAMETERS or type(module).forward is nn.Module.forward):
             return rest
-        units.append(module)
-        return 0
+        if all(in_model[each] == number for each, number in uses(module).items()):  # shares none with other modules
+            units[module] = None
+            return 0
+        return rest
 
     visit(model)
-    return [*units, model]
+    return list(units)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

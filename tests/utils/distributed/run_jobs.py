@@ -42,7 +42,7 @@ from tests.helpers import PATIENCE, ROOT, blocks
 from tests.small_data import SmallSamples, SmallTensors, images
 from trainer.trainer import Trainer
 from utils.checkpoint.file import file_name
-from utils.distributed import get_process_group
+from utils.distributed import get_process_group, parallel
 from utils.errors import TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS, import_components
 from utils.schema import TrainerConfig
@@ -55,7 +55,6 @@ LATE_IMPORTS = (
     "torchmetrics",
     "torchvision.transforms.v2",
     "utils.checkpoint.sharded",
-    "utils.distributed.parallel",
     "utils.distributed.torchrun",
 )
 
@@ -79,17 +78,25 @@ class Restless(BaseModel):
 
 
 class TiedLayers(BaseModel):
-    """Two layers that share a weight, as the embedding and the output of a language model do, and a state_dict."""
+    """Two layers that share a weight, as the embedding and the output of a language model do, and a repeated layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.third = nn.Linear(3 * 32 * 32, 8), nn.Linear(8, 8), nn.Linear(8, 8)
         self.third.weight = self.second.weight
+        repeated = nn.Linear(8, 8)
+        self.repeated = nn.Sequential(repeated, nn.Tanh(), repeated)
         self.out = nn.Linear(8, 10)
 
+    def features(self, x: Tensor) -> Tensor:
+        return self.first(x.flatten(1)).tanh()  # type: ignore[no-any-return]
+
+    def classify(self, features: Tensor) -> Tensor:
+        features = self.third(self.second(features).tanh()).tanh()
+        return self.out(self.repeated(features))  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
-        features = self.first(x.flatten(1)).tanh()
-        return self.out(self.third(self.second(features).tanh()))  # type: ignore[no-any-return]
+        return self.classify(self.features(x))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return super().state_dict(*args, **kwargs)
@@ -114,16 +121,30 @@ class Idle(BaseModel):
 
 
 class Sometimes(BaseModel):
-    """A layer for some samples, of which a process may have none."""
+    """A layer for some samples, of which a process may have none, and a table as long as most of them so far."""
 
     def __init__(self) -> None:
         super().__init__()
         self.used, self.extra = nn.Linear(12, 3), nn.Linear(12, 3)
+        self.register_buffer("table", torch.zeros(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.used(x)
         chosen = (x[:, 0] > 1).nonzero()[:, 0]
+        if len(chosen) > len(self.table):
+            self.table = torch.ones(len(chosen))
         return outputs.index_add(0, chosen, self.extra(x[chosen])) if len(chosen) else outputs
+
+
+class Scaled(BaseModel):
+    """A parameter of shape ()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.scale = nn.Linear(12, 3), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.out(x)  # type: ignore[no-any-return]
 
 
 class SparseRows(BaseModel):
@@ -178,6 +199,38 @@ class CoderTrainer(BaseTrainer):
     def eval_step(self, batch: Any) -> StepResult:
         outputs = self.model(batch[0])
         return StepResult(self.criterion(outputs, batch[0]), outputs, batch[0])
+
+
+class MethodsTrainer(Trainer):
+    """Calls methods of the model one after the other."""
+
+    model: Any
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model.classify(self.model.features(inputs))
+        loss = self.criterion(outputs, targets)
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
+class ThawingTrainer(Trainer):
+    """Freezes and thaws layers from epoch to epoch."""
+
+    model: Any
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.model.fc1.requires_grad_(epoch > 1)
+        self.model.fc2.requires_grad_(epoch < 3)
+
+
+class IdlingTrainer(Trainer):
+    """Has no loss in the second micro-batch of its first step."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        if self.called_backward:
+            return self.eval_step(batch)
+        return super().train_step(batch)
 
 
 class GatheringTrainer(Trainer):
@@ -252,13 +305,13 @@ def work(jobs: list[dict[str, Any]]) -> list[str]:
 def register() -> None:
     for loader in (SmallTensors, DifferentTensors, SmallSamples, Stream, ResumableStream, UnevenLengths):
         DATA_LOADERS.register(loader)
-    for model in (Restless, TiedLayers, Idle, Sometimes, SparseRows, PlainPair, Coder):
+    for model in (Restless, TiedLayers, Idle, Sometimes, Scaled, SparseRows, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
-    TRAINERS.register(Steady)
-    TRAINERS.register(CoderTrainer)
-    TRAINERS.register(GatheringTrainer)
-    TRAINERS.register(ReplayTrainer)
+    trainers = CoderTrainer, GatheringTrainer, IdlingTrainer, MethodsTrainer, ReplayTrainer, Steady, ThawingTrainer
+    for trainer in trainers:
+        TRAINERS.register(trainer)
+    parallel.UNIT_PARAMETERS = 50  # so that small models have several units
     exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)
     if (ROOT / "tests" / "docs").exists():  # not in a project without extras/
         recipes = importlib.import_module("tests.docs.recipes")

@@ -63,7 +63,10 @@ RESTLESS: Json = {
     "model": {"type": "Restless"},
 }
 TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
+TIED["trainer"] = {**RESTLESS["trainer"], "type": "MethodsTrainer"}
 SOMETIMES: Json = {**SUMS, "name": "sometimes", "model": "Sometimes"}
+SCALED: Json = {**SUMS, "name": "scaled", "model": "Scaled"}
+IDLING: Json = {**SUMS, "name": "idling", "trainer": {**SUMS["trainer"], "type": "IdlingTrainer"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
 DIFFERENT: Json = {**IMAGES, "data_loader": {**IMAGES["data_loader"], "type": "DifferentTensors"}}
 SPARSE: Json = {**SUMS, "name": "sparse", "model": "SparseRows", "optimizer": {"type": "SGD", "args": {"lr": 0.001}}}
@@ -183,6 +186,7 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "images 1": new(IMAGES, *pictures),
             "sums 1": new(SUMS, *pictures),
             "idle 1": new(IDLE),
+            "tied 1": new(TIED),
             "sometimes 1": new(SOMETIMES),
             "lbfgs 1": new(LBFGS),
             "gathering 1": new(GATHERING),
@@ -206,6 +210,9 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "idle 2": new(IDLE, "runtime.unused_parameters=true"),
             "sometimes 2": new(SOMETIMES, "runtime.unused_parameters=true"),
             "idle 2 refused": new(IDLE),
+            "idling 2": new(IDLING),
+            "idling 2 fsdp": new(IDLING, *fsdp),
+            "scaled 2 fsdp": new(SCALED, *fsdp),
             "sparse 2": new(SPARSE),
             "sparse 2 fsdp": new(SPARSE, *fsdp),
             "sparse 2 several": new({**SPARSE, "optimizer": {"dense": dense, "rows": SPARSE["optimizer"]}}),
@@ -320,6 +327,7 @@ def differences(left: Any, right: Any, *, rtol: float, atol: float = 1e-6, at: s
         "sometimes 2",
         "weights 2",
         "weights 2 fsdp",
+        "tied 2 fsdp",
         "lbfgs 2",
     ],
 )
@@ -402,6 +410,16 @@ def test_different_data_are_refused(runs: dict[str, Any]) -> None:
 def test_a_parameter_that_takes_no_part_is_reported(runs: dict[str, Any]) -> None:
     assert "UserError: the loss of a batch does not depend on idle.weight, idle.bias, and" in runs["idle 2 refused"]
     assert "runtime.unused_parameters=true" in runs["idle 2 refused"]
+
+
+def test_a_step_without_a_backward_pass_is_reported(runs: dict[str, Any]) -> None:
+    for name in ("idling 2", "idling 2 fsdp"):
+        assert "UserError: train_step did not call self.backward in process 0, and the other" in runs[name]
+
+
+def test_a_model_that_fsdp_refuses_is_reported(runs: dict[str, Any]) -> None:
+    assert 'UserError: runtime.strategy "fsdp" cannot train Scaled: ' in runs["scaled 2 fsdp"]
+    assert "\nEither change the model, set runtime.strategy=ddp, or" in runs["scaled 2 fsdp"]
 
 
 def test_sparse_gradients_are_refused(runs: dict[str, Any]) -> None:

@@ -44,6 +44,10 @@ CONFIGS: dict[str, Json] = {
         "loss": "LearntScale",
         "trainer": {**TRAINER, "ema": {"decay": 0.8}, "freeze": [{"params": ["fc1.*"], "epochs": 1}]},
     },
+    "thawing": {
+        "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
+        "trainer": {**TRAINER, "type": "ThawingTrainer", "epochs": 3},
+    },
     "parts": {
         "data_loader": {"type": "RandomTensorLoader", "args": SIZES},
         "model": "Coder",
