@@ -104,6 +104,15 @@ PRIVATE = [
         lambda: torch.nn.Module()._non_persistent_buffers_set == set(),
         "no run with several processes starts",
     ),
+    *(
+        Private(
+            name,
+            "utils/distributed/parallel.py",
+            lambda name=name: not getattr(torch.zeros(0), name),  # type: ignore[misc]
+            "no run with FSDP starts",
+        )
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
+    ),
     Private(
         "_orig_mod",
         "base/initial_weights.py",

@@ -37,6 +37,7 @@ class GradientReducer:
 
     def __init__(self, model: nn.Module, device: torch.device, *, unused_parameters: bool) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         devices = None if device.type == "cpu" else [device]
         self.ddp = DistributedDataParallel(
             model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
@@ -52,14 +53,22 @@ class GradientReducer:
         self.ddp.reducer.prepare_for_backward([loss] if self.unused_parameters else [])
 
     def check_reduced(self) -> None:
-        """Raise UserError if a backward pass left out parameters, for whose gradients the other processes wait."""
+        """Raise UserError if a backward pass left out parameters, for whose gradients the other processes wait.
+
+        Also if others have been thawed, whose gradients would be those of this process alone.
+        """
+        if any(parameter.requires_grad for parameter in self.frozen):
+            raise UserError(
+                "with several processes, parameters can only be thawed between epochs, by trainer.freeze or begin_epoch"
+            )
         try:
             self.ddp.reducer._rebuild_buckets()  # they are never rebuilt again, but checked
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
+            waited_for = set(self.parameters)
             named = self.ddp.module.named_parameters()
-            unused = [name for name, each in named if each.requires_grad and each.grad is None]
+            unused = [name for name, each in named if each in waited_for and each.grad is None]
             raise UserError(
                 f"the loss of a batch does not depend on {listed(unused) or 'some parameters'}, and other processes "
                 "wait for the gradients. Remove what is unused from the model, or set runtime.unused_parameters=true"
@@ -103,6 +112,13 @@ def shard(
     whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
     """
     refuse_sparse(model)
+    named = model.named_parameters()
+    hooked = [name for name, each in named if each._backward_hooks or each._post_accumulate_grad_hooks]
+    if hooked:
+        raise UserError(
+            f'runtime.strategy "fsdp" replaces the parameters, and would lose the hooks of {listed(hooked)}; change '
+            "gradients in the trainer's compute_gradients (docs/training.md), or set runtime.strategy=ddp"
+        )
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

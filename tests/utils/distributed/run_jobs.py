@@ -137,11 +137,13 @@ class Sometimes(BaseModel):
 
 
 class Scaled(BaseModel):
-    """A parameter of shape ()."""
+    """A parameter of shape () or, with a hook, (1,)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hooked: bool = False) -> None:
         super().__init__()
-        self.out, self.scale = nn.Linear(12, 3), nn.Parameter(torch.ones(()))
+        self.out, self.scale = nn.Linear(12, 3), nn.Parameter(torch.ones(1 if hooked else ()))
+        if hooked:
+            self.scale.register_hook(lambda gradient: 2 * gradient)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.out(x)  # type: ignore[no-any-return]
@@ -222,6 +224,19 @@ class ThawingTrainer(Trainer):
     def begin_epoch(self, epoch: int) -> None:
         self.model.fc1.requires_grad_(epoch > 1)
         self.model.fc2.requires_grad_(epoch < 3)
+
+
+class LateTrainer(Trainer):
+    """Thaws a layer within an epoch."""
+
+    model: Any
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.model.fc1.requires_grad_(False)
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.model.fc1.requires_grad_(self.progress.steps > 0)
+        return super().train_step(batch)
 
 
 class IdlingTrainer(Trainer):
@@ -308,8 +323,9 @@ def register() -> None:
     for model in (Restless, TiedLayers, Idle, Sometimes, Scaled, SparseRows, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
-    trainers = CoderTrainer, GatheringTrainer, IdlingTrainer, MethodsTrainer, ReplayTrainer, Steady, ThawingTrainer
-    for trainer in trainers:
+    for trainer in (CoderTrainer, GatheringTrainer, IdlingTrainer, LateTrainer, MethodsTrainer, ReplayTrainer):
+        TRAINERS.register(trainer)
+    for trainer in (Steady, ThawingTrainer):
         TRAINERS.register(trainer)
     parallel.UNIT_PARAMETERS = 50  # so that small models have several units
     exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)

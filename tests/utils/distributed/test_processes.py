@@ -65,7 +65,7 @@ RESTLESS: Json = {
 TIED: Json = {**RESTLESS, "name": "tied", "model": {"type": "TiedLayers"}}
 TIED["trainer"] = {**RESTLESS["trainer"], "type": "MethodsTrainer"}
 SOMETIMES: Json = {**SUMS, "name": "sometimes", "model": "Sometimes"}
-SCALED: Json = {**SUMS, "name": "scaled", "model": "Scaled"}
+SCALED: Json = {**SUMS, "name": "scaled", "model": {"type": "Scaled"}}
 IDLING: Json = {**SUMS, "name": "idling", "trainer": {**SUMS["trainer"], "type": "IdlingTrainer"}}
 IDLE: Json = {**SUMS, "name": "idle", "model": {"type": "Idle"}}
 DIFFERENT: Json = {**IMAGES, "data_loader": {**IMAGES["data_loader"], "type": "DifferentTensors"}}
@@ -212,7 +212,9 @@ def runs(run_jobs: Jobs) -> dict[str, Any]:
             "idle 2 refused": new(IDLE),
             "idling 2": new(IDLING),
             "idling 2 fsdp": new(IDLING, *fsdp),
+            "late 2": new({**IDLING, "trainer": {**SUMS["trainer"], "type": "LateTrainer"}}),
             "scaled 2 fsdp": new(SCALED, *fsdp),
+            "hooked 2 fsdp": new(SCALED, *fsdp, "model.args.hooked=true"),
             "sparse 2": new(SPARSE),
             "sparse 2 fsdp": new(SPARSE, *fsdp),
             "sparse 2 several": new({**SPARSE, "optimizer": {"dense": dense, "rows": SPARSE["optimizer"]}}),
@@ -417,9 +419,17 @@ def test_a_step_without_a_backward_pass_is_reported(runs: dict[str, Any]) -> Non
         assert "UserError: train_step did not call self.backward in process 0, and the other" in runs[name]
 
 
+def test_a_parameter_that_is_thawed_within_an_epoch_is_reported(runs: dict[str, Any]) -> None:
+    assert "UserError: with several processes, parameters can only be thawed between epochs" in runs["late 2"]
+
+
 def test_a_model_that_fsdp_refuses_is_reported(runs: dict[str, Any]) -> None:
     assert 'UserError: runtime.strategy "fsdp" cannot train Scaled: ' in runs["scaled 2 fsdp"]
     assert "\nEither change the model, set runtime.strategy=ddp, or" in runs["scaled 2 fsdp"]
+    assert (
+        'UserError: runtime.strategy "fsdp" replaces the parameters, and would lose the hooks of scale; '
+        in (runs["hooked 2 fsdp"])
+    )
 
 
 def test_sparse_gradients_are_refused(runs: dict[str, Any]) -> None:
