@@ -27,7 +27,9 @@ def prepare_model(runtime: Runtime, model: nn.Module) -> None:
 
         unused, whole = runtime.settings.unused_parameters, runtime.full_states
         with _refusing(runtime, model):
-            runtime.set_gradient_sync = shard(model, runtime.device, unused_parameters=unused, whole_state=whole)
+            runtime.set_gradient_sync, runtime.prepare_loss = shard(
+                model, runtime.device, unused_parameters=unused, whole_state=whole
+            )
     elif any(parameter.dim() == 4 for parameter in model.parameters()):
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4:  # not those of 5 dimensions, as model.to(memory_format=...) would

@@ -49,6 +49,8 @@ class Runtime:
         """With DDP: sums gradients over the processes."""
         self.set_gradient_sync: Callable[[bool], None] | None = None
         """With FSDP: set whether to reduce gradients in the next backward pass."""
+        self.prepare_loss: Callable[[Tensor], Tensor] = lambda loss: loss
+        """With FSDP: what a loss passes through before its backward pass."""
         self.resumed = False
         """Whether the optimizers have a saved state."""
         self._gradient_sync: bool | None = None  # the last value that was set
@@ -79,10 +81,10 @@ class Runtime:
             weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
-        reducer = self.reducer if self._gradient_sync else None
+        loss = self.prepare_loss(loss)
+        if self.reducer is not None and self._gradient_sync:
+            self.reducer.prepare(loss)
         self._backward_called = True
-        if reducer is not None:
-            reducer.prepare(loss)
         # passed as the loss's gradient, the weight needs no operation of its own
         if isinstance(weight, Tensor):
             backward_unchecked(loss, weight.to(loss.dtype))

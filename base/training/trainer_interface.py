@@ -20,7 +20,7 @@ from utils.schema import TrainerConfig
 class TrainerInterface(ABC):
     """The part of ``BaseTrainer`` that subclasses define and call.
 
-    model: with several processes, wrapped by DDP or FSDP. criterion: the loss, (outputs, targets) -> shape ().
+    model: with FSDP, sharded over the processes. criterion: the loss, (outputs, targets) -> shape ().
     """
 
     supervised: ClassVar[bool] = True

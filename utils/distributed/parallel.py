@@ -106,8 +106,10 @@ def refuse_sparse(model: nn.Module) -> None:
 
 def shard(
     model: nn.Module, device: torch.device, *, unused_parameters: bool, whole_state: bool
-) -> Callable[[bool], None]:
-    """Keep only this process's shard of each parameter, in place. Returns what sets whether gradients are summed.
+) -> tuple[Callable[[bool], None], Callable[[Tensor], Tensor]]:
+    """Keep only this process's shard of each parameter, in place.
+
+    Returns what sets whether gradients are summed, and what a loss passes through before its backward pass.
 
     whole_state: whether the model's state_dict contains whole tensors. Both kinds can be loaded.
     """
@@ -131,31 +133,36 @@ def shard(
         reduce_scatter: Any = _ReduceScatter(parameters, unused_parameters=unused_parameters)
         module.set_custom_reduce_scatter(reduce_scatter)
     assert isinstance(model, FSDPModule)
+    with_weights = _call_with_weights(model)
     for name, _ in inspect.getmembers(type(model), inspect.isfunction):
         if not name.startswith("_") and not hasattr(nn.Module, name) and not hasattr(FSDPModule, name):
-            _gather_weights_for(model, name)
+            setattr(model, name, _gathering(getattr(model, name), with_weights))
     if whole_state:
         model.register_state_dict_post_hook(_gather_state)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(_shard_state)  # type: ignore[no-untyped-call]
-    return model.set_requires_gradient_sync
+    # torch notices a backward pass by what such calls return, but not in objects such as distributions
+    return model.set_requires_gradient_sync, lambda loss: with_weights(lambda: loss)
 
 
-def _gather_weights_for(model: nn.Module, name: str) -> None:
-    """Let a method of the model gather the weights, as ``forward`` does; each may call the other.
+def _call_with_weights(model: nn.Module) -> Callable[[Callable[[], Any]], Any]:
+    """A function that makes a call with gathered weights, as ``forward`` has them; such calls may be nested.
 
     torch would reduce the gradients as soon as it has those of the inputs, although other calls may add to them. It
     sees no inputs here, and so reduces them at the end of the backward pass.
     """
-    method = getattr(model, name)
+    name = "_call_with_weights"
     setattr(model, name, lambda call: call())
     register_fsdp_forward_method(model, name)
-    with_weights = getattr(model, name)
+    with_weights: Callable[[Callable[[], Any]], Any] = getattr(model, name)
+    return with_weights
 
+
+def _gathering(method: Callable[..., Any], with_weights: Callable[[Callable[[], Any]], Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def gathering(*args: Any, **kwargs: Any) -> Any:
         return with_weights(lambda: method(*args, **kwargs))
 
-    setattr(model, name, gathering)
+    return gathering
 
 
 class _ReduceScatter:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.nn.functional import all_gather
+from torch.distributions import Categorical
 
 import train
 from base.base_model import BaseModel
@@ -95,6 +96,9 @@ class TiedLayers(BaseModel):
         features = self.third(self.second(features).tanh()).tanh()
         return self.out(self.repeated(features))  # type: ignore[no-any-return]
 
+    def distribution(self, x: Tensor) -> Categorical:
+        return Categorical(logits=self(x))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
 
@@ -123,6 +127,8 @@ class Idle(BaseModel):
 class Sometimes(BaseModel):
     """A layer for some samples, of which a process may have none, and a table as long as most of them so far."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.used, self.extra = nn.Linear(12, 3), nn.Linear(12, 3)
@@ -143,7 +149,7 @@ class Scaled(BaseModel):
         super().__init__()
         self.out, self.scale = nn.Linear(12, 3), nn.Parameter(torch.ones(1 if hooked else ()))
         if hooked:
-            self.scale.register_hook(lambda gradient: 2 * gradient)
+            self.scale.register_hook(lambda gradient: 2 * gradient)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.out(x)  # type: ignore[no-any-return]
@@ -204,13 +210,16 @@ class CoderTrainer(BaseTrainer):
 
 
 class MethodsTrainer(Trainer):
-    """Calls methods of the model one after the other."""
+    """Calls a method of the model after another one, or one that returns no tensors."""
 
     model: Any
 
     def train_step(self, batch: Any) -> StepResult:
         inputs, targets = batch
-        outputs = self.model.classify(self.model.features(inputs))
+        if self.progress.steps % 2:
+            outputs = self.model.distribution(inputs).logits
+        else:
+            outputs = self.model.classify(self.model.features(inputs))
         loss = self.criterion(outputs, targets)
         self.backward(loss)
         return StepResult(loss, outputs, targets)
@@ -323,9 +332,11 @@ def register() -> None:
     for model in (Restless, TiedLayers, Idle, Sometimes, Scaled, SparseRows, PlainPair, Coder):
         MODELS.register(model)
     LOSSES.register(LearntScale)
-    for trainer in (CoderTrainer, GatheringTrainer, IdlingTrainer, LateTrainer, MethodsTrainer, ReplayTrainer):
-        TRAINERS.register(trainer)
-    for trainer in (Steady, ThawingTrainer):
+    trainers: tuple[Any, ...] = (
+        CoderTrainer, GatheringTrainer, IdlingTrainer, LateTrainer, MethodsTrainer, ReplayTrainer, Steady,
+        ThawingTrainer,
+    )  # fmt: skip
+    for trainer in trainers:
         TRAINERS.register(trainer)
     parallel.UNIT_PARAMETERS = 50  # so that small models have several units
     exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)
