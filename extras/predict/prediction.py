@@ -179,17 +179,21 @@ class Predictor:
         return f"\nIn training, the inputs were {inputs.dtype} of shape (B, {shape})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
-        """Convert an input to the dtype that the model takes: integers unchanged, floats rounded. Raises DataError."""
+        """Convert an input to the dtype that the model takes. Raises DataError.
+
+        Integers keep their values, and floats are rounded; those of an integer become one, as in a table.
+        """
         wanted = getattr(torch, self.task.inputs.dtype or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor
         name = str(tensor.dtype).removeprefix("torch.")
         kept = torch.can_cast(tensor.dtype, wanted) and tensor.dtype != torch.bool
-        if not kept or (tensor.dtype == torch.uint8 and wanted.is_floating_point):
+        whole = not kept and wanted != torch.bool and _has_integers(tensor)
+        if not (kept or whole) or (tensor.dtype == torch.uint8 and wanted.is_floating_point):
             hint = "; scale the bytes as in training" if tensor.dtype == torch.uint8 else ""
             raise DataError(f"the input is {name} of shape {tuple(tensor.shape)}{hint}.{self._takes()}")
         fitting = tensor.to(wanted)
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and kept:
             changed = fitting.isinf() & tensor.isfinite()
         else:
             changed = fitting.to(tensor.dtype) != tensor
@@ -218,6 +222,14 @@ class Predictor:
             raise DataError("--show draws pictures, but the inputs are not pictures; leave it out")
         names = [item.file if item.row is None else f"{item.file} {item.row}" for item in batch[:left]]
         self.shown += shown(pictures, names, fields, len(self.shown))
+
+
+def _has_integers(values: Tensor) -> bool:
+    """Whether all values are integers stored as floats, none of which may have been rounded to fit."""
+    if not values.is_floating_point():
+        return False
+    exact = values.abs() < 2 / torch.finfo(values.dtype).eps
+    return bool((exact & (values == values.round())).all())
 
 
 def _not_finite(fields: Sequence[Field], count: int) -> int:

@@ -148,6 +148,44 @@ def test_values_are_written_as_they_are(tmp_path: Path, dtype: torch.dtype) -> N
         assert kept.to(dtype).equal(values)
 
 
+class UserItemPairs(BaseDataLoader):
+    """Indices of a user and an item."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(torch.arange(16).view(8, 2), torch.linspace(0, 1, 8))
+
+    def test_data(self) -> TensorSource:
+        return self.training_data(augment=False)
+
+
+class Factors(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Embedding(16, 2)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        scores: Tensor = self.factors(pairs).prod(1).sum(1)  # (B, 2) -> (B, 2, 2) -> (B,)
+        return scores
+
+
+def test_a_table_of_integers_is_read_for_a_model_that_takes_them(fit: Fit, ask: Ask) -> None:
+    with temporarily(DATA_LOADERS, UserItemPairs), temporarily(MODELS, Factors):
+        data = {"type": "UserItemPairs", "args": {"batch_size": 4}}
+        run = fit(
+            data_loader=data, model="Factors", loss="mse_loss", metrics=[], trainer={"monitor": "min loss"}
+        ).run_dir
+        np.save("a.npy", np.array([[0, 15], [3, 4]]))
+        Path("a.csv").write_text("user,item\n0,15\n3,4.0\n")
+        from_array, from_table = (ask(run, name) for name in ("a.npy", "a.csv"))
+        assert from_array[0] == from_table[0] == 0
+        assert values(from_table[1]) == values(from_array[1])
+        for cell in ("0.5", "16777217", "inf"):  # the second is no float32
+            Path("a.csv").write_text(f"user,item\n0,{cell}\n")
+            status, _, errors = ask(run, "a.csv")
+            assert status == 2
+            assert "the input is float32 of shape (2,).\nIn training, the inputs were int64" in errors
+
+
 def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) -> None:
     Path("t.csv").write_text("a,b,c\n1,2,3\n1,,3\n1,2\n1,2,many\n3,2,1\n1e39,2,3\n1_5,2,3\nnan,2,3\n")
     status, output, errors = ask(regression, "t.csv")
