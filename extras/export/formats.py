@@ -78,8 +78,8 @@ class Exportable:
         except Exception as error:  # any error: the model is the user's
             if fixed := FIXED_BATCH.search(str(error)):
                 raise UserError(
-                    f"torch.export traces it for {fixed[1]} samples only: it depends on their number, as by a loop "
-                    f"over the samples, or view({fixed[1]}, ...)"
+                    f"torch.export traces it for {fixed[1]} samples only: it depends on their number, as by "
+                    f"len(x) (write x.shape[0]), a loop over the samples, or view({fixed[1]}, ...)"
                 ) from error
             raise UserError(f"torch.export cannot trace it: {in_short(error)}") from error
 

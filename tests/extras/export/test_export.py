@@ -281,7 +281,7 @@ class PartsTrainer(PairTrainer):
     [
         (Branching, "torch", ("Branching cannot be exported to torch", "test_export.py:", "x if x.sum() > 0 else -x")),
         (Branching, "onnx", ("Branching cannot be exported to onnx", "x if x.sum() > 0 else -x")),
-        (Looping, "torch", ("Looping cannot be exported to torch", "samples only", "as by a loop over the samples")),
+        (Looping, "torch", ("Looping cannot be exported to torch", "samples only", "write x.shape[0]), a loop")),
         (NamedNet, "torch", ("NamedNet cannot be exported to torch: torch.export cannot save it", "--format onnx")),
         (SqueezedNet, "torch", ("its outputs have other axes for a single sample, as by squeeze()",)),
         (Bessel, "onnx", ("Bessel cannot be exported to onnx", "test_export.py:", "torch.special.bessel_j0(x)")),
