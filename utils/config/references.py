@@ -21,6 +21,8 @@ _NAME = re.compile(r"\w+")
 _ENVIRONMENT = re.compile(r"env:(\w+)(?::(.*))?", re.DOTALL)
 FORMS = '"${NAME}" of "variables", "${env:NAME}", "${env:NAME:DEFAULT}" and "${data.NAME}"; a plain "${" is "$${"'
 TOO_EARLY = "facts of the data are known only after loading it: only arguments of other components can refer to them"
+CLASS_FACTS = ("num_classes", "class_counts", "class_weights")
+CLASSES = 'it needs integer targets of shape (N,), in a TensorSource or as "targets" of the data set'
 MOST_USED = 10_000  # variables in one config: those that contain others could need any amount of memory
 
 
@@ -134,7 +136,8 @@ class References:
         if self.facts is None:
             raise _Pending
         if name not in self.facts:
-            raise ConfigError(f'the data loader does not provide "{name}"; {hint(name, self.facts)}')
+            needs = f"{CLASSES}, or define facts()" if name in CLASS_FACTS else hint(name, self.facts)
+            raise ConfigError(f'the data loader does not provide "{name}"; {needs}')
         value = self.facts[name]
         value = value.tolist() if hasattr(value, "tolist") else value
         try:

@@ -238,6 +238,7 @@ def test_a_resume_takes_a_variable_where_it_refers_to_one(fit: Fit) -> None:
             "${data.num_clases}",
             r'out_features: the data loader does not provide "num_clases"; did you mean "num_classes"',
         ),
+        ("${data.class_weights}", 'does not provide "class_weights"; it needs integer targets of shape'),
         ("${data.7}", 'out_features: should be an integer, got "seven"'),
         ("${data.name}", r'out_features: should be an integer, got "few"'),
         ("${data.rate}", "out_features: should be an integer, got 0.5"),
