@@ -162,7 +162,7 @@ class LibraryMetric:
             raise error
         raise ConfigError(
             f'metrics: "{self.name}" {what}: {format_error_with_source(error)}\n'
-            "Change its arguments, or remove it from the config."
+            "Change its arguments or what the step returns in StepResult, or remove it from the config."
         ) from error
 
     def reset(self) -> None:
