@@ -126,10 +126,22 @@ def same_statistics(model: nn.Module) -> Iterator[None]:
 def check_returned(trainer: TrainerInterface, method: str, values: Any) -> dict[str, float]:
     """What ``validate`` or ``evaluate`` of a trainer returned, as floats, without what was not measured this time.
 
-    Raises ConfigError if it is not a dict of numbers by name.
+    Those of the main process in all of them; warns if others returned different ones. Raises ConfigError if it is not a
+    dict of numbers by name.
     """
     returned = f"{type(trainer).__name__}.{method} returned"
     if not isinstance(values, dict):
         raise ConfigError(f"{returned} {values!r:.100}; expected a dict of numbers by name, as from super().{method}")
     measured = {str(name): value for name, value in values.items() if value is not None}
-    return {name: float(single_number(value, f'{returned} "{name}"')) for name, value in measured.items()}
+    numbers = {name: float(single_number(value, f'{returned} "{name}"')) for name, value in measured.items()}
+    # all processes decide by the same ones whether to save or to stop
+    everyone = trainer.runtime.process_group.all_gather(numbers)
+    for name, value in everyone[0].items():
+        found = torch.tensor([one.get(name, value) for one in everyone], dtype=torch.float64)
+        if not torch.allclose(found, found[:1], rtol=1e-3, equal_nan=True):
+            trainer.experiment.console.warn(
+                f'{returned} another "{name}" in each process: {", ".join(f"{each:.4g}" for each in found.tolist())}; '
+                "the first is used. Each process has only its own samples: combine those of all, as by "
+                "self.runtime.process_group.all_gather"
+            )
+    return everyone[0]

@@ -1,6 +1,7 @@
 """Data sets of their own to validate on, one or several by name, and validation within the epoch."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from base.data.batches import Batches, StepBatches
 from base.data.sources import TensorSource
 from base.load_run import load_trainer
 from base.metric import StepResult
+from base.training.evaluation import check_returned
 from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
 from tests.helpers import Fit, Json, curves, identical, lines, resumed, same, state, temporarily
@@ -26,6 +28,26 @@ from utils.registry import DATA_LOADERS, MODELS, TRAINERS
 def loader(samples: int, split: int = 0, **args: Any) -> Json:
     sizes = {"num_samples": samples, "num_test_samples": 20, "input_shape": [6], "num_classes": 3}
     return {"type": "RandomTensorLoader", "args": {**sizes, "batch_size": 8, "validation_split": split, **args}}
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        ({"near": 0.5, "far": 2.0000001}, ""),
+        ({}, ""),  # only the main process computes them
+        ({"near": math.nan, "far": 2.0}, 'returned another "near" in each process: 0.5, nan'),
+        ({"near": 0.5, "far": 2.1}, 'returned another "far" in each process: 2, 2.1; the first is used'),
+    ],
+)
+def test_all_processes_decide_by_the_same_values(others: dict[str, float], says: str) -> None:
+    """Otherwise one would save or stop, and wait for the others."""
+    warnings = list[str]()
+    group = SimpleNamespace(all_gather=lambda own: [{"near": 0.5, "far": 2.0}, own])
+    experiment = SimpleNamespace(console=SimpleNamespace(warn=warnings.append))
+    trainer: Any = SimpleNamespace(runtime=SimpleNamespace(process_group=group), experiment=experiment)
+    assert check_returned(trainer, "evaluate", others) == {"near": 0.5, "far": 2.0}
+    assert len(warnings) == bool(says)
+    assert says in "".join(warnings)
 
 
 def train_on(fit: Fit, *overrides: str, **config: Any) -> train.Result:
