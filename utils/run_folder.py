@@ -92,9 +92,9 @@ class RunFolder:
             is_project = folder.resolve() == PROJECT
             is_checkpoint = path.suffix == ".pth" and path.resolve().parent == folder / "checkpoints"
             if not (path.is_dir() or is_checkpoint) or not (folder / "config.json").is_file() or is_project:
-                raise CheckpointError(
-                    f"{path} is not a run folder, as saved/NAME/20260131-120000 is, nor a checkpoint in one"
-                )
+                newest = _runs(path)[-1:]
+                instead = f"its newest run is {newest[0].path}" if newest else "expected saved/NAME/TIME"
+                raise CheckpointError(f"{path} is not a run folder, nor a checkpoint in one; {instead}")
         except (OSError, ValueError) as error:  # no permission to enter the folder, or a name too long
             raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return cls(folder), None if path.is_dir() else path

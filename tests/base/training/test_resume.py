@@ -290,7 +290,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}/checkpoints"], "is not a run folder"),
         (["-r", "config.json"], "config.json is not a run folder"),
         (["-r", "README.md"], "README.md is not a run folder"),
-        (["-r", "{run}/.."], "is not a run folder"),
+        (["-r", "{run}/.."], "is not a run folder, nor a checkpoint in one; its newest run is .*{run.name}"),
         (["-r", str(ROOT)], "is not a run folder"),
         (["-r", "{run}/train.log"], "train.log is not a run folder"),
         (["-r", "{run}/../../elsewhere/last.pth"], "nor a checkpoint in one"),
@@ -300,7 +300,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
 def test_what_cannot_be_resumed_is_reported(fit: Fit, arguments: list[str], says: str) -> None:
     run = fit().run_dir
     shutil.copytree(run / "checkpoints", run.parent.parent / "elsewhere")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=says.format(run=run)):
         train.main([argument.format(run=run) for argument in arguments])
 
 
