@@ -156,6 +156,7 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
+    check_hooks(loaded, ("trainer",), TRAINERS[settings.type])
     at = ("trainer", "args")
     # modules that it gets or creates have the same weights in training, in tests and in every process
     with isolated(loaded.config.seed, "trainer"):
@@ -164,7 +165,6 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
         trainer = call(loaded, at, settings.type, make, BaseTrainer)
     check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
     check_overrides(loaded, ("trainer",), trainer, BaseTrainer)
-    check_hooks(loaded, ("trainer",), type(trainer))
     check_attributes(loaded, ("trainer",), trainer, BaseTrainer.SET_BY_BEGIN)
     return trainer
 

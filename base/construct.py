@@ -126,7 +126,7 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
             raise loaded.error(path, f"{should}: {error}; anything else needs another name") from error
 
 
-def check_hooks(loaded: LoadedConfig, path: KeyPath, trainer: type) -> None:
+def check_hooks(loaded: LoadedConfig, path: KeyPath, trainer: Callable[..., Any]) -> None:
     """Raise ConfigError if a trainer defines a method that only other frameworks call, and not the one of ours."""
     hints = find_extra("hints")
     if hints and (hint := hints.hook_hint(trainer)):

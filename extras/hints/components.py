@@ -18,10 +18,12 @@ _CLASSES = {"binary": {}, "multiclass": {"num_classes": "..."}, "multilabel": {"
 
 def component_hint(registry: Registry, name: str, args: Mapping[str, Any]) -> str:
     """Advice about a name that the registry does not have; "" if there is none. args: those given in the config."""
+    if unregistered := _unregistered(registry, name):
+        return unregistered
     if instead := former_name(registry.kind, name):
         return f"use {instead}"
     single_task = single_task_hint(name, args) if registry is METRICS else ""
-    return single_task or _unregistered(registry, name) or _other_kind(registry, name) or _left_out(registry, name)
+    return single_task or _other_kind(registry, name) or _left_out(registry, name)
 
 
 def _left_out(registry: Registry, name: str) -> str:

@@ -1,6 +1,7 @@
 """Names in other templates, libraries and torch.nn.functional, and their equivalents here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 FORMER_KEYS = {
     "arch": '"model"',
@@ -58,8 +59,10 @@ FORMER_HOOKS = {
 """Methods that trainers of Lightning and victoresque/pytorch-template define."""
 
 
-def hook_hint(trainer: type) -> str:
+def hook_hint(trainer: Callable[..., Any]) -> str:
     """What to define instead of a method that only other frameworks call; "" if it has none, or ours too."""
+    if not isinstance(trainer, type):
+        return ""
     for name, instead in FORMER_HOOKS.items():
         owner = next((kind for kind in trainer.__mro__ if name in vars(kind)), None)
         if owner is not None and instead.partition("(")[0] not in vars(owner):

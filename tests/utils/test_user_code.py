@@ -86,6 +86,8 @@ def test_a_class_that_is_not_registered(run_with: RunWith) -> None:
     text = MODEL.replace("@MODELS.register\n", "")
     stderr = run_with("model/mine.py", text, "model=Mine")
     assert 'unknown model "Mine"; model/mine.py:6 defines it: put @MODELS.register above it' in stderr
+    text = text.replace("Mine", "MnistModel")  # of a project that was copied here
+    assert "defines it: put @MODELS.register above" in run_with("model/mine.py", text, "model=MnistModel")
     assert 'unknown trainer "LeNet"; it is a model, for the key' in run_with(
         "model/mine.py", text, "trainer.type=LeNet"
     )

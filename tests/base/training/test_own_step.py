@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import train
+from base.base_trainer import BaseTrainer
 from base.experiment import Experiment
 from base.metric import StepResult
 from tests.conftest import load_script
@@ -274,9 +275,9 @@ def each_sample(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    own = (each for each in globals().values() if isinstance(each, type) and issubclass(each, Trainer))
+    own = (each for each in globals().values() if isinstance(each, type) and issubclass(each, BaseTrainer))
     with (
-        temporarily(TRAINERS, *(each for each in own if each is not Trainer)),
+        temporarily(TRAINERS, *(each for each in own if each not in (BaseTrainer, Trainer))),
         temporarily(MODELS, Asserts, Hidden, Misspells),
         temporarily(METRICS, a_float, an_array, nothing, NoMetric),
         temporarily(LOSSES, several_values, a_number, each_sample, HiddenScale),
@@ -622,6 +623,13 @@ class OfLightning(Trainer):
         raise NotImplementedError
 
 
+class OfVictoresque(BaseTrainer):
+    """As abstract as it is: it defines nothing that is called here."""
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        raise NotImplementedError
+
+
 class Helping(Trainer):
     """Has a method of that name for itself."""
 
@@ -642,11 +650,12 @@ class EndsEpochs(Trainer):
     ("trainer", "says"),
     [
         (OfLightning, r"OfLightning.training_step is never called here; instead: train_step\(batch\)"),
+        (OfVictoresque, r"OfVictoresque._train_epoch is never called here; instead: train_step\(batch\) for each"),
         (EndsEpochs, r"EndsEpochs.on_train_epoch_end is never called here; instead: a metric class"),
         (Helping, ""),
     ],
 )
-def test_methods_that_other_frameworks_call_are_refused(fit: Fit, trainer: type[Trainer], says: str) -> None:
+def test_methods_that_other_frameworks_call_are_refused(fit: Fit, trainer: type[BaseTrainer], says: str) -> None:
     with pytest.raises(ConfigError, match=says) if says else nullcontext():
         fit(f"trainer.type={trainer.__name__}", "trainer.epochs=1")
 
