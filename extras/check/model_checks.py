@@ -114,7 +114,8 @@ def check_memorising(
     if best < goal:
         return CheckResult("learning", "ok", f"one batch can be learnt {progress}")
     cause = (
-        "a softmax before a loss that applies its own, detached outputs, a loss that ignores the outputs or all targets"
+        "targets of a large scale, a softmax before a loss that applies its own, detached outputs, "
+        "or a loss that ignores the outputs or all targets"
         if must_learn
         else "few or frozen parameters, or a loss that stays above 0, unless it is a mistake"
     )
