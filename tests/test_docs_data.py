@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,28 @@ import torch
 import train
 from base.base_data_loader import BaseDataLoader
 from base.data import Batches
-from tests.helpers import ROOT, blocks, registering_page, same
+from tests.conftest import load_script
+from tests.helpers import ROOT, blocks, needs_extra, registering_page, same
 from utils.registry import DATA_LOADERS
 
 pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs" / "data.md"
 CONFIGS = [json.loads(block) for block in blocks(PAGE, "json")]
+HOUSES = list(enumerate(itertools.product(range(1, 21), range(1, 16))))  # rooms and area of each
+TABLE = next(config["args"] for config in CONFIGS if config["type"] == "TableLoader")
 _registered = registering_page(PAGE)
+
+
+@pytest.fixture(autouse=True)
+def _tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of the TableLoader. A price is 3 for each room and 1 for each square metre, in its units."""
+    monkeypatch.chdir(tmp_path)
+    for key in ("train_file", "test_file"):
+        file = Path(TABLE[key])
+        file.parent.mkdir(exist_ok=True)
+        rows = [f"{number},{rooms},{area},{300000 * rooms + 100000 * area}" for number, (rooms, area) in HOUSES]
+        file.write_text("\n".join(["id,rooms,area,price", *rows, ""]))
 
 
 def loaded(batches: Batches) -> list[Any]:
@@ -38,7 +53,9 @@ def test_an_example_gives_batches(config: dict[str, Any]) -> None:
     assert len(first) >= 6
     assert same(first, loaded(make(1).training(seed=0)))
     validation = make(0).validation()
-    assert bool(validation) == (config["type"] in ("Masks", "NumberStream") or "folds" in config["args"])
+    assert bool(validation) == (
+        config["type"] == "NumberStream" or bool({"folds", "validation_split"} & {*config["args"]})
+    )
     if validation:
         assert loaded(validation)
 
@@ -50,10 +67,31 @@ def test_the_text_examples_facts() -> None:
     assert sum(widths) / len(widths) < 8, "little is padded"
 
 
-TRAINED = [config for config in CONFIGS if config["type"] not in ("Masks", "TextLoader")]
+TRAINED = [config for config in CONFIGS if config["type"] not in ("Masks", "TextLoader", "TableLoader")]
 
 
 @pytest.mark.parametrize("config", TRAINED, ids=lambda config: config["type"])
 def test_an_example_trains(config: dict[str, Any], fit: Callable[..., train.Result]) -> None:
     metric = {"type": "Accuracy", "args": {"task": "multiclass", "num_classes": 3}}
     assert fit("trainer.steps_per_epoch=3", data_loader=config, metrics=[metric]).steps == 6
+
+
+@needs_extra("predict")
+def test_the_table_example_trains_and_predicts_without_its_data(
+    fit: Callable[..., train.Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {key: str(tmp_path / TABLE[key]) for key in ("train_file", "test_file")}
+    result = fit(
+        "trainer.epochs=30",
+        data_loader={"type": "TableLoader", "args": {**TABLE, **files}},
+        model={"type": "LinearRegression", "args": {"in_features": 2}},
+        loss="mse_loss",
+        metrics=["mean_absolute_error"],
+        optimizer={"type": "Adam", "args": {"lr": 0.5}},
+    )
+    for file in files.values():
+        Path(file).unlink()
+    Path("new.csv").write_text("area,rooms\n7,10\n")
+    capsys.readouterr()
+    load_script("predict").main(["-r", str(result.run_dir), "new.csv"])
+    assert float(capsys.readouterr().out.splitlines()[1].split(",")[-1]) == pytest.approx(37, rel=0.02)
