@@ -148,9 +148,15 @@ def differences(expected: str, printed: str, *, numbers: bool, rel: float = 0.05
     numbers: whether they count. A line "..." in the expected output stands for any lines.
     """
     wanted, found = (OPERATION.sub("", TIME.sub("TIME", text)).splitlines() for text in (expected, printed))
-    if "..." in wanted:
-        head, tail = wanted[: wanted.index("...")], wanted[wanted.index("...") + 1 :]
-        wanted, found = head + tail, found[: len(head)] + found[len(found) - len(tail) :]
+    while "..." in wanted:
+        gap = wanted.index("...")
+        del wanted[gap]
+        if "..." in wanted:  # the lines after this one begin where one is like the first of them
+            like = (at for at in range(gap, len(found)) if alike(wanted[gap], found[at], numbers=False, rel=rel))
+            after = next(like, len(found))
+        else:
+            after = len(found) - len(wanted[gap:])
+        del found[gap:after]
     if len(wanted) != len(found):
         return [f"{len(wanted)} lines on the page, {len(found)} printed:", *found]
     return [
