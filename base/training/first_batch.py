@@ -135,7 +135,8 @@ def _first_error(trainer: TrainerInterface, error: Exception, micro_batch: Micro
 
 def may_not_match(error: Exception) -> bool:
     """Whether the shapes or dtypes of model, loss and data may be the cause of an error in a step."""
-    return isinstance(error, OF_SHAPES) and not raised_by_user(error)
+    missing = isinstance(error, NotImplementedError)  # a misspelt forward
+    return isinstance(error, OF_SHAPES) and not missing and not raised_by_user(error)
 
 
 def _reason(error: Exception) -> str:

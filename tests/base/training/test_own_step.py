@@ -535,9 +535,14 @@ def misspelt(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     raise NameError("name 'outptus' is not defined")
 
 
+def without_forward(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+    return nn.Module()(inputs)
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [
+        (without_forward, 'missing the required "forward" function'),
         (raises, r"the memory is empty\n(.*\n)+ .*: raise ValueError"),
         (misspelt, "'outptus' is not defined"),
         (other_key, r"KeyError: 'labels'\n(.*\n)+ .*: return batch\[.labels.\]"),
