@@ -140,7 +140,7 @@ def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: C
     """
     kind = f"{type(trainer).__name__}.__init__"
     if trainer.model is not trainer.experiment.model:
-        message = "sets self.model to another one than the config's, which alone is trained and saved"
+        message = "replaces the config's model in self.model, which alone is trained and saved"
         raise loaded.error(path, f"{kind} {message}; wrap it in a model of your own, in model/")
     changed = [name for name in later if name in vars(trainer)]
     for name, expected in trainer.base_attributes.items():

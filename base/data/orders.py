@@ -143,7 +143,7 @@ def check_weights(weights: Tensor, count: int, *, kind: str) -> Tensor:
 
 
 def once(count: int) -> Tensor:
-    """What stands for weights where every sample is drawn once per pass."""
+    """Takes the place of weights where every sample is drawn once per pass."""
     return torch.full((count,), torch.inf, dtype=torch.float64)
 
 

@@ -61,7 +61,7 @@ class AveragedWeights:
         return dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Each average with the model's tensor. If that is of another shape than before, the average is its copy."""
+        """Each average with the model's tensor. If its shape has changed, the average becomes a copy of it."""
         pairs = []
         for name, tensor in self._current().items():
             average = self.averages.get(name)

@@ -26,7 +26,7 @@ from utils.user_code import format_error, raised_by_user, user_line
 OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError)  # and of dtypes, which torch raises for tensors
 FORWARD_ERRORS = (*OF_SHAPES, LookupError, AttributeError, NameError, AssertionError, ArithmeticError, UserWarning)
 BROADCASTS = r"Using a target size \(torch\.Size\(\[(?!1(, 1)*\])\d"
-"""Torch's warning of a loss whose targets have another shape than the outputs, unless they are a single number."""
+"""Torch's warning of a loss whose targets differ in shape from the outputs, unless they are a single number."""
 ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
 

@@ -63,7 +63,7 @@ class SavedData:
         process_group.check_same({FACTS[name]: fact for name, fact in self._facts.items()})
 
     def check_lengths(self) -> None:
-        """Raise DataError if a data set has another length than at the start."""
+        """Raise DataError if the length of a data set differs from that at the start."""
         for batches, before in self._lengths:
             if (now := len(batches.source)) != before:
                 raise DataError(

@@ -1,4 +1,4 @@
-"""Which operations differ between equal calls on a device, and whether deterministic kernels mend it.
+"""Which operations differ between equal calls on a device, and whether deterministic kernels avoid it.
 
     python dev/campaigns/kernels.py                      # on the CPU, with all threads
     python dev/campaigns/kernels.py --device cuda

@@ -15,8 +15,8 @@ from utils.text import closest
 from utils.tree import tensors
 
 CAUSES = {  # by patterns of torch's and Python's messages
-    "on the (same|expected) device|and weight type": "a tensor on another device than the batch: create it there, for "
-    "example by torch.ones(..., device=inputs.device); if a module keeps it, register it with register_buffer",
+    "on the (same|expected) device|and weight type": "a tensor on a different device from the batch: create it there, "
+    "as by torch.ones(..., device=inputs.device); if a module keeps it, register it with register_buffer",
     "NVIDIA driver|not compiled with CUDA": "a .cuda() in the code: leave it out, since model and batch are moved to "
     "runtime.device",
     "does not require grad": "a loss that is cut off from the weights, for example by detach(), argmax() or item(); "

@@ -113,7 +113,7 @@ def switch_conflict(scheduler: SchedulerConfig, path: KeyPath) -> Problem | None
 
 
 def length_conflict(name: str, args: dict[str, Any], path: KeyPath, length: int) -> Problem | None:
-    """A mistake if OneCycleLR has another length than the run or, in SequentialLR, than its part of the run, since
+    """A mistake if OneCycleLR differs in length from the run or, in SequentialLR, from its part of the run, since
     stepping it past its end raises an error. Also if such parts overlap. path: of the arguments.
     """
     for part in scheduler_parts(name, args, path, length):

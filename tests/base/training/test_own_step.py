@@ -345,7 +345,7 @@ ONE_NUMBER = r"expected one number per batch, a tensor of shape \(\)"
         ("Finishes", r"Finishes.finished should be \(self\), as in BaseTrainer: True is not a callable object"),
         (
             "Wraps",
-            "Wraps.__init__ sets self.model to another one than the config's, .*; wrap it in a model of your own",
+            "Wraps.__init__ replaces the config's model in self.model, .*; wrap it in a model of your own",
         ),
         ("Crosses", r"super\(\).__init__\(experiment, settings\), in this order"),
         (

@@ -212,7 +212,7 @@ def made(kind: str) -> dict[str, Any]:
         (
             planted("elsewhere"),
             "forward       FAIL  RuntimeError",
-            "usually: a tensor on another device than the batch",
+            "usually: a tensor on a different device from the batch",
         ),
         (
             planted("training"),
