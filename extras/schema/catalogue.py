@@ -80,7 +80,7 @@ def _whole(kind: str, registry: Registry, name: str, width: int) -> Iterator[str
     known = registry.parameters(name)
     own = name in registry.own()  # the libraries' are long and full of LaTeX
     said = docstrings.without_arguments(component, known) if own else docstrings.paragraph(component)
-    for line in (said or "It has no docstring.").splitlines():
+    for line in docstrings.unwrapped(said or "It has no docstring."):
         indent = 2 + len(line) - len(line.lstrip())
         yield _wrapped(line.strip(), width, indent, indent)
     texts = docstrings.arguments(component, known)

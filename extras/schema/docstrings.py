@@ -29,6 +29,20 @@ def without_arguments(component: Callable[..., Any], names: Collection[str]) -> 
     return "\n".join(kept).strip()
 
 
+def unwrapped(text: str) -> list[str]:
+    """The lines of a text, with a full line joined to the next one of the same indentation."""
+    lines = list[str]()
+    last, full = -1, False
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if full and line.strip() and indent == last:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+        last, full = indent, len(line) > 90
+    return lines
+
+
 def arguments(component: Callable[..., Any], names: Collection[str]) -> dict[str, str]:
     """Descriptions of arguments in the docstrings of a component and of its base classes."""
     found: dict[str, str] = {}

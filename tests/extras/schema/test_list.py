@@ -37,6 +37,15 @@ def test_schedulers_made_of_others_are_listed_with_them() -> None:
     assert "schedulers: list of LRScheduler, must be given" in listing("SequentialLR")
 
 
+def test_a_paragraph_is_wrapped_as_a_whole() -> None:
+    """Not each of its lines, which leaves a few words alone where the terminal is narrower than the docstring."""
+    assert docstrings.unwrapped(f"{'a ' * 50}\nb\nc\n\n{'d ' * 50}\n    e") == [
+        f"{'a ' * 50} b", "c", "", "d " * 50, "    e"
+    ]  # fmt: skip
+    paragraph = listing("ImageFolderLoader", width=100).split("\n\n")[2]
+    assert [len(line) > 80 for line in paragraph.splitlines()] == [True, True, False]
+
+
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(UserError, match='unknown component "Lenett"; did you mean "LeNet"'):
         listing("Lenett")
