@@ -67,9 +67,17 @@ class References:
             self.problems.append(Problem(("variables",), 'should be an object: {"NAME": VALUE, ...}'))
         values = _map_strings(self._resolve, {key: item for key, item in value.items() if key != "variables"})
         for name in self.variables.keys() - {*self._used}:
+            if self._was_replaced(name):
+                continue
             message = f'"${{{name}}}" is not used' if _NAME.fullmatch(name) else "a name has letters, digits and _"
             self.problems.append(Problem(("variables", name), message))
         return Document(values, self.document.sources)
+
+    def _was_replaced(self, name: str) -> bool:
+        """Whether a file uses a variable of a file, in a value that an override or an extending config replaced."""
+        texts = [source.text or "" for source in self.document.sources.values()]
+        is_override = self.document.is_override(("variables", name))
+        return not is_override and any(f"${{{name}}}" in text for text in texts)
 
     def _resolve(self, text: str, path: KeyPath) -> Any:
         """A string of the config with its references replaced. Fills ``problems`` and ``pending``."""

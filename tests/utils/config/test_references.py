@@ -156,6 +156,16 @@ def test_a_mistake_is_shown_at_the_line_of_the_reference(load: Load, values: dic
     assert " | " in str(caught.value)
 
 
+def test_a_variable_whose_use_is_replaced_is_no_mistake(load: Load, tmp_path: Path) -> None:
+    values = {"seed": "${A}", "variables": {"A": "${B}", "B": 1}}
+    assert load("seed=3", **values).config.seed == 3
+    extending = tmp_path / "extending.json"
+    extending.write_text('{"extends": "config.json", "seed": 4}')
+    assert load_config(extending).config.seed == 4
+    with pytest.raises(ConfigError, match=r'override variables\.A=2: variables\.A: "\$\{A\}" is not used'):
+        load("seed=3", "variables.A=2", **values)
+
+
 # ------------------------------------------------------------------ facts of the data
 
 
