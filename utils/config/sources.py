@@ -21,6 +21,7 @@ MAX_EXTENDING = 50
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 # .001, 1. and +1 are numbers everywhere except in JSON; 007, 2024_01_01 and an integer of 20 digits may be names
 _LOOSE_NUMBER = re.compile(r"(?=.*[.+])[+-]?([0-9]+\.?|\.[0-9])[0-9]*([eE][+-]?[0-9]{1,2})?")
+_PYTHON = {"None": "null", "True": "true", "False": "false"}
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -256,6 +257,8 @@ def value_at(config: dict[str, Any], path: KeyPath, text: str, name: str) -> Any
         if text[:1] in ("{", "[", '"'):
             quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
             raise ConfigError(f"{error}{quotes}") from error
+        if text in _PYTHON:
+            raise ConfigError(f"{name}: write {_PYTHON[text]}, as in JSON, or '\"{text}\"' for the text") from error
         value = float(text) if _LOOSE_NUMBER.fullmatch(text) else text
     # name=12345: a file would have quotes, which a shell removes
     return text if isinstance(value, (int, float)) and _is_text(config, path) else value

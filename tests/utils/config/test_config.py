@@ -259,6 +259,8 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("metrics=[accuracy]", "Did the shell remove the quotes?"),
         ("loss=\udcff", "a character that cannot be printed"),
         pytest.param("extends=x.json", "it belongs at the top of a file", marks=needs_extra("hints")),
+        ("lr_scheduler=None", "write null, as in JSON, or '\"None\"' for the text"),
+        ("data_loader.args.shuffle=False", "write false, as in JSON"),
         ("optimizer.args.lr=NaN", 'should be a number, got "NaN"'),
         *(
             (f"{key}={number}", f"{number} is not a finite number of at most 64 bits")
