@@ -102,6 +102,8 @@ def metrics(config: Config, training: Training) -> list[str]:
     phases = ("valid", "train") if validates else ("train",)
     best = [f"best/{name}" for name in names] if config.trainer.monitor else []
     left_out = {f"{metric.logged_name}/train" for metric in config.metrics if not metric.training}
+    if any(monitored.startswith(f"{data_set}_") for data_set in training.validation if data_set):
+        left_out |= {f"{monitored}/train", f"{monitored}/test"}
     tags = [*best, *(f"{name}/{phase}" for phase in (*phases, "test") for name in names)]
     return [tag for tag in tags if tag not in left_out]
 

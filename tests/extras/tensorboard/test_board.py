@@ -271,6 +271,16 @@ def test_hyperparameters_have_the_columns_of_all_runs_of_the_name(fit: Fit) -> N
     assert columns(first) == found
 
 
+def test_a_monitored_value_of_one_validation_set_has_the_columns_that_it_can_fill(fit: Fit) -> None:
+    sizes = {**SIZES, "validation_split": 0, "input_shape": [6], "num_classes": 3}
+    data: Any = {"type": "RandomTensorLoader", "args": sizes}
+    model: Any = {"type": "TwoLayerNet", "args": {"in_features": 6, "hidden_features": 5, "out_features": 3}}
+    monitor = "trainer.monitor=max val_night_accuracy"
+    run = fit("trainer.epochs=1", monitor, data_loader=data, model=model, validation={"night": data})
+    found = [info.name.tag for info in columns(run.run_dir).metric_infos]
+    assert [tag for tag in found if "night" in tag] == ["best/night_accuracy", "night_accuracy/valid"]
+
+
 @pytest.mark.parametrize("clip", [{"norm": 0.001}, {"value": 0.0001}, {"norm": 0.001, "value": 0.0001}])
 def test_the_gradient_norm_is_that_before_clipping(fit: Fit, clip: dict[str, float]) -> None:
     often = ("trainer.log_every_steps=1", "trainer.epochs=1")
