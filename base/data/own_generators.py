@@ -23,7 +23,7 @@ from torch import Tensor
 from utils.random import mix, numpy_random
 
 MOST_VALUES = 10_000
-"""Values to look at; they take 20 ms."""
+"""Values to look at, and again as many that are found by global names; they take 20 ms."""
 MOST_ITEMS = 100
 """Items of a list or dict to look at: the others, such as samples, are probably like them."""
 PLAIN = (
@@ -122,7 +122,16 @@ def _kind(generator: Any) -> Kind:
 def _generators(objects: Any) -> Iterator[tuple[str, Any]]:
     """Each generator by the path to it, the nearest first."""
     known = {id(each): each for each in GLOBAL}  # objects are kept, since an id may be used again
-    waiting, looked = deque[tuple[str, Any]]([("own", objects)]), 0
+    global_values = deque[tuple[str, Any]]()  # last: a large table would take the place of the objects' own parts
+    yield from _search(deque([("own", objects)]), known, global_values)
+    yield from _search(global_values, known, global_values)
+
+
+def _search(
+    waiting: deque[tuple[str, Any]], known: dict[int, Any], global_values: deque[tuple[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    """The generators inside what waits. Adds to the values that functions find by global names."""
+    looked = 0
     while waiting and looked < MOST_VALUES:
         path, owner = waiting.popleft()
         with suppress(Exception):  # of what is empty, or of the user's code
@@ -133,10 +142,11 @@ def _generators(objects: Any) -> Iterator[tuple[str, Any]]:
                     continue
                 if not issubclass(kind, type):  # these, once their attributes are known
                     known[id(value)] = value
+                is_global = type(owner) is FunctionType and name not in HELD[FunctionType]
                 if issubclass(kind, GENERATORS):
                     yield f"{path} {name}", value
                 else:
-                    waiting.append((f"{path} {name}", value))
+                    (global_values if is_global else waiting).append((f"{path} {name}", value))
 
 
 def _inside(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
@@ -153,7 +163,7 @@ def _inside(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     for name in HELD.get(kind, ()):
         yield name, getattr(owner, name)
     if kind is CACHED and _is_own(owner):  # what it has returned
-        yield from [(str(number), each) for number, each in enumerate(gc.get_referents(owner))]
+        yield from [(str(number), each) for number, each in enumerate(islice(gc.get_referents(owner), MOST_ITEMS))]
     if kind is FunctionType:
         yield from _globals(owner)
     elif issubclass(kind, type):

@@ -286,6 +286,36 @@ def test_a_search_ends_however_much_a_data_set_keeps(monkeypatch: pytest.MonkeyP
     assert set not in asked, "which lists all items"
 
 
+TABLE: Any = [[[number] for number in range(100)] for _ in range(100)]
+
+
+@functools.lru_cache(maxsize=1000)
+def looked_up(number: int) -> Any:
+    return [number]
+
+
+class Nested(Keeping):
+    """Refers to much that is global, and keeps a generator further inside itself."""
+
+    def __init__(self) -> None:
+        self.nested: Any = [[[[Jitter()]]]]
+
+    def __getitem__(self, index: int) -> float:
+        return float(self.nested[0][0][0][0]()) + TABLE[index][0][0] + looked_up(index)[0]
+
+
+def test_large_global_objects_do_not_hide_what_the_data_set_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_generators, "MOST_VALUES", 1000)
+    dataset = Nested()
+    assert dataset.nested[0][0][0][0].generator in [each for each, _ in OwnGenerators().snapshot(dataset).values()]
+
+
+def test_of_a_large_cache_only_some_values_are_looked_at() -> None:
+    for number in range(1000):
+        looked_up(number)
+    assert len([*own_generators._inside(looked_up, {})]) < 2 * MOST_ITEMS
+
+
 class Forgetful:
     """A user's source, with a method of a common name."""
 
