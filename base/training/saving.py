@@ -13,7 +13,6 @@ from base.training.parameters import stateful_loss
 from base.training.state import (
     STANDARD_PARTS,
     check_registered,
-    load_in_order,
     load_part,
     part_kind,
     registered_names,
@@ -116,7 +115,7 @@ class Checkpointed(EvaluationLoop):
         for name in state:
             if name not in parts and part_kind(name) not in STANDARD_PARTS | BESIDE_PARTS:
                 raise _mismatch(name, source, f"{name}: stateful() of the trainer no longer returns it")
-        loads = {name: partial(load_in_order, part) for name, part in parts.items()}
+        loads = {name: partial(load_part, part, in_order=True) for name, part in parts.items()}
         _load({**loads, "random": self._restore_random, "writers": self.outputs.writers.check}, state, source)
         self._saved_progress = self.progress.state_dict()
 

@@ -29,42 +29,46 @@ def own_parts(stateful: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in (stateful or {}).items() if part_kind(name) not in STANDARD_PARTS}
 
 
-def load_part(part: Any, state: Any) -> None:
-    """Load the state of a part of a checkpoint: a module, or anything else with ``load_state_dict``."""
+def load_part(part: Any, state: Any, *, in_order: bool = False) -> None:
+    """Load the state of a part of a checkpoint: a module, or anything else with ``load_state_dict``.
+
+    in_order: raise ValueError if the parameters of a module are now created in another order.
+    """
     fit_buffers(part, state)
     if isinstance(part, nn.Module):
-        _check_dtypes(part, state)
+        now = part.state_dict()  # its own method may convert, sort or nest them
+        if isinstance(state, Mapping) and isinstance(now, Mapping):
+            _check_dtypes(now, state)
+            if in_order:
+                _check_order(part, now, state)
     part.load_state_dict(state)
     if isinstance(part, Optimizer):
         _check_optimizer(part)
 
 
-def load_in_order(part: Any, state: Any) -> None:
-    """Load the state of a part that is trained further. Raises ValueError if its parameters are created in another
-    order: an optimizer's state, which goes by that order, would be taken for that of others.
-    """
-    if isinstance(part, nn.Module):
-        own = part.state_dict()
-        names = dict(part.named_parameters()).keys() & own.keys() & state.keys()
-        orders = [[name for name in each if name in names] for each in (state, own)]
-        for before, now in zip(*orders, strict=True):
-            if before != now:
-                raise ValueError(
-                    f"the parameter {before} is now created after {now}, and was created before it, so it would get "
-                    "the state that the optimizer has for another one; create them in the same order as before"
-                )
-    load_part(part, state)
-
-
-def _check_dtypes(module: nn.Module, state: Any) -> None:
+def _check_dtypes(now: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Raise ValueError if the code now creates a weight in another dtype: torch would convert the saved value."""
-    now = module.state_dict()  # its own method may convert them
-    if not isinstance(state, Mapping) or not isinstance(now, Mapping):
-        return
     for name, value in now.items():
         saved = state.get(name)
         if isinstance(value, Tensor) and isinstance(saved, Tensor) and value.dtype != saved.dtype:
             raise ValueError(f"{name} is saved in {saved.dtype}, not in {value.dtype}; --init-from converts it")
+
+
+def _check_order(module: nn.Module, now: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raise ValueError if the code now creates parameters of one shape in another order.
+
+    An optimizer's state, which goes by that order, would be taken for that of others. If others are between them, as
+    after one was registered again in training, ``_check_optimizer`` finds what does not match.
+    """
+    both = [name for name, _ in module.named_parameters() if name in now and isinstance(state.get(name), Tensor)]
+    shapes = {name: tuple(state[name].shape) for name in both}
+    orders = [sorted(filter(shapes.__contains__, each), key=shapes.__getitem__, reverse=True) for each in (state, now)]
+    for before, after in zip(*orders, strict=True):
+        if before != after:
+            raise ValueError(
+                f"the parameter {before} is now created after {after}, and was created before it, so it would get "
+                "the state that the optimizer has for another one; create them in the same order as before"
+            )
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

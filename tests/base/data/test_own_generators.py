@@ -301,7 +301,7 @@ class Nested(Keeping):
         self.nested: Any = [[[[Jitter()]]]]
 
     def __getitem__(self, index: int) -> float:
-        return float(self.nested[0][0][0][0]()) + TABLE[index][0][0] + looked_up(index)[0]
+        return float(self.nested[0][0][0][0]() + TABLE[index][0][0] + looked_up(index)[0])
 
 
 def test_large_global_objects_do_not_hide_what_the_data_set_keeps(monkeypatch: pytest.MonkeyPatch) -> None:

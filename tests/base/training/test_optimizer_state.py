@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import train
 from base.base_model import BaseModel
 from base.load_run import load_run
+from base.training.state import load_part
 from tests.helpers import Fit, copy_run, lines, registering, same, state, temporarily
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import MODELS, OPTIMIZERS
@@ -183,3 +184,38 @@ def test_an_optimizers_state_is_not_taken_for_that_of_other_parameters(
         with pytest.raises(CheckpointError, match=r"first.weight is now created after second.weight, and was created"):
             train.main(["-r", str(run), "trainer.epochs=3"])
         load_run(run)
+
+
+class Pruned(nn.Linear):
+    """Registers a parameter again in training, as pruning does."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.weight
+        del self.weight
+        self.weight = weight
+        return super().forward(inputs)
+
+
+def test_a_parameter_may_be_registered_again_in_training(fit: Fit) -> None:
+    model = {"type": "Pruned", "args": {"in_features": 6, "out_features": 3}}
+    with temporarily(MODELS, Pruned):
+        whole = fit(model=model, optimizer="Adam", trainer={"epochs": 3}).run_dir
+        run = fit(model=model, optimizer="Adam").run_dir
+        train.main(["-r", str(run), "trainer.epochs=3"])
+    assert same(state(whole)["optimizer"], state(run)["optimizer"])
+
+
+class Listed(nn.Linear):
+    """A part of a trainer's own, whose state is a list."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return [super().state_dict(*args, **kwargs)]
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(state_dict[0], *args, **kwargs)
+
+
+def test_a_module_may_save_its_state_in_a_form_of_its_own() -> None:
+    saved, loaded = Listed(2, 2), Listed(2, 2)
+    load_part(loaded, saved.state_dict(), in_order=True)
+    assert torch.equal(saved.weight, loaded.weight)
