@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
-from itertools import islice
+from itertools import islice, pairwise
 from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -156,14 +156,15 @@ def _inside(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     kind = type(owner)
     if issubclass(kind, dict):
         for number, (key, value) in enumerate([*islice(dict.items(owner), MOST_ITEMS)]):
-            yield repr(key) if type(key) in (str, int) else str(number), value
+            yield _key_name(key, number), value
     for base in (list, tuple, deque):
         if issubclass(kind, base):
             yield from [(str(number), item) for number, item in enumerate(islice(base.__iter__(owner), MOST_ITEMS))]
     for name in HELD.get(kind, ()):
         yield name, getattr(owner, name)
     if kind is CACHED and _is_own(owner):  # what it has returned
-        yield from [(str(number), each) for number, each in enumerate(islice(gc.get_referents(owner), MOST_ITEMS))]
+        held = [None, *islice(gc.get_referents(owner), 3 * MOST_ITEMS)]  # with a limited size, each after its key
+        yield from [(_key_name(key, number), each) for number, (key, each) in enumerate(pairwise(held))]
     if kind is FunctionType:
         yield from _globals(owner)
     elif issubclass(kind, type):
@@ -171,6 +172,12 @@ def _inside(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     elif kind not in HELD and kind not in (dict, list, tuple, deque):
         yield from _class_attributes(kind, known)
         yield from _attributes(owner)
+
+
+def _key_name(key: Any, number: int) -> str:
+    """A key of a dict, as it is whatever was added before; its number if it contains an object."""
+    parts = key if type(key) is tuple else (key,)
+    return repr(key) if all(type(each) in (str, int, float, bool, type(None)) for each in parts) else f"#{number}"
 
 
 def _is_own(code: Any) -> bool:

@@ -214,6 +214,32 @@ def test_a_generator_is_seeded_alike_whichever_others_there_are() -> None:
     assert drawn(Late("slots"))[8:] == drawn(Late("slots"), Position(0, 8))
 
 
+@functools.lru_cache
+def recent(number: int) -> random.Random:
+    return random.Random()
+
+
+@functools.cache
+def of_pair(number: int, name: str) -> random.Random:
+    return random.Random()
+
+
+class OneOfSeveral(Keeping):
+    """Creates a generator for each kind of sample."""
+
+    def __getitem__(self, index: int) -> float:
+        kind = index % 3
+        return float((recent(kind) if self.where == "recent" else of_pair(kind, "name")).random())
+
+
+@pytest.mark.parametrize("where", ["recent", "of_pair"])
+def test_a_cached_generator_is_seeded_alike_whichever_were_created_or_used_before(where: str) -> None:
+    whole = drawn(OneOfSeveral(where))
+    for function in (recent, of_pair):
+        function.cache_clear()
+    assert whole[16:] == drawn(OneOfSeveral(where), Position(0, 16))
+
+
 class OnePerProcess(Keeping):
     """Creates its generator in each process."""
 
@@ -313,7 +339,7 @@ def test_large_global_objects_do_not_hide_what_the_data_set_keeps(monkeypatch: p
 def test_of_a_large_cache_only_some_values_are_looked_at() -> None:
     for number in range(1000):
         looked_up(number)
-    assert len([*own_generators._inside(looked_up, {})]) < 2 * MOST_ITEMS
+    assert len([*own_generators._inside(looked_up, {})]) < 4 * MOST_ITEMS
 
 
 class Forgetful:
