@@ -164,13 +164,13 @@ def _untrained_parameters(trainer: BaseTrainer) -> list[str]:
     weights = [
         (attribute, f"{attribute}.{name}" if name else attribute, weight)
         for attribute, value in attributes.items()
-        for part in instances(value, (nn.Module, Tensor))
+        for part in instances(value, (nn.Module, nn.Parameter))  # not a tensor, such as an input with a gradient
         for name, weight in (part.named_parameters() if isinstance(part, nn.Module) else [("", part)])
     ]
     return [
         name
         for attribute, name, weight in weights
-        if weight.requires_grad and weight.is_leaf and id(weight) not in trained
+        if weight.requires_grad and id(weight) not in trained
         # a trainer's own frozen model has no gradients
         if attribute == "model" or weight.grad is not None
     ]

@@ -75,7 +75,7 @@ class ListTrainer(LateTrainer):
 
 
 class Weighted(Trainer):
-    """Keeps the weight of its loss as an attribute."""
+    """Keeps the weight of its loss as an attribute, and inputs with a gradient, which are not weights."""
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
@@ -83,7 +83,8 @@ class Weighted(Trainer):
 
     def train_step(self, batch: Any) -> StepResult:
         inputs, targets = batch
-        outputs = self.model(inputs)
+        self.inputs = inputs.clone().requires_grad_()
+        outputs = self.model(self.inputs)
         loss = (-self.weight).exp() * self.criterion(outputs, targets) + self.weight
         self.backward(loss)
         return StepResult(loss, outputs, targets)
