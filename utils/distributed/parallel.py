@@ -150,10 +150,30 @@ def _call_with_weights(model: nn.Module) -> Callable[[Callable[[], Any]], Any]:
     torch would reduce the gradients as soon as it has those of the inputs, although other calls may add to them. It
     sees no inputs here, and so reduces them at the end of the backward pass.
     """
-    name = "_call_with_weights"
+    name, depth = "_call_with_weights", 0
     setattr(model, name, lambda call: call())
     register_fsdp_forward_method(model, name)
-    with_weights: Callable[[Callable[[], Any]], Any] = getattr(model, name)
+    gathering: Callable[[Callable[[], Any]], Any] = getattr(model, name)
+
+    def enter(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(*_: Any) -> None:
+        nonlocal depth
+        depth -= 1
+
+    def with_weights(call: Callable[[], Any]) -> Any:
+        if depth:  # torch would free the weights at the end of a call two levels within another, which needs them
+            return call()
+        enter()
+        try:
+            return gathering(call)
+        finally:
+            leave()
+
+    model.register_forward_pre_hook(enter)
+    model.register_forward_hook(leave, always_call=True)
     return with_weights
 
 

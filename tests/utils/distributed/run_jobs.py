@@ -92,8 +92,14 @@ class TiedLayers(BaseModel):
     def features(self, x: Tensor) -> Tensor:
         return self.first(x.flatten(1)).tanh()  # type: ignore[no-any-return]
 
+    def inner(self, features: Tensor) -> Tensor:
+        return self.second(features).tanh()  # type: ignore[no-any-return]
+
+    def middle(self, features: Tensor) -> Tensor:
+        return self.inner(features).relu()
+
     def classify(self, features: Tensor) -> Tensor:
-        features = self.third(self.second(features).tanh()).tanh()
+        features = self.third(self.middle(features)).tanh()
         return self.out(self.repeated(features))  # type: ignore[no-any-return]
 
     def distribution(self, x: Tensor) -> Categorical:
