@@ -312,7 +312,7 @@ class _Check:
 
     def _validation(self) -> Iterator[CheckResult]:
         """Try the first validation batches, or a validation of the trainer's own on them; silent if it passes."""
-        before = copied(self._learnt())
+        before = copied(self._fixed())
         own = _own_validation(self.trainer)
         if own:
             self.model.train()  # as it is after the steps of an epoch
@@ -322,7 +322,7 @@ class _Check:
             cause = "validation data of a different kind than the training data"
             yield from tried("validation", partial(self._check_validation, batches), cause=cause)
             batches.close()
-        after = self._learnt()
+        after = self._fixed()
         # a buffer that has grown is a table, such as one of positions
         kept = [name for name, each in before.items() if _shape(each) == _shape(after.get(name))]
         if changed := [name for name in kept if not same(before[name], after[name])]:
@@ -334,11 +334,15 @@ class _Check:
         result = self._evaluate(self.runtime.to_device(micro_batch.data), first="validation")
         yield from self._metrics(result, micro_batch.size, "validation")
 
-    def _learnt(self) -> dict[str, Any]:
-        """What training changes: the tensors of the model, and the state of each part that the trainer adds."""
+    def _fixed(self) -> dict[str, Any]:
+        """What no validation should change: the tensors of the model, and the state of each part of the trainer.
+
+        Without the parts if the trainer has a ``validate``, which may choose values for tests, such as thresholds.
+        """
         state = self.trainer.state_dict()
         model = {f"model.{name}": each for name, each in state["model"].items() if isinstance(each, Tensor)}
-        return model | {name: state[name] for name in own_parts(self.trainer.stateful())}
+        parts = () if "validate" in _own_validation(self.trainer) else own_parts(self.trainer.stateful())
+        return model | {name: state[name] for name in parts}
 
     def _test_data(self) -> None:
         self.experiment.data.test()

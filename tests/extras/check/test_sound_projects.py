@@ -528,6 +528,29 @@ def test_a_validation_of_ones_own_is_tried(check: Check, mistake: str, says: str
     assert ("evaluation    note  a validation changes center\n" in report) == (mistake == "learns")
 
 
+class Chooses(Trainer):
+    """Chooses a value in its validation, as a threshold for tests."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.chosen: Any = nn.BatchNorm1d(3, affine=False)
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "chosen": self.chosen}
+
+    def validate(self) -> dict[str, float]:
+        values = super().validate()
+        self.chosen.running_mean.fill_(values["loss"])
+        return values
+
+
+def test_a_validation_may_choose_values_for_tests(check: Check) -> None:
+    with temporarily(TRAINERS, Chooses):
+        status, report = check(**plain() | {"trainer": {"type": "Chooses"}})
+    assert status == 0, report
+    assert "a validation changes" not in report
+
+
 def test_a_validation_of_ones_own_has_the_monitored_value(check: Check) -> None:
     for monitor, says in (("min val_spread", ""), ("min val_loss", "no step has logged val_loss"), ("min loss", "")):
         with temporarily(TRAINERS, Evaluates):
