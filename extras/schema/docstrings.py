@@ -30,12 +30,12 @@ def without_arguments(component: Callable[..., Any], names: Collection[str]) -> 
 
 
 def unwrapped(text: str) -> list[str]:
-    """The lines of a text, with a full line joined to the next one of the same indentation."""
+    """The lines of a text, with a full line joined to the next one of the same indentation, unless it is an item."""
     lines = list[str]()
     last, full = -1, False
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
-        if full and line.strip() and indent == last:
+        if full and line.strip() and indent == last and line[indent] not in "-*>":
             lines[-1] += f" {line.strip()}"
         else:
             lines.append(line)

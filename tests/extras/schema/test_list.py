@@ -42,6 +42,8 @@ def test_a_paragraph_is_wrapped_as_a_whole() -> None:
     assert docstrings.unwrapped(f"{'a ' * 50}\nb\nc\n\n{'d ' * 50}\n    e") == [
         f"{'a ' * 50} b", "c", "", "d " * 50, "    e"
     ]  # fmt: skip
+    items = ["- " + "a " * 50, "- b"]
+    assert docstrings.unwrapped("\n".join(items)) == items
     paragraph = listing("ImageFolderLoader", width=100).split("\n\n")[2]
     assert [len(line) > 80 for line in paragraph.splitlines()] == [True, True, False]
 
