@@ -55,15 +55,20 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
     return state
 
 
-def seed_generators(*key: int | str) -> None:
-    """Seed Python's, NumPy's and torch's global generators, including those of accelerators."""
+def seed_cpu_generators(*key: int | str) -> None:
+    """Seed Python's, NumPy's and torch's global generators on the CPU."""
     seed = mix(*key)
     for seed_generator in SEEDERS.values():
         seed_generator(seed)
+
+
+def seed_generators(*key: int | str) -> None:
+    """Seed Python's, NumPy's and torch's global generators, including those of accelerators."""
+    seed_cpu_generators(*key)
     # torch.manual_seed would record its call stack for each kind of missing accelerator
     if accelerator := torch.accelerator.current_accelerator(check_available=True):
         device = torch.get_device_module(accelerator)
-        getattr(device, "manual_seed_all", device.manual_seed)(seed)
+        getattr(device, "manual_seed_all", device.manual_seed)(mix(*key))
 
 
 def generator_states() -> dict[str, Any]:

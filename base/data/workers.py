@@ -20,7 +20,7 @@ from base.data.sample_source import SampleSource
 from base.data.sources import Source
 from utils.device import pins_memory
 from utils.errors import DataError, TrainingError, UserError
-from utils.random import SEEDERS, mix
+from utils.random import mix, seed_cpu_generators
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
 Request = tuple[bytes, RandomKey]
@@ -131,13 +131,8 @@ def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[
 
 def _begin_worker(_: int) -> None:
     ignore_in_worker()
-    _seed(mix("worker"))  # not by its number: after a resume, another worker loads the sample
+    seed_cpu_generators("worker")  # not by its number: after a resume, another worker loads the sample
     send_small_tensors_by_value()
-
-
-def _seed(seed: int) -> None:
-    for seed_generator in SEEDERS.values():
-        seed_generator(seed)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -157,7 +152,7 @@ class _BatchDataset(Dataset[Any]):
         draws = torch.frombuffer(bytearray(request[0]), dtype=torch.int64)
         indices = draws % len(self.source) if self.repeats else draws
         if not isinstance(self.source, SampleSource):  # which seeds them for each sample
-            _seed(mix(*request[1], int(draws[0])))  # after a resume, this is another worker's batch
+            seed_cpu_generators(*request[1], int(draws[0]))  # after a resume, this is another worker's batch
         elif self.is_first:
             self.source.forget()  # the data set may keep other generators in each process
         try:
