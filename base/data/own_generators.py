@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from utils.random import mix, numpy_random
+from utils.user_code import MACHINERY
 
 MOST_VALUES = 10_000
 """Values to look at, and again as many that are found by global names; they take 20 ms."""
@@ -79,7 +80,7 @@ KINDS: dict[type, Kind] = {
 }
 GENERATORS = tuple(KINDS)
 CACHED = type(cache(len))
-LIBRARIES = {*sys.stdlib_module_names, "base", "utils", "logger"}
+LIBRARIES = sys.stdlib_module_names | MACHINERY
 """Top-level modules that are not the user's, besides those of installed packages."""
 GLOBAL = (random.random.__self__, numpy_random.rand.__self__, torch.default_generator)  # type: ignore[attr-defined]
 
