@@ -19,6 +19,7 @@ class ScheduleState:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self._settings = _filled(schedule.settings)
         self.saved: dict[str, Any] = {}
         """The state that was loaded."""
 
@@ -50,7 +51,7 @@ class ScheduleState:
         """Everything the learning rates depend on."""
         kernels = ("fused", "foreach")  # machine-dependent, without effect on the result
         return {
-            "settings": _filled(self.schedule.settings),
+            "settings": self._settings,
             "per_step": self.schedule.per_step,
             "steps_per_epoch": self.schedule.steps_per_epoch if self.schedule.per_step else None,
             "length": self.schedule.length if self.schedule.scheduler and not self.schedule.follows_monitor else None,
