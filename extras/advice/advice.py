@@ -146,11 +146,12 @@ def _different_counts(trainer: BaseTrainer, result: StepResult) -> Iterator[str]
 
 def _ignored_targets(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
     """Metrics of model/metric.py that count a target which the loss ignores as a mistake."""
-    counting = {"accuracy", "top_k_accuracy"} & trainer.experiment.make_metrics(training=True).functions.keys()
+    metrics = trainer.train_metrics.definitions
+    counting = [name for name in ("accuracy", "top_k_accuracy") if name in metrics and metrics[name]["type"] == name]
     targets = result.targets
     if counting and isinstance(targets, Tensor) and not targets.is_floating_point() and bool((targets < 0).any()):
         yield (
-            f"{' and '.join(sorted(counting))} counts ignored targets (below 0) as mistakes; use torchmetrics' "
+            f"{' and '.join(counting)} counts ignored targets (below 0) as mistakes; use torchmetrics' "
             "Accuracy with ignore_index instead"
         )
 

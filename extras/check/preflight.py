@@ -132,7 +132,10 @@ class _Check:
         self.fresh = exactness_checks.Fresh(trainer, vars(trainer).keys() - of_subclass)
         prepare_epoch(trainer, 0)
         # metrics are checked separately
-        trainer.train_metrics = Metrics({}, {}, sum_loss=experiment.sum_loss, logs=trainer.train_metrics.logs)
+        metrics = trainer.train_metrics
+        trainer.train_metrics = Metrics(
+            {}, {}, sum_loss=experiment.sum_loss, definitions=metrics.definitions, logs=metrics.logs
+        )
         training.batches.checked = True  # its problems are reported here
 
     def results(self, trace: Trace) -> Iterator[CheckResult]:
