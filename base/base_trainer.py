@@ -206,7 +206,6 @@ class BaseTrainer(Checkpointed):
         for number, micro_batch in enumerate(step.micro_batches, start=1):
             runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
-        runtime.check_reduced()
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)

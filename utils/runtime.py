@@ -49,7 +49,7 @@ class Runtime:
         """With DDP: sums gradients over the processes."""
         self.set_gradient_sync: Callable[[bool], None] | None = None
         """With FSDP: set whether to reduce gradients in the next backward pass."""
-        self.prepare_loss: Callable[[Tensor], Tensor] = lambda loss: loss
+        self.prepare_loss: Callable[[Tensor], Tensor] | None = None
         """With FSDP: what a loss passes through before its backward pass."""
         self.resumed = False
         """Whether the optimizers have a saved state."""
@@ -81,7 +81,8 @@ class Runtime:
             weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
-        loss = self.prepare_loss(loss)
+        if self.prepare_loss is not None:
+            loss = self.prepare_loss(loss)
         if self.reducer is not None and self._gradient_sync:
             self.reducer.prepare(loss)
         self._backward_called = True
@@ -91,10 +92,19 @@ class Runtime:
         else:
             backward_unchecked(loss, None if weight == 1.0 else torch.full_like(loss, weight))
 
-    def check_reduced(self) -> None:
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """With several processes: average the gradients that neither DDP nor FSDP reduces, after those that they do."""
+        if self.process_group.world_size == 1:
+            return
+        self._check_reduced()
+        if parameters:
+            from utils.distributed.parallel import average_gradients
+
+            average_gradients(parameters)
+
+    def _check_reduced(self) -> None:
         """After the backward pass that reduces gradients, raise UserError if other processes wait for more of them."""
-        reduces = self.reducer is not None or self.set_gradient_sync is not None
-        if reduces and self.process_group.world_size > 1 and not self._backward_called:
+        if not self._backward_called and (self.reducer is not None or self.set_gradient_sync is not None):
             raise UserError(
                 f"train_step did not call self.backward in process {self.process_group.rank}, and the other processes "
                 "wait for its gradients. Where there is no loss, call it with one of 0, as in "
@@ -102,13 +112,6 @@ class Runtime:
             )
         if self.reducer is not None:
             self.reducer.check_reduced()
-
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """With several processes: average the gradients that neither DDP nor FSDP reduces."""
-        if parameters and self.process_group.world_size > 1:
-            from utils.distributed.parallel import average_gradients
-
-            average_gradients(parameters)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """With several processes: give all of them the main process's buffers."""
