@@ -10,13 +10,7 @@ from base.experiment import Experiment
 from base.training.evaluation import EvaluationLoop
 from base.training.finite import FiniteLosses
 from base.training.parameters import stateful_loss
-from base.training.state import (
-    STANDARD_PARTS,
-    check_registered,
-    load_part,
-    part_kind,
-    registered_names,
-)
+from base.training.state import STANDARD_PARTS, check_registered, load_part, part_kind, registered_names
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, Stopped, UserError

@@ -181,7 +181,8 @@ class Predictor:
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert an input to the dtype that the model takes. Raises DataError.
 
-        Integers keep their values, and floats are rounded; those of an integer become one, as in a table.
+        Integers keep their values, and floats are rounded. Whole numbers that are stored as floats, as from a table,
+        become integers for a model that takes those.
         """
         wanted = getattr(torch, self.task.inputs.dtype or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:

@@ -179,7 +179,7 @@ def test_a_table_of_integers_is_read_for_a_model_that_takes_them(fit: Fit, ask: 
         from_array, from_table = (ask(run, name) for name in ("a.npy", "a.csv"))
         assert from_array[0] == from_table[0] == 0
         assert values(from_table[1]) == values(from_array[1])
-        for cell in ("0.5", "16777217", "inf"):  # the second is no float32
+        for cell in ("0.5", "16777217", "inf"):  # float32 cannot hold the second
             Path("a.csv").write_text(f"user,item\n0,{cell}\n")
             status, _, errors = ask(run, "a.csv")
             assert status == 2
