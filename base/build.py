@@ -48,7 +48,7 @@ from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError
 from utils.optimizers import needs_closure
-from utils.paths import code_version
+from utils.paths import code_digests
 from utils.prepare import prepare_model, prepare_optimizer, supports_fused
 from utils.random import isolated, seed_generators
 from utils.registry import DATA_LOADERS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS, TRAINERS
@@ -150,8 +150,8 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
         )
         raise loaded.error(("data_loader", "args", "batch_size"), message)
     if process_group.world_size > 1:
-        own = {"config": to_json(loaded.config), "code": code_version(), "version of torch": torch.__version__}
-        process_group.check_same(own)
+        code = {f"code in {folder}/": digest for folder, digest in code_digests().items()}
+        process_group.check_same({"config": to_json(loaded.config), **code, "version of torch": torch.__version__})
 
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:

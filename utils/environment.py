@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from utils.device import describe_device
-from utils.paths import PROJECT
+from utils.paths import PROJECT, code_digests
+from utils.text import listed
 
 
 def environment(device: torch.device, processes: int, seed: int) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def environment(device: torch.device, processes: int, seed: int) -> dict[str, An
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         **git_state(),
+        "code": code_digests(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "platform": platform.platform(),
@@ -51,6 +53,23 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     kinds = ("torch", "device", "cuda", "cudnn", "device_name", "cpu_capability", "processes", "threads")
     differ = [kind for kind in kinds if None not in (one.get(kind), other.get(kind)) and one[kind] != other[kind]]
     return ", ".join(f"{kind.replace('_', ' ')} {other[kind]} (before: {one[kind]})" for kind in differ)
+
+
+def code_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the code of two starts of a run differs: the git commit, and the packages; "" if it does not."""
+    one, other = before.get("code"), now["code"]
+    changed = [name for name in other if isinstance(one, dict) and one.get(name, other[name]) != other[name]]
+    where = listed([f"{name}/" if name != "." else "the scripts" for name in changed])
+    commits = [_commit(record) for record in (before, now)]
+    if None not in (before.get("git_commit"), now["git_commit"]) and commits[0] != commits[1]:
+        return f"the code of {commits[1]} (before: {commits[0]})" + (f"; changed: {where}" if changed else "")
+    return f"changed code: {where}" if changed else ""
+
+
+def _commit(record: Mapping[str, Any]) -> str:
+    return f"git commit {record.get('git_commit')!s:.9}" + (
+        " with uncommitted changes" if record.get("git_dirty") else ""
+    )
 
 
 def _compared(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 import hashlib
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
+NOT_RUN = {"extras", "dev", "tests"}
+"""Packages on whose code no result depends."""
 
 
 def project_path(path: str | Path) -> Path:
@@ -18,14 +21,18 @@ def project_path(path: str | Path) -> Path:
         raise UserError(f"{path}: unknown home directory; write out the path") from error
 
 
-def code_version() -> str:
-    """SHA-256 of the code that a run executes: all processes of a run must agree on it."""
+def code_digests() -> dict[str, str]:
+    """A digest of the project's code in each package that a run may execute, and of its scripts as "."."""
+    packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")} - NOT_RUN
+    files = {name: sorted((PROJECT / name).rglob("[!.]*.py")) for name in sorted(packages)}
+    return {name: _digest(paths) for name, paths in (files | {".": sorted(PROJECT.glob("*.py"))}).items()}
+
+
+def _digest(files: Sequence[Path]) -> str:
     hashed = hashlib.sha256()
-    folders = ("base", "data_loader", "logger", "model", "trainer", "utils")
-    files = [file for name in folders for file in (PROJECT / name).rglob("[!.]*.py")]
-    for path in sorted([*PROJECT.glob("*.py"), *files]):
-        hashed.update(path.relative_to(PROJECT).as_posix().encode() + path.read_bytes())
-    return hashed.hexdigest()
+    for path in files:
+        hashed.update(path.name.encode() + path.read_bytes())
+    return hashed.hexdigest()[:16]
 
 
 def path_from(folder: Path, path: Path) -> str:

@@ -1,7 +1,7 @@
 """A run in its folder: what it writes before the first step, what it logs, and what remains if it fails."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.distributed import ProcessGroup
-from utils.environment import environment, environment_changes
+from utils.environment import code_changes, environment, environment_changes
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.paths import display_path
 from utils.run_folder import RunFolder, replace_file
@@ -66,19 +66,14 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
     now = environment(trainer.runtime.device, process_group.world_size, loaded.config.seed)
     now["from_data"] = list(map(dotted, loaded.from_data))
     before = folder.last_start()
-    if None not in (before.get("git_commit"), now["git_commit"]) and _code(before) != _code(now):
-        trainer.console.info(f"resumed with the code of {_code(now)} (before: {_code(before)})")
+    if changed := code_changes(before, now):
+        trainer.console.info(f"resumed with {changed}")
     if changed := environment_changes(before, now):
         trainer.console.warn(f"resumed with {changed}: from here on, results are exact only up to rounding")
     folder.write_environment(now, note)
     text = to_json(loaded.config, folder=folder.path)
     if folder.config.read_text(encoding="utf-8") != text:
         trainer.outputs.on_first_step = lambda: replace_file(folder.config, text)
-
-
-def _code(record: Mapping[str, Any]) -> str:
-    """The state of the code in an environment.json."""
-    return f"git commit {record['git_commit']!s:.9}" + (" with uncommitted changes" if record.get("git_dirty") else "")
 
 
 @contextmanager

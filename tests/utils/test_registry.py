@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.paths import code_version, project_path
+from utils.paths import code_digests, project_path
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS, Registry, import_components
 
 
@@ -81,13 +81,14 @@ def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__init__.py").touch()
     (tmp_path / "model" / ".#net.py").symlink_to("me@host.1:2")
     (tmp_path / "model" / "._net.py").write_bytes(b"\x00\x05")
     (tmp_path / "train.py").touch()
     monkeypatch.setattr("utils.registry.PROJECT", tmp_path)
     monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
     import_components()
-    assert code_version()
+    assert code_digests()["model"]
 
 
 def test_the_home_of_nobody_is_not_a_traceback() -> None:

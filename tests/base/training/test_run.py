@@ -97,6 +97,34 @@ def test_a_resume_says_once_that_the_code_is_another(
     assert not resumed(6, None, dirty=False)
 
 
+def test_a_resume_names_the_folders_whose_code_has_changed(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    for name in ("model/net.py", "base/loop.py", "extras/report.py", "train.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("one")
+        (project / name).with_name("__init__.py").touch()
+    monkeypatch.setattr("utils.paths.PROJECT", project)
+    state: dict[str, Any] = {"git_commit": "a" * 40, "git_dirty": True}
+    monkeypatch.setattr("utils.environment.git_state", lambda: state)
+    run = fit("trainer.epochs=1").run_dir
+
+    def resumed(epochs: int, *changed: str) -> str:
+        for name in changed:
+            (project / name).write_text(f"for {epochs} epochs")
+        train.main(["-r", str(run), f"trainer.epochs={epochs}"])
+        return "\n".join(line for line in capsys.readouterr().out.splitlines() if "code" in line)
+
+    assert not resumed(2)
+    assert not resumed(3, "extras/report.py")
+    assert resumed(4, "model/net.py") == "resumed with changed code: model/"
+    assert not resumed(5)
+    state = {"git_commit": "b" * 40, "git_dirty": False}
+    expected = "bbbbbbbbb (before: git commit aaaaaaaaa with uncommitted changes); changed: base/, the scripts"
+    assert resumed(6, "base/loop.py", "train.py").endswith(expected)
+
+
 def test_the_names_of_a_gpu_and_its_libraries_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
     described = describe_device(torch.device("cuda:1"))
