@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from utils.config.ineffective import ineffective
 from utils.config.located_json import Document, Problem, config_error
 from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
 from utils.config.schedulers import monitor_conflict, switch_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
-from utils.extras import find_extra
 from utils.paths import PROJECT, path_from
 from utils.registry import TRAINERS
 from utils.schema import Config, KeyPath, LossConfig, is_below, validation_names
@@ -47,7 +47,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """Keys without effect, which are too common in config files to be errors."""
-        lines = (str(self.error(each.path, each.message)) for each in _ineffective(self.config))
+        lines = (str(self.error(each.path, each.message)) for each in ineffective(self.config))
         return list(dict.fromkeys(lines))  # optimizers may share a schedule
 
 
@@ -92,16 +92,11 @@ def _checked(
 
     # an override is expected to have an effect
     if config and not problems and not references.pending:
-        problems = [each for each in _ineffective(config) if document.is_override(each.path)]
+        problems = [each for each in ineffective(config) if document.is_override(each.path)]
 
     if problems or config is None:
         raise config_error(document, problems)
     return LoadedConfig(config, document, unresolved, dry_run, references.pending)
-
-
-def _ineffective(config: Config) -> Iterable[Problem]:
-    hints = find_extra("hints")
-    return hints.ineffective(config) if hints else ()
 
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
