@@ -6,19 +6,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (
     "saved", "data", "new_project.py",
     # for those who learn from the template or work on it
-    "dev", "tests/dev", "tests/tutorial", "docs/tutorial.md", "docs/tutorial.ko.md", "docs/migrating.md",
-    "README.ko.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
+    "dev", "tests", "docs/tutorial.md", "docs/tutorial.ko.md", "docs/migrating.md", "README.ko.md",
+    "docs/performance.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
 )  # fmt: skip
 MINIMAL = (
     "extras", "predict.py", "export.py", "sweep.py",
     "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
-    "tests/extras", "tests/docs",
 )  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages
 FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
@@ -27,6 +26,8 @@ FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
 YOURS = (
     "model", "data_loader", "trainer", "configs", "config.json", "config.schema.json", "README.md", "saved", "data",
 )  # fmt: skip
+TESTS = "tests/project"
+"""The tests of a project, there in tests/: of whatever components and configs it has. The others are the template's."""
 ORIGIN = ".template.json"
 """In a project: the template's commit from which it was made."""
 README = """\
@@ -36,7 +37,7 @@ What this project is about: the question, the data, the results so far. (Write t
 
 ```
 make train        # sets up .venv, then trains the experiment in config.json
-make test         # runs all tests
+make test         # trains every config for a few steps, and checks that it resumes exactly
 ```
 
 [TEMPLATE.md](TEMPLATE.md) explains the commands, the config, and how to add a model, data or a loss.
@@ -70,12 +71,17 @@ def create(target: Path, *, minimal: bool = False) -> None:
 
 
 def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple[str, bytes]:
-    """The name and content of a template file in a project. The README becomes TEMPLATE.md."""
+    """The name and content of a template file in a project. The README becomes TEMPLATE.md; its tests move up."""
     if name == "Makefile":
         return name, without_targets(content.decode(), left_out).encode()
     if name in ("README.md", "docs/architecture.md"):
         content = without_mentions(content.decode(), left_out).encode()
-    return "TEMPLATE.md" if name == "README.md" else name, content
+    return "TEMPLATE.md" if name == "README.md" else name.replace(f"{TESTS}/", "tests/"), content
+
+
+def is_left_out(path: PurePath, left_out: Sequence[str]) -> bool:
+    """Whether a project does not get a file of the template."""
+    return any(map(path.is_relative_to, left_out)) and not path.is_relative_to(TESTS)
 
 
 def commit_of_template() -> str | None:
@@ -92,7 +98,7 @@ def origin_text(commit: str | None, *, minimal: bool) -> bytes:
 
 def without_mentions(readme: str, left_out: Sequence[str]) -> str:
     """The README without the sentences, table rows, list items and commands about dev/, extras/ and this script."""
-    names = "|".join(re.escape(name) for name in left_out if name not in ("saved", "data"))
+    names = "|".join(re.escape(name) for name in left_out if name not in ("saved", "data", "tests"))
     mention = re.compile(rf"(?<![\w/])({names})(?![\w.])")
     paragraphs = []
     for paragraph in readme.split("\n\n"):
@@ -135,7 +141,7 @@ def files(left_out: Sequence[str] = LEFT_OUT) -> list[Path]:
         inside = [f"{folder}/**/*" for folder in (*packages, *FOLDERS)]
         found = [path.relative_to(ROOT) for pattern in (*FILES, *inside) for path in ROOT.glob(pattern)]
         found = [path for path in found if "__pycache__" not in path.parts]
-    return [path for path in found if not any(map(path.is_relative_to, left_out)) and (ROOT / path).is_file()]
+    return [path for path in found if not is_left_out(path, left_out) and (ROOT / path).is_file()]
 
 
 def _listed_by_git(*which: str) -> list[Path]:

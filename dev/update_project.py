@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from dev import project_files
-from dev.project_files import LEFT_OUT, MINIMAL, ORIGIN, YOURS
+from dev.project_files import LEFT_OUT, MINIMAL, ORIGIN, TESTS, YOURS, is_left_out
 
 
 def update(project: Path) -> int:
@@ -48,9 +48,11 @@ def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
     archive = subprocess.run(["git", "archive", commit], cwd=project_files.ROOT, capture_output=True, check=True).stdout
     found = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        if TESTS not in files.getnames():  # projects made then have all of the template's tests
+            left_out = tuple(name for name in left_out if name != "tests")
         for member in files:
             content = files.extractfile(member) if member.isfile() else None
-            if content and not any(PurePosixPath(member.name).is_relative_to(folder) for folder in left_out):
+            if content and not is_left_out(PurePosixPath(member.name), left_out):
                 name, text = project_files.as_in_a_project(member.name, content.read(), left_out)
                 found[name] = text
     return found

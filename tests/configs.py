@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.paths import PROJECT
@@ -13,8 +11,6 @@ from utils.registry import import_components
 
 import_components()
 
-# the project's configs: ours, and those that a project adds
-BUNDLED = sorted([PROJECT / "config.json", *PROJECT.glob("configs/*.json")])
 OURS = {
     "RandomTensorLoader", "CIFAR10Loader", "ImageFolderLoader", "TwoLayerNet", "LeNet", "LinearRegression",
     "cross_entropy", "mse_loss", "Trainer",
@@ -30,11 +26,8 @@ def is_ours(path: Path) -> bool:
     return {part.get("type", "Trainer") if isinstance(part, dict) else part for part in parts} <= OURS
 
 
-TEMPLATES = [path for path in BUNDLED if is_ours(path)]
-# what a project's own code, or a library that it uses, warns about is not a mistake of the template
-_OWN = pytest.mark.filterwarnings("default")
-EVERY = [pytest.param(path, id=path.stem, marks=() if path in TEMPLATES else _OWN) for path in BUNDLED]
-"""All of them, as parameters of a test."""
+BUNDLED = sorted(path for path in [PROJECT / "config.json", *PROJECT.glob("configs/*.json")] if is_ours(path))
+"""The template's configs, without those that users add: tests/project has the tests of all configs."""
 
 
 def without_references(path: Path) -> str:

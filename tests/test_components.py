@@ -1,9 +1,7 @@
-"""Tests that run over everything registered and over every config: a new component is tested by existing."""
+"""The configs of the template train, with small data in place of images. tests/project has the tests of any project."""
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +14,37 @@ from base.build import build_experiment, build_trainer, build_training, with_fac
 from base.experiment import Outputs
 from base.training.observer import Observer
 from logger.writers import Writers
-from tests.configs import EVERY, TEMPLATES, sound, with_small_data
+from tests.configs import BUNDLED, sound, with_small_data
 from tests.helpers import lines
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import load_config
-from utils.errors import DataError
-from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
-from utils.user_code import where
-
-
-@contextmanager
-def skipped_without_data() -> Iterator[None]:
-    """A project's own data need not be on every machine that runs the tests."""
-    try:
-        yield
-    except (DataError, OSError) as error:
-        pytest.skip(f"its data are not on this machine: {error}")
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 
 
 def prepare(path: Path, data: Path) -> BaseTrainer:
     """Everything of a config, built, with small data in place of the real ones."""
     loaded = load_config(path, ["runtime.device=cpu", *with_small_data(path, data)])
-    with skipped_without_data():
-        loaded, loader = with_facts(loaded)
-        experiment = build_experiment(loaded, loader)
-        trainer = build_trainer(loaded, experiment)
-        training = build_training(loaded, experiment)
+    loaded, loader = with_facts(loaded)
+    experiment = build_experiment(loaded, loader)
+    trainer = build_trainer(loaded, experiment)
+    training = build_training(loaded, experiment)
     nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
     trainer.begin(training, Outputs(Writers({}), nowhere, Observer()))
     return trainer
 
 
-@pytest.mark.parametrize("path", EVERY)
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_one_batch_gives_every_parameter_a_gradient(path: Path, own_cifar10: Path) -> None:
-    """In a project's own configs, parameters may take no part in a step, or get a gradient of zero at the start."""
     trainer = prepare(path, own_cifar10)
     batch = next(iter(trainer.training.batches.one_pass()))
     result = trainer.train_step(batch.data)
     assert result.loss.shape == ()
     assert torch.isfinite(result.loss)
-    if path in TEMPLATES:
-        assert len(result.outputs) == len(result.targets) == batch.range.size
+    assert len(result.outputs) == len(result.targets) == batch.range.size
     for name, parameter in trainer.model.named_parameters():
-        if parameter.grad is not None:
-            assert torch.isfinite(parameter.grad).all(), name
-        if path in TEMPLATES:
-            assert parameter.grad is not None, f"{name} gets no gradient"
-            assert parameter.grad.any(), f"the gradient of {name} is zero everywhere"
+        assert parameter.grad is not None, f"{name} gets no gradient"
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.any(), f"the gradient of {name} is zero everywhere"
 
 
 def test_a_config_that_refers_to_facts_of_its_data_is_prepared(tmp_path: Path) -> None:
@@ -73,9 +55,8 @@ def test_a_config_that_refers_to_facts_of_its_data_is_prepared(tmp_path: Path) -
     assert prepare(path, tmp_path).experiment.data.facts()["num_classes"] == 3
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Path) -> None:
-    """Of a project's own models, train.py --check says it, whatever their inputs are."""
     trainer = prepare(path, own_cifar10)
     inputs, _ = next(iter(trainer.training.batches.one_pass())).data
     trainer.model.eval()
@@ -85,22 +66,12 @@ def test_each_output_depends_on_its_own_sample_only(path: Path, own_cifar10: Pat
     assert not inputs.grad[1:].any()
 
 
-@pytest.mark.parametrize("path", EVERY)
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_every_config_trains_for_some_steps(path: Path, own_cifar10: Path, tmp_path: Path) -> None:
     overrides = [f"trainer.save_dir={tmp_path}", "trainer.epochs=2", "trainer.steps_per_epoch=3", "runtime.device=cpu"]
-    if path not in TEMPLATES:
-        overrides.append("lr_scheduler=null")  # which may be made for the length of the real run
-    with skipped_without_data():
-        result = train.main(["-c", str(path), *overrides, *with_small_data(path, own_cifar10)])
+    result = train.main(["-c", str(path), *overrides, *with_small_data(path, own_cifar10)])
     assert result.steps == 6
     assert [record["step"] for record in lines(result.run_dir)] == [3, 6]
-
-
-@pytest.mark.parametrize("kind", list(REGISTRIES))
-def test_what_we_register_says_what_it_is(kind: str) -> None:
-    own = REGISTRIES[kind].own()
-    without = [f"{where(component)}: {name}" for name, component in own.items() if not component.__doc__]
-    assert not without, "these have no docstring, which train.py --list shows:\n" + "\n".join(without)
 
 
 def test_each_kind_has_what_the_tutorials_need() -> None:

@@ -28,6 +28,8 @@ TEMPLATE = {
     "extras/report.py": "report\n",
     "dev/bench.py": "bench\n",
     "docs/tutorial.md": "walk\n",
+    "tests/test_loop.py": "the template's\n",
+    "tests/project/test_project.py": "the project's\n",
     "new_project.py": "",
 }
 
@@ -97,7 +99,8 @@ def test_the_readme_is_the_users_own(make: Make) -> None:
     ]
     assert (project / "TEMPLATE.md").read_text() == "# Template\n\nAbout it.\n"
     assert all((project / name).exists() for name in re.findall(r"\]\((.*?)\)", readme))
-    assert {"docs/tutorial.md", "dev/bench.py", "new_project.py"}.isdisjoint(contents(project))
+    assert {"docs/tutorial.md", "dev/bench.py", "new_project.py", "tests/test_loop.py"}.isdisjoint(contents(project))
+    assert contents(project)["tests/test_project.py"] == "the project's\n"
 
 
 def test_the_projects_commit_is_kept(make: Make, tmp_path: Path) -> None:
@@ -143,6 +146,17 @@ def test_an_update_merges_what_both_have_changed(make: Make, script: ModuleType,
     commit(project)
     assert script.main(["--update", str(project)]) == 0
     assert contents(project) == after
+
+
+def test_an_update_replaces_the_templates_tests_of_an_earlier_project(
+    make: Make, script: ModuleType, tmp_path: Path
+) -> None:
+    commit(tmp_path / "template", **{"tests/project/test_project.py": None})
+    project = make(**{"tests/test_loop.py": "the template's\n", "tests/test_mine.py": "mine\n"})
+    commit(tmp_path / "template", **{"tests/project/test_project.py": "the project's\n"})
+    assert script.main(["--update", str(project)]) == 0
+    tests = {name: text for name, text in contents(project).items() if name.startswith("tests/")}
+    assert tests == {"tests/test_project.py": "the project's\n", "tests/test_mine.py": "mine\n"}
 
 
 def test_conflicts_are_marked_and_listed_and_nothing_is_lost(

@@ -14,7 +14,7 @@ import torch
 from pydantic import PositiveInt, ValidationError
 
 from extras.schema.__main__ import MOST_USED, config_table, texts
-from tests.configs import BUNDLED, OURS, SOUND, TEMPLATES, message, sound, without_references
+from tests.configs import BUNDLED, OURS, SOUND, message, sound, without_references
 from tests.utils.config.mutations import VALUES, move, remove, renamed_keys, several
 from utils.arguments import NotJson, describe, json_type
 from utils.config.problems import component_problems
@@ -113,12 +113,11 @@ def references(value: Any) -> Iterator[str]:
 def test_bundled_configs_are_valid_and_name_it(path: Any, validator: Any) -> None:
     config = json.loads(path.read_text())
     assert [error.message for error in validator.iter_errors(config)] == []
-    if path in TEMPLATES:
-        assert (path.parent / config["$schema"]).resolve() == PROJECT / "config.schema.json"
+    assert (path.parent / config["$schema"]).resolve() == PROJECT / "config.schema.json"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_a_bundled_config_with_a_renamed_key_is_not_valid(path: Any, validator: Any) -> None:
     for change, text in renamed_keys(path.read_text()):
         assert not validator.is_valid(json.loads(text)), change
@@ -281,7 +280,7 @@ def test_arguments_carry_docstring_default_and_range(schema: Schema) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [SOUND, *map(without_references, TEMPLATES)])
+@pytest.mark.parametrize("text", [SOUND, *map(without_references, BUNDLED)])
 def test_the_schema_refuses_what_the_loader_finds_structurally_wrong(text: str, schema: Schema) -> None:
     """Except for what is missing or null, since the config may extend another one. What the loader takes is valid."""
     validator = STRICT_VALIDATOR(schema)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.configs import SOUND, TEMPLATES, message, without_references
+from tests.configs import BUNDLED, SOUND, message, without_references
 from tests.utils.config.mutations import mutant, renamed_keys
 from utils.config.located_json import parse
 from utils.errors import ConfigError
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 LOCATED = re.compile(r"^(\d+ mistakes in the config:\n\n)?[^\n]*config\.json:\d+:\d+: ")
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_each_key_renamed_by_one_letter_is_refused(path: Path, tmp_path: Path) -> None:
     for change, text in renamed_keys(without_references(path)):
         (tmp_path / "config.json").write_text(text)

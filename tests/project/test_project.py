@@ -1,0 +1,84 @@
+"""Your components and configs: each is tested by existing. Put your own tests next to this file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from utils.config import load_config
+from utils.errors import DataError
+from utils.extras import find_extra
+from utils.paths import PROJECT, project_path
+from utils.registry import REGISTRIES, import_components
+from utils.user_code import where
+
+import_components()
+
+CONFIGS = [pytest.param(path, id=path.stem) for path in [PROJECT / "config.json", *PROJECT.glob("configs/*.json")]]
+SHORT = (
+    "trainer.epochs=2", "trainer.steps_per_epoch=3", "trainer.save_every_steps=2", "trainer.keep_last=null",
+    "trainer.tensorboard=false", "trainer.verbosity=0", "runtime.device=cpu",
+    "lr_scheduler=null",  # which may be made for the length of the real run
+)  # fmt: skip
+TIMES = ("seconds", "samples_per_second")
+
+pytestmark = pytest.mark.filterwarnings("default")  # of the libraries that a project uses
+
+
+@contextmanager
+def skipped_without_data() -> Iterator[None]:
+    """The data need not be on every machine that runs the tests."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        pytest.skip(f"its data is not on this machine: {error}")
+
+
+def values(result: train.Result) -> list[dict[str, Any]]:
+    """What a run logged in each epoch, except times."""
+    return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in result.history]
+
+
+@pytest.mark.parametrize("kind", list(REGISTRIES))
+def test_every_component_says_what_it_is(kind: str) -> None:
+    own = REGISTRIES[kind].own()
+    without = [f"{where(component)}: {name}" for name, component in own.items() if not component.__doc__]
+    assert not without, "these have no docstring, which train.py --list shows:\n" + "\n".join(without)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_a_config_has_no_mistakes(path: Path) -> None:
+    load_config(path, partial=True)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(path: Path, tmp_path: Path) -> None:
+    """Six steps, and the last two again from the checkpoint in the middle of the second epoch: the same to the bit."""
+    folder = project_path(load_config(path, partial=True).config.data_loader.args.get("data_dir", ""))
+    if not folder.exists():
+        pytest.skip(f"{folder} is not on this machine")
+    with skipped_without_data():
+        whole = train.main(["-c", str(path), f"trainer.save_dir={tmp_path}", *SHORT])
+    resumed = train.main(["-r", str(whole.run_dir / "checkpoints" / "step-00000004.pth")])
+    assert whole.steps == resumed.steps == 6
+    weights = resumed.model.state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, weights[name]), f"{name} differs: is all that changes in stateful()?"
+    assert values(whole) == values(resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_extra("schema") is None, reason="a project without extras/ has no schema")
+def test_editors_know_your_components() -> None:
+    from extras.schema.json_schema import config_schema
+
+    known = json.loads((PROJECT / "config.schema.json").read_text(encoding="utf-8"))["definitions"]
+    now = json.loads(json.dumps(config_schema()))["definitions"]
+    own = {f"{kind}.{name}" for kind, registry in REGISTRIES.items() for name in registry.own()}
+    changed = [name for name in sorted(own & {*known, *now}) if known.get(name) != now.get(name)]
+    assert not changed, f"run make schema, to update these in config.schema.json: {', '.join(changed)}"
