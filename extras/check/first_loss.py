@@ -1,6 +1,9 @@
-"""The loss of the first batch, compared with that of an uninformed guess."""
+"""The loss of the first batch, compared with that of an uninformed guess, and with those of its halves."""
 
 import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +13,10 @@ from base.training.library_metric import CLASS_LOGITS
 from extras.check.check_result import CheckResult
 from extras.classification import may_be_classes
 from utils.schema import Config
+from utils.tree import map_tensors, tensors
+
+TOLERANCE = 1e-3
+"""By which the loss of a batch may differ from that of its halves, relative; rounding in half precision is larger."""
 
 
 def first_loss(result: StepResult, config: Config, experiment: Experiment) -> CheckResult:
@@ -40,6 +47,34 @@ def first_loss(result: StepResult, config: Config, experiment: Experiment) -> Ch
     if loss < expected / 2 and certain and not config.model.weights:
         return CheckResult("first loss", "note", text, "pretrained weights, or targets leaking into the inputs")
     return CheckResult("first loss", "ok", text)
+
+
+def check_halves(batch: Any, samples: int, loss_of: Callable[[Any], tuple[float, float]]) -> Iterator[CheckResult]:
+    """Whether the loss of a batch is the mean of the losses of its halves, as batches of any size assume.
+
+    Skipped if not all tensors have a row for each sample, or if the loss depends on random numbers. loss_of: the loss
+    of a batch in evaluation, and what it is averaged over.
+    """
+    if samples < 2 or any(not each.dim() or len(each) != samples for each in tensors(batch)):
+        return
+    halves = [
+        map_tensors(operator.itemgetter(rows), batch) for rows in (slice(samples // 2), slice(samples // 2, None))
+    ]
+    try:
+        (whole, _), (again, _), *parts = [loss_of(each) for each in (batch, batch, *halves)]
+    except Exception:  # of the user's code, which may need batches of one size
+        return
+    counts = sum(count for _, count in parts)
+    mean = sum(loss * count for loss, count in parts if count) / counts if counts else 0.0
+    if whole != again or not math.isfinite(whole) or math.isclose(whole, mean, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        return
+    text = f"{whole:.5g}, but {mean:.5g} if computed from the two halves of the batch"
+    cause = (
+        "a mean over something other than samples, such as tokens or targets that are not ignored: return "
+        "StepResult(..., count=...), or give the loss a method count; or a loss that compares samples with each other. "
+        "Results then depend on batch_size, accumulate_steps and the number of processes"
+    )
+    yield CheckResult("loss", "note", text, cause)
 
 
 def count_classes(outputs: object, targets: object) -> int:

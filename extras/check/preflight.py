@@ -33,6 +33,7 @@ from base.training.first_batch import (
     check_step_was_taken,
     checked_step,
 )
+from base.training.loss import with_count_and_parts
 from base.training.metrics import Metrics
 from base.training.observer import Observer
 from base.training.schedule import Schedule, ScheduledOptimizer
@@ -41,7 +42,7 @@ from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import tried
-from extras.check.first_loss import first_loss
+from extras.check.first_loss import check_halves, first_loss
 from extras.layers import HEADER, Trace, traced
 from logger.writers import Writers
 from utils.checkpoint import check_parts
@@ -168,6 +169,8 @@ class _Check:
         yield from tried("loss", partial(check_loss_was_called, self.trainer))
         yield from tried("gradients", partial(check_backward_was_called, self.trainer))
         self.trainer.waits_for_count = False
+        if evaluated and self.trainer.supervised and not self.experiment.sum_loss and not self.runtime.dtype:
+            yield from check_halves(self._copied(), self.first.size, self._loss_and_count)
         yield from self._smallest_batch()
         yield from self._validation()
         cause = "state of the trainer or the model that another batch has changed"
@@ -206,6 +209,13 @@ class _Check:
         with torch.no_grad(), same_statistics(self.model):
             result = self._step("eval_step", first)(self._copied() if batch is None else batch)
         return result._replace(loss=result.loss.detach())  # it has a graph inside torch.enable_grad()
+
+    def _loss_and_count(self, batch: Any) -> tuple[float, float]:
+        """The loss of a batch in evaluation, and what it is averaged over."""
+        self.model.eval()
+        with torch.no_grad(), same_statistics(self.model):
+            result = with_count_and_parts(self.trainer.eval_step(batch), self.trainer.criterion)
+        return float(result.loss), float(len(next(tensors(batch))) if result.count is None else result.count)
 
     def _step(self, name: str, first: str) -> Callable[[Any], StepResult]:
         step: Callable[[Any], StepResult] = getattr(self.trainer, name)

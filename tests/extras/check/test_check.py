@@ -26,7 +26,7 @@ from tests.configs import BUNDLED, sound, with_small_data
 from tests.helpers import temporarily
 from utils.config import load_config
 from utils.errors import DataError
-from utils.registry import DATA_LOADERS, METRICS, MODELS, TRAINERS
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 from utils.text import duration, printable
 
 Check = Callable[..., tuple[int, str]]
@@ -152,6 +152,11 @@ def everything(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.mean()
 
 
+def of_some(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A mean over the targets that are not 0."""
+    return nn.functional.cross_entropy(outputs, targets, ignore_index=0)
+
+
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]:
     """Status and report of a check of the sound config with some keys replaced."""
@@ -167,6 +172,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Check]
         temporarily(MODELS, Planted, Words, Steps, Shared),
         temporarily(DATA_LOADERS, Made),
         temporarily(METRICS, everything),
+        temporarily(LOSSES, of_some),
         temporarily(TRAINERS, PlainBackward),
     ):
         yield run
@@ -221,6 +227,7 @@ def made(kind: str) -> dict[str, Any]:
         ),
         ({**planted(""), "optimizer": {"type": "SGD", "args": {"lr": 1e30}}}, "optimizer     FAIL", "a learning rate"),
         ({**planted(""), "metrics": ["everything"]}, "metrics       FAIL", "one number per sample"),
+        ({**planted(""), "loss": "of_some"}, "loss          note", "give the loss a method count"),
     ],
 )
 def test_a_planted_fault_is_found(check: Check, keys: dict[str, Any], line: str, cause: str) -> None:
