@@ -74,6 +74,8 @@ def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple
     """The name and content of a template file in a project. The README becomes TEMPLATE.md; its tests move up."""
     if name == "Makefile":
         return name, without_targets(content.decode(), left_out).encode()
+    if name == "requirements-dev.txt":
+        content = content.partition(b"# only for the template's own tests")[0]
     if name in ("README.md", "docs/architecture.md"):
         content = without_mentions(content.decode(), left_out).encode()
     return "TEMPLATE.md" if name == "README.md" else name.replace(f"{TESTS}/", "tests/"), content

@@ -310,6 +310,7 @@ class TestANewProject:
         assert load_script("new_project").main([str(target), *options]) == 0
         assert (target / "extras").exists() == ("schema:" in (target / "Makefile").read_text()) == (not options)
         assert {path.name for path in target.glob("tests/*")} == {"__init__.py", "conftest.py", "test_project.py"}
+        assert "selenium" not in (target / "requirements-dev.txt").read_text()
         for name in ("model/lenet.py", "data_loader/cifar10.py", "data_loader/image_folder.py"):
             (target / name).unlink()
         for path in target.glob("configs/*.json"):
