@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -311,6 +312,10 @@ class TestANewProject:
         assert (target / "extras").exists() == ("schema:" in (target / "Makefile").read_text()) == (not options)
         assert {path.name for path in target.glob("tests/*")} == {"__init__.py", "conftest.py", "test_project.py"}
         assert "selenium" not in (target / "requirements-dev.txt").read_text()
+        makefile, workflow = (target / "Makefile").read_text(), (target / ".github/workflows/test.yml").read_text()
+        for command in re.findall(r"run: make (\S+)", workflow):
+            assert f"\n{command}:" in makefile
+        assert "train.py" not in workflow  # its data may not be there
         for name in ("model/lenet.py", "data_loader/cifar10.py", "data_loader/image_folder.py"):
             (target / name).unlink()
         for path in target.glob("configs/*.json"):
