@@ -86,7 +86,7 @@ print(imported(without_pictures, "matplotlib", "extras.report.figures", "torch.d
         ("train.py", ["--resum"], "unrecognized arguments"),
         ("train.py", ["--epochs", "5"], "set a key of the config as KEY=VALUE, without dashes, e.g. trainer.epochs=5"),
         ("train.py", [str(ROOT / "config.json")], "-c takes a config, -r a run"),
-        ("train.py", ["-c", str(ROOT / "configs" / "cifar10_lenet")], 'did you mean "cifar10_lenet.json"?'),
+        ("train.py", ["-c", str(ROOT / "configs" / "two_layer_net")], 'did you mean "two_layer_net.json"?'),
         ("test.py", ["-r", "nothing"], "no such run"),
         ("test.py", ["--out"], "expected one argument"),
     ],
