@@ -124,7 +124,7 @@ ROWS = [
     Row("start, LeNet on CIFAR10", "start", "+ 0.5", "start lenet", (*CIFAR10, "trainer.steps_per_epoch=20")),
     Row("peak memory, LeNet on CIFAR10", "peak", "+ 100", "lenet", CIFAR10),
     Row(
-        *("peak memory, 16 micro-batches of 64 with 100,000 outputs, beside 8", "peak", "+ 60", ""),
+        *("peak memory, 16 micro-batches of 64 with 100,000 outputs, against 8", "peak", "+ 60", ""),
         (*WIDE, "trainer.accumulate_steps=16"),
         instead=(*WIDE, "trainer.accumulate_steps=8"),
     ),
