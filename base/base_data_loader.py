@@ -51,13 +51,13 @@ class BaseDataLoader(ABC):
     validation_split: the held-out part of the training data, as a fraction in [0, 1) or a number of samples. It is the
         same in every run, whatever its seed, so that runs can be compared.
     folds: cross-validation: divide the training data into this many parts and hold out part ``fold`` for validation,
-        instead of validation_split. They are the same in every run, whatever its seed.
+        instead of validation_split. They are the same for every seed.
     fold: which part to hold out, from 0 to folds - 1.
     shuffle: whether each pass over the training data has a new order.
     num_workers: processes that load batches in the background.
     device_cache: keep in-memory data on the training device, and build batches there. None: small data (docs/data.md).
     balanced: draw each class equally often in training, with replacement; a pass has as many samples as before.
-    drop_last: skip an incomplete last training batch of a pass, as for BatchNorm, which cannot train on a single
+    drop_last: skip an incomplete last training batch of a pass, for example since BatchNorm cannot train on a single
         sample. Validation and test data are always used completely.
 
     A subclass's arguments cannot change when a run is resumed, unless their annotation says so: ``Changeable[str]``, as

@@ -69,7 +69,7 @@ class BaseTrainer(Checkpointed):
         if training.several and type(self).compute_gradients is not BaseTrainer.compute_gradients:
             raise ConfigError(
                 f"{type(self).__name__}.compute_gradients is not called, since the config has several optimizers, each "
-                "with gradients of its own; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
+                "with its own gradients; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
             )
         self.several_optimizers = SeveralOptimizers(self) if training.several else None
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)

@@ -70,7 +70,7 @@ class Training:
         self.schedule_states = {name: ScheduleState(each.schedule) for name, each in self.optimizers.items()}
 
     def __bool__(self) -> bool:
-        raise TypeError("self.training is the data and the optimizers of the run; ask self.model.training instead")
+        raise TypeError("self.training is the data and the optimizers of the run; use self.model.training instead")
 
     def stateful(self) -> dict[str, Any]:
         """Optimizers and schedules for a checkpoint, as "optimizer" or, of several, "optimizer.NAME"."""

@@ -1,4 +1,4 @@
-"""A trained run: its model for a script, a notebook or as a teacher, or everything that test.py and the like need."""
+"""A trained run: its model for a script, a notebook or a teacher, or everything that commands such as test.py need."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -40,7 +40,7 @@ def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
         raise loaded.error(("loss", sums[0]), "this loss is a sum over the samples, but another one is a mean")
     taken = dir(LossSum({}, {}))
     if of_torch := [name for name, (loss, _) in built.items() if name in taken and stateful_loss(loss) is not None]:
-        message = "a loss with a state of its own is a module inside another, which has an attribute of this name"
+        message = "a loss with its own state is a module inside another, which has an attribute of this name"
         raise loaded.error(("loss", of_torch[0]), f"{message} already; give it another name")
     for name, (loss, _) in built.items():
         loss.name = f'"{name}"'

@@ -62,7 +62,7 @@ class StepResult(NamedTuple):
 
 
 def with_count(value: Tensor | float, count: Tensor | float | None) -> Tensor:
-    """Mark a value to log, or a loss, of shape (), as a mean over this many tokens, say; None: samples."""
+    """Mark a value to log, or a loss, of shape (), as a mean over this many items, such as tokens; None: samples."""
     marked = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     marked.averaged_over = count  # type: ignore[attr-defined]
     return marked
@@ -107,7 +107,7 @@ def check_values(name: str, values: Any, samples: int, outputs: Any, targets: An
         f'metrics: "{name}" returned {got} for {samples} samples; '
         f"a metric function returns one number per sample, a tensor of shape ({samples},). "
         f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}\n"
-        "Where the number of rows is not that of samples, use a metric of torchmetrics, which takes any number of rows."
+        "If rows are not samples, use a metric of torchmetrics, which takes any number of rows."
     )
 
 

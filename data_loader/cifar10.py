@@ -69,7 +69,7 @@ class CIFAR10Loader(ImageLoader):
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"CIFAR10 cannot be read from {self.data_dir}: {error}\nSet data_loader.args.data_dir to the folder "
-                'with the official "cifar-10-batches-py", or remove that one and allow the download.'
+                'with the official "cifar-10-batches-py", or remove it and allow the download.'
             ) from error
         pixels = np.ascontiguousarray(data.data)  # torchvision returns a transposed view
         labels = np.array(data.targets)

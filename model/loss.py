@@ -46,7 +46,7 @@ def cross_entropy(
 def _in_rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs of shape (B, C, ...) as (N, C) and targets as (N,) if the classes lie side by side in memory.
 
-    So they do in language models. No copy is made, and many classes take torch half the time; few take it longer.
+    This is so in language models. Nothing is copied, and torch needs half the time for many classes; more for few.
     """
     if not isinstance(outputs, Tensor) or outputs.dim() < 3 or outputs.shape[1] < 16:
         return outputs, targets

@@ -13,7 +13,7 @@ from utils.registry import METRICS
 
 @METRICS.register
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """True if the largest logit, shape (B, C), is that of the target class, int64 of shape (B,)."""
+    """True if the target class, int64 of shape (B,), has the largest logit, shape (B, C)."""
     _check_classes("accuracy", outputs, targets)
     return outputs.argmax(1) == targets
 

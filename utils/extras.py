@@ -1,4 +1,4 @@
-"""What a project may lack: folders of extras/, any of which may be deleted, and packages that few projects need."""
+"""What a project may lack: folders of extras/, which may be deleted, and packages that few projects need."""
 
 import importlib
 import importlib.util

@@ -159,7 +159,7 @@ class LogFile:
         if not self._waiting:
             return
         if self._written and self.path.parent.is_dir() and not self.path.exists():
-            say_error(f"{self.path} is gone; what the run logs from now on goes into a new file of this name")
+            say_error(f"{self.path} is gone; from now on, the run logs into a new file of this name")
         with self.path.open("ab", buffering=0) as file:  # each time: the file may have been moved
             self._written = True
             while self._waiting:

@@ -116,7 +116,7 @@ def step_error(optimizer: Optimizer, error: Exception, *, resumed: bool) -> Conf
         )
     if isinstance(optimizer, SparseAdam) or any(each.grad is not None and each.grad.is_sparse for each in parameters):
         causes.append(
-            "nn.Embedding(sparse=True) and its like have sparse gradients, everything else has dense ones: leave out "
+            "Layers such as nn.Embedding(sparse=True) have sparse gradients, all others dense ones: leave out "
             "sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)."
         )
     if resumed:

@@ -53,5 +53,5 @@ def display_path(path: Path) -> str:
 
 
 def shell_path(path: Path) -> str:
-    """A path in a command that the user may copy: as by ``display_path``, quoted where a shell needs it."""
+    """A path in a command that the user may copy: like ``display_path``, but quoted where a shell needs it."""
     return shlex.quote(display_path(path))

@@ -107,8 +107,7 @@ class Runtime:
         if not self._backward_called and (self.reducer is not None or self.set_gradient_sync is not None):
             raise UserError(
                 f"train_step did not call self.backward in process {self.process_group.rank}, and the other processes "
-                "wait for its gradients. Where there is no loss, call it with one of 0, as in "
-                "self.backward(0 * outputs.sum())"
+                "wait for its gradients. Without a loss, call self.backward(0 * outputs.sum())"
             )
         if self.reducer is not None:
             self.reducer.check_reduced()

@@ -42,7 +42,7 @@ def _say_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 
 
 def _hidden_module(error: BaseException) -> str | None:
-    """The module of Python or a package whose place a file beside the script has taken, if it lacks what is used."""
+    """The module of Python or a package that a file next to the script hides, if that file lacks what is used."""
     module = error.obj if isinstance(error, AttributeError) else None
     if isinstance(error, ImportError):
         module = sys.modules.get((error.name or "").partition(".")[0])

@@ -32,7 +32,7 @@ def number(value: float) -> str:
 
 
 def number_or_dash(value: float | None) -> str:
-    """A number in a table, as by ``number``; "-" for a missing one. NaN is shown: it is what was computed."""
+    """A number in a table, formatted by ``number``; "-" for a missing one. NaN is shown, since it was computed."""
     return "-" if value is None else number(value)
 
 
@@ -86,7 +86,7 @@ def width(text: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, which could move the cursor or worse, become \\x1b and the like.
+    """Text for a terminal: control characters, which could move the cursor or worse, become escapes such as \\x1b.
 
     Line breaks, tabs and the styles of logger/console.py are kept.
     """
@@ -94,12 +94,12 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Untrusted text in one line: control characters become \\x1b and the like."""
+    """Untrusted text in one line: control characters become escapes such as \\x1b."""
     return escape_controls(" ".join(text.split()))
 
 
 def escape_controls(text: str) -> str:
-    """Replace all control characters, including line breaks, by \\x1b and the like."""
+    """Replace all control characters, including line breaks, with escapes such as \\x1b."""
     return _CONTROL.sub(_as_escape, text)
 
 

@@ -95,8 +95,8 @@ class Batches:
     """The batches of a data set, or of part of it.
 
     indices: the samples to use, integers of shape (N,); None: all.
-    order: the order of each pass, as ``Shuffled(N, seed)``; None: that of the indices.
-    seed: determines the random numbers of the samples, as for augmentation.
+    order: the order of each pass, such as ``Shuffled(N, seed)``; None: the order of the indices.
+    seed: determines the random numbers of the samples, used in augmentation.
     num_workers: processes that load batches; 0: this process loads them.
     drop_last: skip an incomplete last batch, so that all have batch_size samples. With an order that changes, each pass
         skips different samples.
@@ -154,7 +154,9 @@ class Batches:
         if self.weighted:
             self.weighted.begin_epoch()
             if process_group.world_size > 1:
-                advice = "compute them from the samples of all, as by self.runtime.process_group.all_reduce_sum"
+                advice = (
+                    "compute them from the samples of all processes, with self.runtime.process_group.all_reduce_sum"
+                )
                 process_group.check_same({"sample_weights()": digest(self.weighted.current)}, advice=advice)
 
     def ranges(self, position: Position = START) -> Iterator[BatchRange]:
@@ -197,7 +199,7 @@ class Batches:
         return draws % len(self.source) if self.weighted and isinstance(draws, Tensor) else draws
 
     def _batch_indices(self, current: _Pass, draws: Tensor | slice, start: int, stop: int) -> Tensor | slice:
-        """The samples of a batch, on the device where the source takes them: a view of all those of the pass."""
+        """The samples of a batch, on the device where the source takes them: a view of the pass's samples."""
         device = getattr(self.source, "index_device", None)
         if device is None or current.draws is None:
             return self._indices(draws)

@@ -49,7 +49,7 @@ def _collate(column: Any) -> Any:
 
 
 def _readable(row: Any) -> Any:
-    """A copy of an array that is read-only, as of a memory-mapped file, or flipped: torch would warn, or refuse it.
+    """A copy of an array that is read-only (from a memory-mapped file) or flipped: torch would warn, or refuse it.
 
     Likewise of a tensor that is only marked as conjugated or negated, which torch refuses in a worker process.
     """

@@ -16,7 +16,7 @@ def sample_error(error: Exception, what: str) -> Exception:
 
 
 def call_hook(data: Any, name: str) -> Any:
-    """What a method of a data loader returns. Raises DataError naming it, and the line of it that raised an error."""
+    """The result of a data loader's method. If it fails, raises DataError with its name and the line of the error."""
     try:
         return getattr(data, name)()
     except Exception as error:  # of the user's code

@@ -44,10 +44,10 @@ class Shuffled:
 class Weighted:
     """As many draws as samples, with replacement.
 
-    An epoch draws by its own weights, and a checkpoint keeps them: they may follow from losses that have changed since.
+    Each epoch has its own weights, and a checkpoint keeps them: they may depend on losses that have changed since.
     An epoch that begins in the middle of a pass draws the rest of it: no draw depends on those before.
 
-    weights: returns those of a new epoch, float64 of shape (N,), from ``check_weights``, or ``once``.
+    weights: returns the weights of a new epoch, float64 of shape (N,), from ``check_weights``, or ``once``.
     """
 
     weights: Callable[[], Tensor]
@@ -181,7 +181,7 @@ def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
 def class_indices(source: Source) -> Tensor | None:
     """The class of every sample, int64 of shape (N,); None if the targets are something else.
 
-    The targets are those of a ``TensorSource``, or a data set's attribute ``targets``, as in torchvision.
+    Targets come from a ``TensorSource``, or from a data set's attribute ``targets``, as in torchvision.
     """
     targets = getattr(getattr(source, "dataset", source), "targets", None)
     if isinstance(targets, ArrayFile):

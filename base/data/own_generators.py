@@ -1,6 +1,4 @@
-"""Random generators that a data set keeps for itself: its own from ``np.random.default_rng``, those of a library's
-transforms.
-"""
+"""Random generators that a data set keeps for itself, from ``np.random.default_rng`` or in a library's transforms."""
 
 import gc
 import pickle
@@ -189,7 +187,7 @@ def _is_own(code: Any) -> bool:
 
 
 def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What the user's function finds by global names, its own or those of other files, but no function of a library.
+    """What the user's function finds by global names, of its own or other files, but no function of a library.
 
     Of a library's function, only generators: functions that it calls may draw unique names for files.
     """

@@ -85,7 +85,7 @@ class DrawnGenerators:
 
 
 def _memory(address: int) -> Any:
-    """That of a Mersenne twister: its 624 words, and the position in them."""
+    """The memory of a Mersenne twister: its 624 words, and the position in them."""
     return (ctypes.c_char * (4 * (624 + 1))).from_address(address)
 
 

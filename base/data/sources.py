@@ -53,7 +53,7 @@ class TensorSource:
             raise ValueError("augment and augment_pair cannot be given together; do both in augment_pair")
         for each in (inputs, targets):
             if not isinstance(each, (Tensor, ArrayFile)):
-                instead = "convert it by torch.as_tensor, or return a data set of samples (input, target)"
+                instead = "convert it with torch.as_tensor, or return a data set of samples (input, target)"
                 raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; {instead}")
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")

@@ -15,7 +15,7 @@ def split_at_random(
 ) -> tuple[Tensor, Tensor]:
     """Sorted indices of the training samples, (N,), and of those held out, (M,), out of ``count``.
 
-    The arguments are those of ``BaseDataLoader``. Raises DataError if too few samples are left.
+    Takes the arguments of ``BaseDataLoader``. Raises DataError if too few samples are left.
     """
     is_held_out = torch.zeros(count, dtype=torch.bool)
     is_held_out[_held_out(count, validation_split, folds, fold).long()] = True

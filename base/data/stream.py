@@ -174,7 +174,7 @@ class StreamSource:
         return iterator
 
     def _next_pass(self, key: RandomKey, number: int) -> tuple[Iterator[Any], Any]:
-        """The iterator of the next pass, and its first sample. number: that of the sample in the run."""
+        """The iterator of the next pass, and its first sample. number: the sample's, in the run."""
         name = type(self.samples).__name__
         if self.length is not None:  # another pass would count samples twice
             message = f"StreamSource: {name} ended after {count(number, 'sample')}; length is {self.length}"

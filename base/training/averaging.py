@@ -15,9 +15,9 @@ from utils.tree import has_strides
 class AveragedWeights:
     """An average of a model's parameters and buffers over its optimizer steps (Polyak and Juditsky, 1992).
 
-    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied, as
-    are those that the model replaces by others of another shape. Sparse and nested ones stay the model's, as do those
-    that it creates later.
+    After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied,
+    and so are buffers that the model replaces with one of another shape. Sparse and nested buffers, and those that
+    the model creates later, are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -54,7 +54,7 @@ class EvaluationLoop(TrainerInterface):
     def evaluate(self, batches: Batches, observer: Observer, *, also: Metrics | None = None) -> dict[str, float]:
         """The loss and metrics over all samples of some batches, each counted once.
 
-        also: metrics to which the same batches are added, as a part of all validation data.
+        also: metrics to which the same batches are added, for values over several validation sets.
         """
         metrics = self.experiment.make_metrics()
         observer.begin_evaluation(batches.num_samples)
@@ -126,8 +126,8 @@ def same_statistics(model: nn.Module) -> Iterator[None]:
 def check_returned(trainer: TrainerInterface, method: str, values: Any) -> dict[str, float]:
     """What ``validate`` or ``evaluate`` of a trainer returned, as floats, without what was not measured this time.
 
-    Those of the main process in all of them; warns if others returned different ones. Raises ConfigError if it is not a
-    dict of numbers by name.
+    All processes get the main process's values, with a warning if others returned different ones. Raises ConfigError if
+    it is not a dict of numbers by name.
     """
     returned = f"{type(trainer).__name__}.{method} returned"
     if not isinstance(values, dict):
@@ -141,7 +141,7 @@ def check_returned(trainer: TrainerInterface, method: str, values: Any) -> dict[
         if not torch.allclose(found, found[:1], rtol=1e-3, equal_nan=True):
             trainer.experiment.console.warn(
                 f'{returned} another "{name}" in each process: {", ".join(f"{each:.4g}" for each in found.tolist())}; '
-                "the first is used. Each process has only its own samples: combine those of all, as by "
+                "the first is used. Each process has only its own samples: combine all values, for example with "
                 "self.runtime.process_group.all_gather"
             )
     return everyone[0]

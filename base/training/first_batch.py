@@ -36,7 +36,7 @@ def checked_step(
 ) -> Callable[[Any], StepResult]:
     """``train_step`` or ``eval_step`` for a first batch, with checks of what it does and returns.
 
-    phase: "training" or "evaluation". Of a loss that is not the config's, relies on torch's own warning.
+    phase: "training" or "evaluation". If the loss is not the config's, relies on torch's own warning.
     """
 
     def checked(batch: Any) -> StepResult:
@@ -155,7 +155,7 @@ def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0)
 
 
 def check_step_was_taken(trainer: TrainerInterface, loss: Any, step: StepBatches) -> None:
-    """Raise ConfigError if a trainer's own first optimizer_step neither calls that of the base class nor counts.
+    """Raise ConfigError if a trainer's own first optimizer_step neither calls the base class's nor counts.
 
     loss: what it returned.
     """
@@ -165,7 +165,7 @@ def check_step_was_taken(trainer: TrainerInterface, loss: Any, step: StepBatches
 
 
 def check_epoch_was_counted(trainer: TrainerInterface) -> None:
-    """Raise ConfigError if the trainer's own ``end_epoch`` does not call that of the base class, which counts."""
+    """Raise ConfigError if the trainer's own ``end_epoch`` does not call the base class's, which counts."""
     if trainer.progress.trained:
         raise ConfigError(f"{type(trainer).__name__}.end_epoch must call super().end_epoch(validation)")
 

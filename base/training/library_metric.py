@@ -36,11 +36,11 @@ CLASS_LOGITS = {"cross_entropy", "CrossEntropyLoss"}
 class LibraryMetric:
     """A torchmetrics metric, which need not be a mean over samples.
 
-    It may be made of other metrics, which are its submodules; each keeps a state of its own.
+    It may contain other metrics as submodules; each keeps its own state.
 
-    loss: the name of the loss. If it takes logits, and the outputs are those that it got, torchmetrics' own metrics get
-        the probabilities: they take a batch for logits only if a value is below 0 or above 1, which differs by batch.
-    entry: of outputs and targets that are dicts, which alone the metric gets.
+    loss: the name of the loss. If it takes logits, and got the same outputs, torchmetrics' own metrics get the
+        probabilities: they treat a batch as logits only if a value is below 0 or above 1, which differs by batch.
+    entry: the only entry that the metric gets of outputs and targets that are dicts.
     """
 
     def __init__(self, name: str, metric: "Metric", loss: str = "", *, entry: str | None = None) -> None:
@@ -101,8 +101,8 @@ class LibraryMetric:
         if self.name not in _warned and self._guessed and all(map(bool, self._guessed.values())):
             _warned.add(self.name)
             say_error(
-                f'warning: metrics: "{self.name}" depends on the batch size: torchmetrics took some batches for logits '
-                "and others, in which all outputs are between 0 and 1, for probabilities; return probabilities in "
+                f'warning: metrics: "{self.name}" depends on the batch size: torchmetrics treated some batches as '
+                "logits and others, with all outputs between 0 and 1, as probabilities; return probabilities in "
                 "StepResult (outputs.sigmoid()), or use BCEWithLogitsLoss as the config's loss"
             )
         try:
@@ -218,13 +218,13 @@ class LibraryMetric:
 
 
 def _takes_class_probabilities(part: "Metric") -> bool:
-    """Whether a metric of torchmetrics is one of those of classes that need probabilities."""
+    """Whether this is a classification metric of torchmetrics that needs probabilities."""
     name = type(part).__name__
     return name.startswith("Multiclass") and (hasattr(part, "thresholds") or hasattr(part, "n_bins") or "Hinge" in name)
 
 
 def share_updates(metrics: Sequence[LibraryMetric]) -> None:
-    """Let only the first be updated of those that add up the same, such as precision and recall of the same classes.
+    """Of metrics with the same state, such as precision and recall of the same classes, update only the first.
 
     torchmetrics' MetricCollection also shares between metrics whose states agree after the first batch by chance.
     """

@@ -14,7 +14,7 @@ from utils.errors import ConfigError
 from utils.tree import tensors
 
 OWN_MEAN = (
-    "{} may average over weighted or ignored targets in a way of its own; add a method count(outputs, targets) that "
+    "{} may average over weighted or ignored targets in its own way; add a method count(outputs, targets) that "
     "returns over how many, as in: return len(targets)"
 )
 Loss = Callable[..., Tensor]
@@ -176,5 +176,5 @@ def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ig
 
 
 def no_loss(*_: Any) -> Tensor:
-    """Takes the place of a loss that the config does not have."""
+    """Replaces a loss that the config does not have."""
     raise ConfigError('the trainer calls self.criterion, but the config has no loss; set the key "loss"')

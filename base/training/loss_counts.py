@@ -9,9 +9,8 @@ ROUNDING = 1e-5
 def check_counts(trainer: TrainerInterface) -> None:
     """Warn once if the gradients of losses by name are not those of one large batch.
 
-    The gradient of their sum gets one weight in each micro-batch. That is wrong for some of the losses if the
-    micro-batch has a larger share of what one is averaged over than of what another is. All processes must call this,
-    before the metrics are read.
+    The gradient of their sum gets one weight per micro-batch. This is wrong for some of the losses if the micro-batch
+    has a larger share of one loss's count than of another's. All processes must call this before the metrics are read.
     """
     losses, process_group = getattr(trainer.experiment.criterion, "losses", {}), trainer.runtime.process_group
     divided = trainer.settings.accumulate_steps > 1 or process_group.world_size > 1
@@ -25,7 +24,7 @@ def check_counts(trainer: TrainerInterface) -> None:
     if trainer.warned_of_counts:
         trainer.experiment.console.warn(
             f"the losses {', '.join(losses)} are averaged over different numbers of targets, in proportions that "
-            "differ between micro-batches: their gradients are not exactly those of one large batch. They are with one "
-            'micro-batch per step in one process, with reduction "sum" in all these losses, or with a single loss that '
-            "counts for all terms (docs/training.md: Several losses)"
+            "differ between micro-batches: their gradients are not exactly those of one large batch. They are with "
+            'one micro-batch per step in one process, with reduction "sum" in all these losses, or with a single loss '
+            "that counts for all terms (docs/training.md: Several losses)"
         )

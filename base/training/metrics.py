@@ -125,7 +125,7 @@ class Metrics:
     process_group: each process adds its own samples; sums are reduced when they are read.
     definitions: the config of each metric. A metric whose definition differs from a saved state's starts empty.
     logs: names of additional values that a step may log. Those that no step of the phase logs are left out.
-    loss_weights: of the losses by name whose sum, over all samples, is the loss; empty if it is that of the steps.
+    loss_weights: weights of the losses by name whose sum over all samples is the loss; empty: the steps' loss is used.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ from utils.random import generator_states, restore_generators
 def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     """Take a step of an optimizer whose ``step`` needs a closure, such as LBFGS. trainer: a BaseTrainer.
 
-    The closure is deterministic: each evaluation draws the same random numbers, as for dropout. The returned loss and
-    the metrics are from the first evaluation, with the weights before the step, as for any optimizer.
+    The closure is deterministic: each evaluation draws the same random numbers, for example in dropout. The returned
+    loss and the metrics are from the first evaluation, with the weights before the step, as with any optimizer.
     """
     runtime, scheduled = trainer.runtime, trainer.training.scheduled
     step.micro_batches = list(step.micro_batches)  # each evaluation iterates over them
@@ -160,7 +160,7 @@ class SeveralOptimizers:
             step.losses[names] = self.trainer.begin_step(step.batches)
 
     def ensure_block(self) -> None:
-        """Before ``backward``: outside of a block, a supervised trainer's loss is that of all optimizers."""
+        """Before ``backward``: outside of a block, a supervised trainer's loss belongs to all optimizers."""
         if not self.block and not self.trainer.supervised:
             names = self.trainer.training.optimizers
             raise ConfigError(
@@ -230,6 +230,6 @@ def _differs(step: OpenStep) -> ConfigError:
     used, others = (" and ".join(map(_block, blocks)) or "no block" for blocks in (step.micro_batch.used, step.losses))
     return ConfigError(
         f"micro-batch {step.micro_batch.number} of {len(step.batches.ranges)} uses {used}, and the first one {others}. "
-        "With trainer.accumulate_steps, use each block once in all micro-batches of a step or in none, as by "
+        "With trainer.accumulate_steps, use each block once in all micro-batches of a step or in none; decide by "
         "self.progress.steps, which counts whole steps"
     )

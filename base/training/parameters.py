@@ -129,8 +129,8 @@ def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at
     if config.params is None and not any(matches(each, [pattern]) for each in parameters):
         raise Mismatch(
             at,
-            f'{no_match(pattern, parameters)}; give its parameters with "params", as in ["*"] for all that no other '
-            "has",
+            f'{no_match(pattern, parameters)}; name its parameters in "params", for example ["*"] for all that no '
+            "other optimizer has",
         )
     _check_patterns(config.params or (), parameters, (*at, "params"))
     return {each: parameter for each, parameter in parameters.items() if matches(each, config.params or [pattern])}
@@ -168,7 +168,7 @@ def replaced_arguments(optimizer: OptimizerConfig, groups: Sequence[ParameterGro
     for key in optimizer.args:
         if all(key in group.args for group in groups):
             path = (*groups[0].path[:-3], "args", key)
-            yield path, "has no effect: the groups have all of the parameters, and each its own value"
+            yield path, "has no effect: the groups have all of the parameters, and each group sets its own value"
 
 
 class Frozen:
@@ -237,6 +237,6 @@ def loss_module(loss: Any) -> nn.Module | None:
 
 
 def stateful_loss(loss: Any) -> nn.Module | None:
-    """A loss that may have a state of its own, perhaps only later, as a module; None if it is torch's or a function."""
+    """A loss that may have its own state, perhaps only later, as a module; None if it is torch's or a function."""
     module = loss_module(loss)
     return None if module is None or type(module).__module__.startswith("torch.nn.") else module

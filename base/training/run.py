@@ -58,7 +58,7 @@ def prepare_folder(loaded: LoadedConfig, weights: InitialWeights | None, folder:
 def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, note: str | None = None) -> None:
     """Write the environment of a run about to train, and its config once it has taken a step.
 
-    note: the user's label for the run; None: keep that of a resumed run.
+    note: the user's label for the run; None: keep a resumed run's.
     """
     process_group = trainer.runtime.process_group
     if not process_group.is_main_process:

@@ -56,7 +56,7 @@ class Checkpointed(EvaluationLoop):
     # ------------------------------------------------------------------ writing one
 
     def start(self) -> None:
-        """Called after the first step of this process, or before it saves: its config is now that of the run."""
+        """Called after the first step of this process, or before it saves: the run now has this process's config."""
         self.has_started = True
         self.observer.first_step(self)
         state = self.state_dict()  # raises UserError if this state, now with the optimizer's, could not be loaded
@@ -132,7 +132,7 @@ class Checkpointed(EvaluationLoop):
 
 
 def _state_of(part: Any, name: str) -> Any:
-    """What ``state_dict`` of a part returns. Raises UserError if it fails, as for LambdaLR with a builtin function."""
+    """The ``state_dict`` of a part. Raises UserError if it fails, for example for LambdaLR with a builtin function."""
     try:
         return part.state_dict()
     except (AttributeError, TypeError, ValueError, LookupError) as error:  # others are of the device or a process

@@ -47,8 +47,8 @@ class ScheduledOptimizer:
                 nn.utils.clip_grad_value_(self.parameters, self.clip_value)
             except NotImplementedError as error:
                 raise ConfigError(
-                    "clip_grad_value cannot clip sparse gradients, as those of nn.Embedding(sparse=True); use "
-                    "clip_grad_norm, or leave out sparse=True"
+                    "clip_grad_value cannot clip sparse gradients, such as those of nn.Embedding(sparse=True); "
+                    "use clip_grad_norm, or leave out sparse=True"
                 ) from error
         if self.clip_norm is not None:
             clipped = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

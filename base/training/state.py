@@ -57,8 +57,8 @@ def _check_dtypes(now: Mapping[str, Any], state: Mapping[str, Any]) -> None:
 def _check_order(module: nn.Module, now: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Raise ValueError if the code now creates parameters of one shape in another order.
 
-    An optimizer's state, which goes by that order, would be taken for that of others. If others are between them, as
-    after one was registered again in training, ``_check_optimizer`` finds what does not match.
+    An optimizer assigns its state by that order, and so would assign it to the wrong parameters. If other parameters
+    are between them, as after one was registered again in training, ``_check_optimizer`` finds what does not match.
     """
     both = [name for name, _ in module.named_parameters() if name in now and isinstance(state.get(name), Tensor)]
     shapes = {name: tuple(state[name].shape) for name in both}
@@ -74,7 +74,7 @@ def _check_order(module: nn.Module, now: Mapping[str, Any], state: Mapping[str, 
 def _check_optimizer(optimizer: Optimizer) -> None:
     """Raise ValueError if a loaded argument is not a number, or the state of a parameter has another shape.
 
-    So it has if the code now creates the parameters in another order; a fused kernel would read memory beyond it.
+    This happens if the code now creates the parameters in another order; a fused kernel would read memory beyond it.
     """
     for group in optimizer.param_groups:
         for key, default in optimizer.defaults.items():

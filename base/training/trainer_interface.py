@@ -77,8 +77,8 @@ class TrainerInterface(ABC):
         is undone: they stay as they were saved. The first epoch is 1.
 
         Use it to change what depends on the epoch, such as the weight of a loss. Random numbers drawn here follow from
-        the seed and the epoch, and do not affect those of the training. A module put into evaluation mode here stays in
-        it for the epoch, unless it is the whole model.
+        the seed and the epoch, and do not affect the random numbers of training. A module put into evaluation mode here
+        stays in it for the epoch, unless it is the whole model.
         """
 
     @abstractmethod
@@ -91,7 +91,7 @@ class TrainerInterface(ABC):
     def picture(self, tag: str, images: Tensor) -> None:
         """Show images, such as samples of a generator, in TensorBoard in training: in the model's form, (B, C, H, W).
 
-        Only the first of a tag at a step is shown: those of the first batch, if ``eval_step`` calls this for each.
+        Only the first call for a tag at a step counts: if ``eval_step`` makes it for each batch, the first batch's.
         """
         self.shown.picture(self.progress.steps, tag, images)
 

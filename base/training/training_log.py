@@ -75,7 +75,7 @@ class TrainingLog:
         self.writers.scalars(self._progress.steps, points | {"gradient_norm": _read(gradient_norm)})
 
     def wait(self) -> None:
-        """Wait for the device to finish the steps so far, whose time is otherwise that of what follows."""
+        """Wait for the device to finish the steps so far; their time would otherwise count for what follows."""
         if self._loss is not None:
             float(self._loss)
 

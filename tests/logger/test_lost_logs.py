@@ -32,7 +32,7 @@ def test_a_log_that_is_removed_during_a_run_continues_in_a_new_file(
 ) -> None:
     at_step(monkeypatch, {12: lambda: next(tmp_path.rglob(name)).unlink()})
     run = fit("trainer.epochs=4").run_dir
-    assert f"{name} is gone; what the run logs from now on goes into a new file" in capsys.readouterr().err
+    assert f"{name} is gone; from now on, the run logs into a new file" in capsys.readouterr().err
     assert "  4/4  " in (run / "train.log").read_text()
     assert [record["epoch"] for record in lines(run)] == ([3, 4] if name == "metrics.jsonl" else [1, 2, 3, 4])
     assert resumed(run, 5, capsys) == []

@@ -1,4 +1,4 @@
-"""Checkpoints: written in a thread beside training, and checked byte for byte before they are used.
+"""Checkpoints: written in a background thread, and checked byte for byte before they are used.
 
 file            the format of a checkpoint file: write, read and verify
 checkpointer    a run's checkpoints during training: keeps the newest and the best

@@ -55,7 +55,7 @@ class Source:
 
 @dataclass
 class Document:
-    """A parsed value, and the source of each part: that of its path, or of the nearest path above it."""
+    """A parsed value, and the source of each part, found by its path or the nearest path above it."""
 
     value: Any
     sources: dict[KeyPath, Source]
@@ -88,7 +88,7 @@ class Problem:
 
 
 def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError:
-    """All problems as one error, in file order; those of overrides come last."""
+    """All problems as one error, in file order; problems of overrides come last."""
     located = [(document.source_of(each.path), each) for each in dict.fromkeys(problems)]
     located.sort(key=lambda item: (item[0].text is None, item[0].name, item[0].offset(item[1].path)))
 
@@ -145,7 +145,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
     if "delimiter" in reason or reason == "Expecting value":
         word = _WORD.match(text, start)
         shown = repr(word[0][:40]) if word and word[0] else "this"
-        return start, f"{shown} is not a JSON value: true, false, null, a number as 0.5, or text in double quotes"
+        return start, f"{shown} is not a JSON value: true, false, null, a number such as 0.5, or text in double quotes"
     if "property name" in reason:
         return error.pos, 'expected a key in double quotes here, as in "name": ...'
     return error.pos, f"invalid string: {reason[0].lower()}{reason[1:]}"

@@ -99,7 +99,7 @@ def scheduler_parts(name: str, args: dict[str, Any], at: KeyPath, length: int) -
 
 
 def switch_conflict(scheduler: SchedulerConfig, path: KeyPath) -> Problem | None:
-    """A scheduler to which torch's SequentialLR cannot switch: one made of others, which has no rate of its own."""
+    """A scheduler to which torch's SequentialLR cannot switch: one made of others, without its own rate."""
     from torch.optim.lr_scheduler import LRScheduler
 
     for part in scheduler_parts(scheduler.type, scheduler.args, (*path, "args"), length=0):

@@ -75,14 +75,14 @@ def read_object(path: Path, name: str) -> Document:
         near = closest(f"{path.stem}.json", [other.name for other in path.parent.glob("*.json")])
         hint = f'; did you mean "{near}"?' if isinstance(error, FileNotFoundError) and near else ""
         if (path / "config.json").is_file():
-            hint = "; give the config.json in it, or -r to resume the run that it is the folder of"
+            hint = "; -c takes the config.json in it, and -r resumes this run"
         raise ConfigError(f"{name}: the config cannot be read: {reason}{hint}") from error
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}:1:1: a config has at most {MAX_BYTES:,} bytes; is this the wrong file?")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}:1:1: not a text in UTF-8; is this the wrong file?") from error
+        raise ConfigError(f"{name}:1:1: not valid UTF-8; is this the wrong file?") from error
     document = parse(text, name)
     if not isinstance(document.value, dict):
         raise document.error((), "a config is a JSON object: { ... }; is this the wrong file?")

@@ -15,7 +15,7 @@ _group: ProcessGroup | None = None
 
 
 def get_process_group() -> ProcessGroup:
-    """The processes of this run. The first call connects to the others, if torchrun or the like started several."""
+    """The processes of this run. The first call connects to the others, if a launcher started several."""
     global _group
     if _group is None:
         if _launched():

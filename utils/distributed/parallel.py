@@ -49,13 +49,13 @@ class GradientReducer:
             self._rebuild_gradient_buckets()
 
     def prepare(self, loss: Tensor) -> None:
-        """Let the next backward pass, that of this loss, sum the gradients."""
+        """Let the next backward pass, for this loss, sum the gradients."""
         self.ddp.reducer.prepare_for_backward([loss] if self.unused_parameters else [])
 
     def check_reduced(self) -> None:
         """Raise UserError if a backward pass left out parameters, for whose gradients the other processes wait.
 
-        Also if others have been thawed, whose gradients would be those of this process alone.
+        Also if others have been thawed, whose gradients would come from this process alone.
         """
         if any(parameter.requires_grad for parameter in self.frozen):
             raise UserError(

@@ -149,7 +149,7 @@ def test_processes_with_different_weights_are_refused() -> None:
     weights[0] = 1
     with pytest.raises(
         UserError,
-        match=r"process 0 and process 1 differ in their sample_weights\(\); compute them from the samples of all",
+        match=r"process 0 and process 1 differ in their sample_weights\(\); compute them from the samples",
     ):
         batches.begin_epoch(processes)
 

@@ -154,7 +154,7 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ),
         ("endless", "args: the data is of type Endless; expected .* a data set with __getitem__ and __len__"),
         ("pair", r"args: the data is of type tuple; expected a TensorSource\(inputs, targets\)"),
-        ("arrays", rf"TypeError: TensorSource takes tensors, got ndarray; convert it by torch.as_tensor.*{HERE}"),
+        ("arrays", rf"TypeError: TensorSource takes tensors, got ndarray; convert it with torch.as_tensor.*{HERE}"),
         ("targets", rf"TensorSource takes tensors, got dict; .* return a data set of samples .*{HERE}"),
         ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
@@ -183,13 +183,13 @@ def test_an_own_collate_that_fails_is_named(fit: Fit) -> None:
 
 
 def test_a_batch_without_some_of_its_samples(fit: Fit) -> None:
-    with pytest.raises(UserError, match=r"returned shape \(7,\) for 8 samples; .*\nWhere the number of rows"):
+    with pytest.raises(UserError, match=r"returned shape \(7,\) for 8 samples; .*\nIf rows are not samples"):
         fit(data_loader={"type": "Dropping", "args": {"fault": ""}})
 
 
 def test_samples_of_several_rows_need_a_metric_of_torchmetrics(fit: Fit) -> None:
     data: Any = {"type": "Doubling", "args": {"fault": ""}}
-    with pytest.raises(UserError, match=r"returned shape \(16,\) for 8 samples; .*\nWhere the number of rows"):
+    with pytest.raises(UserError, match=r"returned shape \(16,\) for 8 samples; .*\nIf rows are not samples"):
         fit(data_loader=data)
     metric = {"type": "Accuracy", "args": {"task": "multiclass", "num_classes": 3}}
     assert 0 <= fit(data_loader=data, metrics=[metric]).history[-1]["Accuracy"] <= 1

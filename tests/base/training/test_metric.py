@@ -366,7 +366,7 @@ def test_batches_that_torchmetrics_takes_for_different_things_are_a_warning(
         made.update(given, torch.tensor([1.0, 0.0]))
         made.compute()
     shown = capsys.readouterr().err
-    says = f'metrics: "right of {loss}" depends on the batch size: torchmetrics took some batches for logits'
+    says = f'metrics: "right of {loss}" depends on the batch size: torchmetrics treated some batches as logits'
     assert (says in shown) is (loss == "own")
 
 

@@ -703,7 +703,11 @@ def test_several_optimizers_on_one_loss_resume_exactly(fit: Fit, tmp_path: Path)
             {"optimizer": {**GAN["optimizer"], "third": {"type": "SGD", "args": {"lr": 1}, "params": ["*"]}}},
             "optimizer.third.params: the other optimizers already have all parameters; leave this one out",
         ),
-        ("Adversarial", {"model": "Parts"}, 'give its parameters with "params", as in .* for all that no other has'),
+        (
+            "Adversarial",
+            {"model": "Parts"},
+            'name its parameters in "params", for example .* for all that no other optimizer has',
+        ),
         (
             "Adversarial",
             {"optimizer": {"generator": {"type": "SGD", "args": {"lr": 1}}}},

@@ -619,7 +619,7 @@ def test_a_backward_pass_in_an_evaluation_is_named_as_the_cause(fit: Fit, traine
 
 def test_a_trainer_is_not_in_a_mode(fit: Fit) -> None:
     """As a LightningModule is."""
-    with temporarily(TRAINERS, step_of(by_its_training)), pytest.raises(UserError, match=r"ask self.model.training"):
+    with temporarily(TRAINERS, step_of(by_its_training)), pytest.raises(UserError, match=r"use self.model.training"):
         fit("trainer.type=Own")
 
 

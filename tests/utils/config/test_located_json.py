@@ -56,7 +56,7 @@ def test_the_place_and_the_reason(text: str, place: str, message: str) -> None:
     ("data", "message"),
     [
         (b"PK\x03\x04....", "not a JSON value"),
-        (b'{"a": "\xff"}', "1:1: not a text in UTF-8"),
+        (b'{"a": "\xff"}', "1:1: not valid UTF-8"),
         (b"[1]", "wrong file"),
         (b"[" * 10_000_000, f"at most {MAX_BYTES:,} bytes"),
     ],
@@ -72,7 +72,7 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
             read_object(path, "x")
     (tmp_path / "config.json").touch()
-    with pytest.raises(ConfigError, match="in it, or -r to resume"):
+    with pytest.raises(ConfigError, match="in it, and -r resumes this run"):
         read_object(tmp_path, "x")
 
 
