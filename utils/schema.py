@@ -212,8 +212,8 @@ class MetricConfig(Component):
     entry: Annotated[str, Field(min_length=1)] | None = None
     """The entry of the outputs and targets that it gets, if they are dicts; null: all of them."""
     training: bool = True
-    """Whether it is computed in training too; false: only in validation and tests, as for a costly one, or if training
-    has no such outputs."""
+    """Whether it is also computed in training; false: only in validation and tests, if it is costly, or if training has
+    no such outputs."""
 
     @property
     def logged_name(self) -> str:
@@ -281,7 +281,7 @@ class TrainerConfig(Section):
     """Number of newest checkpoints to keep, besides the best; null: all."""
     checkpoint: Changeable[Literal["full", "sharded"]] = "full"
     """"full": the main process writes one file; "sharded": all processes write weights and optimizer state to a folder
-    beside it."""
+    next to it."""
     log_every_steps: Changeable[PositiveInt] = 50
     """Optimizer steps between points of the training curves."""
     writers: TrainingAndTest[Changeable[list[Component]]] = Field(
@@ -361,7 +361,7 @@ class Config(Section):
     metrics: TrainingAndTest[Changeable[list[MetricConfig]]] = Field(default_factory=list)
     """Functions in model/metric.py, or classes of torchmetrics."""
     optimizer: TrainingOnly[Fixed[OneOrSeveral[OptimizerConfig]]]
-    """An optimizer of torch.optim, or your own; or several by name, each for parameters of its own."""
+    """An optimizer of torch.optim, or your own; or several by name, each for its own parameters."""
     lr_scheduler: TrainingOnly[Changeable[OneOrSeveral[SchedulerConfig] | None]] = None
     """Learning rate schedule; null: constant. With several optimizers: one for all, or one for each name given."""
     trainer: TrainingOnly[TrainerConfig] = Field(default_factory=TrainerConfig)
