@@ -69,6 +69,23 @@ def prepare_ddp(runtime: Runtime, model: nn.Module, *, several_optimizers: bool 
 
 
 @contextmanager
+def sharded_between_calls(runtime: Runtime, model: Any) -> Iterator[None]:
+    """Inside the block, with FSDP: the model's parameters are its shards, except during a call.
+
+    Outside, the gathered weights remain after a forward pass, and what is done to them would be lost: a change of their
+    values, or ``requires_grad_``.
+    """
+    if runtime.sharded:
+        model.reshard()
+        model.set_reshard_after_forward(True, recurse=False)
+    try:
+        yield
+    finally:
+        if runtime.sharded:
+            model.set_reshard_after_forward(False, recurse=False)
+
+
+@contextmanager
 def _refusing(runtime: Runtime, model: nn.Module) -> Iterator[None]:
     """Inside the block, raise as UserError why torch refuses a model, as FSDP one with a parameter of shape ()."""
     try:

@@ -5,7 +5,7 @@ from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, Stopped, UserError
 from utils.optimizers import start_state
-from utils.prepare import prepare_ddp
+from utils.prepare import prepare_ddp, sharded_between_calls
 from utils.random import isolated
 from utils.text import listed
 from utils.user_code import format_error, user_line
@@ -20,24 +20,10 @@ def begins_epochs(trainer: TrainerInterface) -> bool:
 
 def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
     """Apply what changes from epoch to epoch to a trainer. epochs: number of finished epochs."""
-    data = trainer.experiment.data
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-    if begins_epochs(trainer):
-        data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
-        try:
-            with isolated(trainer.experiment.seed, "epoch", epochs):
-                if data_changes:
-                    data.begin_epoch(epochs + 1)
-                    trainer.training.close_workers()  # new worker processes get the data set as it is now
-                trainer.begin_epoch(epochs + 1)
-                trainer.training.close_workers(streams=False)  # which would be read again up to here
-        except Exception as error:  # of the user's code, such as one that samples from the model
-            line = user_line(error)
-            if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
-                raise
-            raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
-        finally:  # says more than the error of a state that does not fit new parameters
-            check_parameters(trainer)
+    with sharded_between_calls(trainer.runtime, trainer.model):
+        if begins_epochs(trainer):
+            _begin_epoch(trainer, epochs)
     trainer.saved_data.check_lengths()
     if not trainer.progress.epoch_steps:
         trainer.training.batches.begin_epoch(trainer.runtime.process_group)
@@ -47,6 +33,26 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
     prepare_ddp(trainer.runtime, trainer.model, several_optimizers=trainer.training.several)
     for each in trainer.training.optimizers.values():
         start_state(each.optimizer)
+
+
+def _begin_epoch(trainer: TrainerInterface, epochs: int) -> None:
+    """Call ``begin_epoch`` of the data loader and the trainer."""
+    data = trainer.experiment.data
+    data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
+    try:
+        with isolated(trainer.experiment.seed, "epoch", epochs):
+            if data_changes:
+                data.begin_epoch(epochs + 1)
+                trainer.training.close_workers()  # new worker processes get the data set as it is now
+            trainer.begin_epoch(epochs + 1)
+            trainer.training.close_workers(streams=False)  # which would be read again up to here
+    except Exception as error:  # of the user's code, such as one that samples from the model
+        line = user_line(error)
+        if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):
+            raise
+        raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
+    finally:  # says more than the error of a state that does not fit new parameters
+        check_parameters(trainer)
 
 
 def check_parameters(trainer: TrainerInterface) -> None:

@@ -232,11 +232,14 @@ class MethodsTrainer(Trainer):
 
 
 class ThawingTrainer(Trainer):
-    """Freezes and thaws layers from epoch to epoch."""
+    """Runs the model, shrinks a weight, and freezes and thaws layers from epoch to epoch."""
 
     model: Any
 
     def begin_epoch(self, epoch: int) -> None:
+        with torch.no_grad():
+            self.model(torch.ones(2, 6))
+            self.model.fc1.weight.mul_(0.5)
         self.model.fc1.requires_grad_(epoch > 1)
         self.model.fc2.requires_grad_(epoch < 3)
 

@@ -68,7 +68,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         one = run_jobs(1, {f"{name} 1": {"config": config} for name, config in configs.items()})
         two = run_jobs(2, {f"{name} 2": {"config": config} for name, config in configs.items()})
         found = one | two
-        again = {f"{name} to 2": {"of": run, "step": STEP} for name, run in found.items()}
+        again: dict[str, Json] = {f"{name} to 2": {"of": run, "step": STEP} for name, run in found.items()}
+        again["thawing 2 fsdp"] = {"config": configs["thawing"], "run": ["runtime.strategy=fsdp"]}
         return found | run_jobs(2, again)
     finally:
         run_jobs.close()
@@ -89,3 +90,12 @@ def test_two_processes_give_what_one_gives_and_resume_exactly(runs: dict[str, An
         assert same(left[part], right[part]), part
     for part in left.keys() & {"loss", "averaged_weights"}:
         assert differences(state(one)[part], left[part], rtol=1e-3) == []
+
+
+def test_with_fsdp_begin_epoch_changes_weights_and_frozen_layers_after_it_has_run_the_model(
+    runs: dict[str, Any],
+) -> None:
+    two, sharded = runs["thawing 2"], runs["thawing 2 fsdp"]
+    assert isinstance(sharded, Path), sharded
+    assert differences(lines(two), lines(sharded), rtol=1e-4) == []
+    assert differences(state(two)["model"], state(sharded)["model"], rtol=1e-3) == []
