@@ -1,13 +1,19 @@
 """What changes from epoch to epoch, before the first step of each."""
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from base.base_data_loader import BaseDataLoader
+from base.training.parameters import Parameters
 from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, Stopped, UserError
-from utils.optimizers import start_state
+from utils.optimizers import laid_out_like, start_state
 from utils.prepare import prepare_ddp, sharded_between_calls
 from utils.random import isolated
 from utils.text import listed
+from utils.tree import describe_batch, has_strides
 from utils.user_code import format_error, user_line
 
 
@@ -39,6 +45,7 @@ def _begin_epoch(trainer: TrainerInterface, epochs: int) -> None:
     """Call ``begin_epoch`` of the data loader and the trainer."""
     data = trainer.experiment.data
     data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
+    before = {name: parameter.data for name, parameter in _known_parameters(trainer).items()}
     try:
         with isolated(trainer.experiment.seed, "epoch", epochs):
             if data_changes:
@@ -52,16 +59,31 @@ def _begin_epoch(trainer: TrainerInterface, epochs: int) -> None:
             raise
         raise UserError(f"begin_epoch failed before the first step: {format_error(error)}\n{line}") from error
     finally:  # says more than the error of a state that does not fit new parameters
-        check_parameters(trainer)
+        _check_parameters(trainer, before)
 
 
-def check_parameters(trainer: TrainerInterface) -> None:
+def _known_parameters(trainer: TrainerInterface) -> Parameters:
+    """The parameters that a resumed run has. None with FSDP, which replaces parameters itself."""
+    return {} if trainer.runtime.sharded else trainer.training.frozen.parameters
+
+
+def _check_parameters(trainer: TrainerInterface, before: Mapping[str, Tensor]) -> None:
     """Raise ConfigError if ``begin_epoch`` gave the model parameters that no resumed run would have.
 
-    Not with FSDP, which replaces parameters itself.
+    Lays out in memory as before what it assigned to ``.data``: a fused kernel would apply the optimizer's state, laid
+    out as before, to other weights. before: the values, by name.
     """
-    known = trainer.training.frozen.parameters
-    named = () if trainer.runtime.sharded else trainer.model.named_parameters()
+    known = _known_parameters(trainer)
+    for name, value in before.items():
+        now, data = known[name], known[name].data
+        if (data.shape, data.dtype) != (value.shape, value.dtype):
+            raise ConfigError(
+                f"begin_epoch changed {name} from {describe_batch(value)} to {describe_batch(data)}, which no resumed "
+                "run would have; create it so in the model's constructor"
+            )
+        if has_strides(value) and data.stride() != value.stride():
+            now.data = laid_out_like(data, value)
+    named = trainer.model.named_parameters() if known else ()
     new = [n for n, each in named if known.get(n) is not each and (each.requires_grad or n not in known)]
     if new:
         raise ConfigError(

@@ -312,6 +312,38 @@ def test_parameters_that_begin_epoch_creates_are_refused(fit: Fit, tmp_path: Pat
     assert len([*tmp_path.glob("*/*/checkpoints/last.pth")]) == epoch - 1
 
 
+class Assigning(Trainer):
+    """Assigns to the data of a weight in the second epoch."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig, *, what: str) -> None:
+        super().__init__(experiment, settings)
+        self.what = what
+
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch == 2:
+            weight = self.experiment.model.get_parameter("fc1.weight")
+            weights = {"the same": weight.data, "transposed": weight.data.T.contiguous().T, "double": weight.double()}
+            weight.data = weights[self.what]
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}])
+def test_weights_that_begin_epoch_lays_out_in_another_way_keep_their_optimizers_state(fit: Fit, optimizer: Any) -> None:
+    with temporarily(TRAINERS, Assigning):
+        trainer = {"type": "Assigning", "epochs": 3}
+        runs = [
+            fit(trainer={**trainer, "args": {"what": what}}, optimizer=optimizer).run_dir
+            for what in ("the same", "transposed")
+        ]
+    assert state(runs[0])["optimizer"]["param_groups"][0]["fused"]
+    identical(*runs)
+
+
+def test_a_weight_that_begin_epoch_converts_is_refused(fit: Fit) -> None:
+    message = r"changed fc1.weight from \(\d+, \d+\) float32 to \(\d+, \d+\) float64, which no resumed run would"
+    with temporarily(TRAINERS, Assigning), pytest.raises(ConfigError, match=message):
+        fit(trainer={"type": "Assigning", "args": {"what": "double"}, "epochs": 3})
+
+
 class Counting(Trainer):
     """Counts its epochs in a part of the checkpoint, and may be stopped while it does."""
 
