@@ -121,6 +121,7 @@ class Console:
         self.silent = silent
         self._log: LogFile | None = None
         self._bar: Bar | None = None
+        self._warned_of = set[str]()
 
     def open(self, path: Path) -> None:
         """Start printing, and logging the output to a file."""
@@ -137,8 +138,10 @@ class Console:
         if self._log is not None and self.verbosity > 0:
             self._say(message, sys.stdout)
 
-    def warn(self, message: str) -> None:
-        if not self.silent:
+    def warn(self, message: str, *, once: str = "") -> None:
+        """once: what the message is about, if it is shown only the first time."""
+        if not self.silent and once not in self._warned_of:
+            self._warned_of |= {once} - {""}
             self._say(f"{styled('warning:', 'warning')} {message}", sys.stderr)
 
     def _say(self, message: str, stream: TextIO | None) -> None:

@@ -142,6 +142,7 @@ def check_returned(trainer: TrainerInterface, method: str, values: Any) -> dict[
             trainer.experiment.console.warn(
                 f'{returned} another "{name}" in each process: {", ".join(f"{each:.4g}" for each in found.tolist())}; '
                 "the first is used. Each process has only its own samples: combine all values, for example with "
-                "self.runtime.process_group.all_gather"
+                "self.runtime.process_group.all_gather",
+                once=f"{method} {name}",
             )
     return everyone[0]

@@ -29,9 +29,6 @@ from utils.tree import digest, map_tensors, tensors
 class Advice(Observer):
     """Warns about likely mistakes. Every process needs one: comparing their states is a collective operation."""
 
-    def __init__(self) -> None:
-        self._said = set[str]()
-
     def begin(self, trainer: BaseTrainer) -> None:
         check_smallest_batch(trainer)
         data = trainer.saved_data
@@ -53,24 +50,19 @@ class Advice(Observer):
     def end_epoch(self, trainer: BaseTrainer, values: dict[str, float]) -> None:
         epoch, monitored = trainer.progress.epochs, trainer.monitored(values)
         if monitored is not None and not math.isfinite(monitored):
-            self._warn_once(
-                trainer,
-                f"{trainer.settings.monitored_name}, the value of trainer.monitor,",
-                f"is {'NaN' if math.isnan(monitored) else f'{monitored:g}'} in epoch {epoch}: such an epoch is never "
-                "the best, so best.pth is not written for it. Find the cause, or set trainer.monitor to another value",
+            value = "NaN" if math.isnan(monitored) else f"{monitored:g}"
+            trainer.console.warn(
+                f"{trainer.settings.monitored_name}, the value of trainer.monitor, is {value} in epoch {epoch}: such "
+                "an epoch is never the best, so best.pth is not written for it. Find the cause, or set trainer.monitor "
+                "to another value",
+                once="the monitored value",
             )
         if math.isnan(values.get("loss", 0.0)):
-            self._warn_once(
-                trainer,
-                "the loss",
-                f"of epoch {epoch} is the mean over nothing, so nothing was learnt: no target counted. Are all of them "
-                "the loss's ignore_index (-100 unless it is set), or masked?",
+            trainer.console.warn(
+                f"the loss of epoch {epoch} is the mean over nothing, so nothing was learnt: no target counted. Are "
+                "all of them the loss's ignore_index (-100 unless it is set), or masked?",
+                once="the loss",
             )
-
-    def _warn_once(self, trainer: BaseTrainer, what: str, is_wrong: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            trainer.console.warn(f"{what} {is_wrong}")
 
 
 # ------------------------------------------------------------------ the first batch

@@ -127,7 +127,8 @@ class Board(Observer):
         except Exception as error:  # a missing library or a broken font must not cost an epoch
             if isinstance(error, DataError) and not trainer.progress.steps:
                 raise  # from the user's code, before anything is lost
-            trainer.console.warn(f"TensorBoard's pictures could not be drawn: {str(error) or format_error(error)}")
+            what = "TensorBoard's pictures could not be drawn"
+            trainer.console.warn(f"{what}: {str(error) or format_error(error)}", once=what)
 
     def _write(self, step: int, written: "Iterable[Summary]") -> None:
         for summary in written:
