@@ -1,6 +1,7 @@
 """Which run to resume, and from which checkpoint."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,15 @@ def run_of_job(loaded: LoadedConfig) -> RunFolder | None:
     """The run to resume for the launcher's job of this process; None to start a new one.
 
     A launcher that restarts its processes resumes their run, and so does a job started again with the same run id and
-    config.
+    config, if the user has chosen the id.
     """
     config = loaded.config
     job, restarted = launch()
     run = RunFolder.of_job(config.trainer.save_dir, config.name, job) if job else None
     if run is None or restarted:
         return run
+    if job != os.environ.get("TORCHELASTIC_RUN_ID"):  # an earlier launcher had the same address and pid
+        return None
     unfinished = _logged_epochs(run) < config.trainer.epochs
     return run if unfinished and run.config.read_text(encoding="utf-8") == to_json(config, folder=run.path) else None
 

@@ -20,6 +20,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
 from tests.helpers import ROOT, Fit, copy_run, equal, fork, identical, lines, same, state, temporarily
+from utils.distributed import ProcessGroup
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
 from utils.run_folder import RunFolder
@@ -478,3 +479,19 @@ def test_parameters_in_another_dtype_are_not_converted(fit: Fit) -> None:
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
         converted = fit("--init-from", str(run), model=model).run_dir
     assert {value.dtype for value in state(converted)["model"].values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("name", "restarts", "again"), [("lenet-1", "0", 1), ("none", "1", 1), ("none", "0", 2)])
+def test_a_job_started_again_resumes_its_run_if_the_user_has_named_it(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, name: str, restarts: str, again: int
+) -> None:
+    """In a container, the launcher may have the same address and pid each time."""
+    monkeypatch.setattr(ProcessGroup, "launched", True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "validate", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    run = fit().run_dir
+    assert len([*run.parent.iterdir()]) == again
