@@ -104,7 +104,8 @@ def check_memorising(
         if best >= goal:
             optimizer = torch.optim.Adam(trained, lr=rate)
             for _ in range(STEPS):
-                result = step()
+                with isolated(0, "check"):  # the same dropout in each step: noise may keep the loss up
+                    result = step()
                 step_unmarked(optimizer)  # as in training, without importing the compiler
             # another model may be evaluated, such as a teacher
             best = min(best, float(measure().loss), float(result.loss))

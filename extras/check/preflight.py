@@ -124,6 +124,7 @@ class _Check:
         self.first = next(training.batches.ranges())
         self.fetching = 0.0
         """Seconds to load a batch."""
+        self.metrics_failed = False
         # the schedule is unaffected: its length is that of the run
         constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
@@ -160,7 +161,9 @@ class _Check:
         measure = self._train if evaluated is None else self._evaluate
         yield from self._likely_mistakes(batch, trained)
         yield first_loss(result, self.config, self.experiment)
-        yield from self._metrics(result, self.first.size, "training")
+        metrics = [*self._metrics(result, self.first.size, "training")]
+        yield from metrics
+        self.metrics_failed = any(each.verdict == "FAIL" for each in metrics)
         for name, text in parameter_groups(self.training):
             yield CheckResult(name, "ok", text)
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
@@ -345,7 +348,8 @@ class _Check:
     def _check_validation(self, batches: Batches) -> Iterator[CheckResult]:
         micro_batch = next(batches.one_pass())
         result = self._evaluate(self.runtime.to_device(micro_batch.data), first="validation")
-        yield from self._metrics(result, micro_batch.size, "validation")
+        if not self.metrics_failed:
+            yield from self._metrics(result, micro_batch.size, "validation")
 
     def _fixed(self) -> dict[str, Any]:
         """What no validation should change: the tensors of the model, and the state of each part of the trainer.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
 import train
@@ -56,7 +57,10 @@ class Planted(nn.Module):
             x *= 10
         if self.fault == "grown" and self.training:
             self.seen = torch.cat([self.seen, x.detach()])[-50:]
-        hidden = self.first(x.flatten(1)).relu()
+        noisy = 0.6 if self.fault == "noisy" else 0.0
+        hidden = functional.dropout(
+            self.first(functional.dropout(x.flatten(1), noisy, self.training)).relu(), noisy, self.training
+        )
         if self.fault == "detached":
             hidden = hidden.detach()
         outputs: Tensor = self.last(hidden)
@@ -236,6 +240,18 @@ def test_a_planted_fault_is_found(check: Check, keys: dict[str, Any], line: str,
     assert cause in report
     assert "extras/" not in report.replace("tests/extras/", ""), "a line of the project's own explains nothing"
     assert status == (1 if " FAIL " in report else 0)
+
+
+def test_a_metric_that_fails_is_reported_once_and_not_again_on_the_validation_data(check: Check) -> None:
+    loader = {"num_samples": 60, "input_shape": [8], "num_classes": 3, "batch_size": 10, "validation_split": 7}
+    metrics = {"data_loader": {"type": "RandomTensorLoader", "args": loader}, "metrics": ["everything"]}
+    _, report = check(**planted(""), **metrics)
+    assert report.count("one number per sample") == 1
+
+
+def test_a_model_with_much_dropout_can_learn_a_batch(check: Check) -> None:
+    _, report = check(**planted("noisy"))
+    assert "learning      ok" in report
 
 
 def test_a_metric_whose_message_says_why_it_fails_gets_no_usual_cause(check: Check) -> None:
