@@ -11,6 +11,7 @@ from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -154,21 +155,22 @@ class _BatchDataset(Dataset[Any]):
         if not isinstance(self.source, SampleSource):  # which seeds them for each sample
             seed_cpu_generators(*request[1], int(draws[0]))  # after a resume, this is another worker's batch
         elif self.is_first:
+            self.is_first = False
             self.source.forget()  # the data set may keep other generators in each process
         try:
             batch = self.source.batch(indices, SampleRandom(draws, request[1]))
-            if self.is_first:  # an error while it is sent would leave the main process waiting for ever
-                self.is_first = False
-                _check_sendable(batch)
+            _check_sendable(batch)  # an error while it is sent would leave the main process waiting for ever
         except UserError as error:
             return error  # torch would put the worker's traceback into its message
         return batch
 
 
 class _TensorlessPickler(ForkingPickler):
-    """Pickles everything but tensors, whose values would be put into shared memory."""
+    """Pickles everything but tensors, whose values would be put into shared memory, and arrays of numbers."""
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return int, ()
         if not isinstance(value, torch.Tensor):
             return NotImplemented
         if value.requires_grad and not value.is_leaf:
@@ -182,7 +184,7 @@ def _check_sendable(batch: Any) -> None:
         _TensorlessPickler(io.BytesIO()).dump(batch)
     except Exception as error:  # any error: pickle runs the objects' own code
         raise DataError(
-            f"the first batch cannot be sent from a worker process: {error}\nLet collate return tensors, arrays, "
+            f"a batch cannot be sent from a worker process: {error}\nLet collate return tensors, arrays, "
             "numbers and strings, in lists, tuples and dicts, or set data_loader.args.num_workers to 0"
         ) from error
 

@@ -184,9 +184,21 @@ def computed(samples: list[Any]) -> Any:
     return torch.ones(2, requires_grad=True) * torch.tensor(samples)
 
 
-@pytest.mark.parametrize(("collate", "says"), [(functions, "local object"), (computed, "torch.no_grad()")])
-def test_a_batch_that_cannot_be_sent_is_an_error_rather_than_a_wait_without_end(collate: Any, says: str) -> None:
-    samples: Any = [1, 2]
-    assert len([*Batches(SampleSource(samples, collate), batch_size=2).one_pass()]) == 1
-    with pytest.raises(DataError, match=f"the first batch cannot be sent from a worker process: .*{re.escape(says)}"):
-        list(Batches(SampleSource(samples, collate), batch_size=2, num_workers=1).one_pass())
+def objects(samples: list[Any]) -> Any:
+    """An array is not a tensor: its objects are sent."""
+    return np.array([*functions(samples), None])
+
+
+@pytest.mark.parametrize(
+    ("collate", "says"), [(functions, "local object"), (objects, "local object"), (computed, "torch.no_grad()")]
+)
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_batch_that_cannot_be_sent_is_an_error_rather_than_a_wait_without_end(
+    collate: Any, says: str, first: int
+) -> None:
+    """first: the first sample in such a batch."""
+    samples: Any = [1, 2, 3, 4]
+    source = SampleSource(samples, lambda batch: collate(batch) if batch[0] >= first else torch.tensor(batch))
+    assert len([*Batches(source, batch_size=2).one_pass()]) == 2
+    with pytest.raises(DataError, match=f"a batch cannot be sent from a worker process: .*{re.escape(says)}"):
+        list(Batches(source, batch_size=2, num_workers=1).one_pass())
