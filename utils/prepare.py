@@ -68,15 +68,21 @@ def prepare_ddp(runtime: Runtime, model: nn.Module, *, several_optimizers: bool 
             runtime.reducer = GradientReducer(model, runtime.device, unused_parameters=unused)
 
 
-@contextmanager
-def sharded_between_calls(runtime: Runtime, model: Any) -> Iterator[None]:
-    """Inside the block, with FSDP: the model's parameters are its shards, except during a call.
+def reshard(runtime: Runtime, model: Any) -> None:
+    """With FSDP: let the model's parameters be its shards again.
 
-    Outside, the gathered weights remain after a forward pass, and what is done to them would be lost: a change of their
-    values, or ``requires_grad_``.
+    After a forward pass without a backward pass they are the gathered weights, and what is done to them would be lost:
+    a change of their values, or ``requires_grad_``.
     """
     if runtime.sharded:
         model.reshard()
+
+
+@contextmanager
+def sharded_between_calls(runtime: Runtime, model: Any) -> Iterator[None]:
+    """Inside the block, with FSDP: the model's parameters are its shards, except during a call."""
+    reshard(runtime, model)
+    if runtime.sharded:
         model.set_reshard_after_forward(True, recurse=False)
     try:
         yield

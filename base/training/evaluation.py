@@ -20,6 +20,7 @@ from base.training.parameters import loss_module
 from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError
+from utils.prepare import reshard
 from utils.random import isolated
 from utils.schema import TrainerConfig
 
@@ -106,6 +107,7 @@ class EvaluationLoop(TrainerInterface):
                 root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training
+            reshard(self.runtime, self.model)  # end_epoch may change them
 
 
 @contextmanager

@@ -232,7 +232,7 @@ class MethodsTrainer(Trainer):
 
 
 class ThawingTrainer(Trainer):
-    """Runs the model, shrinks a weight, and freezes and thaws layers from epoch to epoch."""
+    """Runs the model, shrinks weights, and freezes and thaws layers from epoch to epoch."""
 
     model: Any
 
@@ -242,6 +242,11 @@ class ThawingTrainer(Trainer):
             self.model.fc1.weight.mul_(0.5)
         self.model.fc1.requires_grad_(epoch > 1)
         self.model.fc2.requires_grad_(epoch < 3)
+
+    def end_epoch(self, validation: dict[str, float]) -> None:
+        with torch.no_grad():
+            self.model.fc2.weight.mul_(0.5)
+        super().end_epoch(validation)
 
 
 class LateTrainer(Trainer):

@@ -92,9 +92,7 @@ def test_two_processes_give_what_one_gives_and_resume_exactly(runs: dict[str, An
         assert differences(state(one)[part], left[part], rtol=1e-3) == []
 
 
-def test_with_fsdp_begin_epoch_changes_weights_and_frozen_layers_after_it_has_run_the_model(
-    runs: dict[str, Any],
-) -> None:
+def test_with_fsdp_what_is_done_to_weights_after_a_forward_pass_remains(runs: dict[str, Any]) -> None:
     two, sharded = runs["thawing 2"], runs["thawing 2 fsdp"]
     assert isinstance(sharded, Path), sharded
     assert differences(lines(two), lines(sharded), rtol=1e-4) == []
