@@ -1,7 +1,7 @@
 """Optimizers: which need a closure, how to load their state, and a step without torch's profiler marks."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -154,6 +154,21 @@ def laid_out_like(value: Any, parameter: Tensor) -> Any:
     if value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def check_layouts(optimizer: Optimizer, parameters: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a fused kernel would apply state to other weights: a step has changed the memory format.
+
+    parameters: by name.
+    """
+    if not optimizer.defaults.get("fused"):
+        return
+    for name, parameter in parameters.items():
+        if any(laid_out_like(value, parameter) is not value for value in optimizer.state.get(parameter, {}).values()):
+            raise ConfigError(
+                f"the first step gave {name} another memory format, in which {type(optimizer).__name__} would take its "
+                "state for that of other weights; assign values in place, as in weight.copy_(values)"
+            )
 
 
 def parameters_in(optimizer: Optimizer) -> list[Any]:

@@ -13,6 +13,7 @@ from utils.device_errors import device_failure
 from utils.errors import ConfigError, UserError
 from utils.optimizers import forgets, inner_optimizers, load_exactly, needs_closure
 from utils.runtime import Runtime
+from utils.tree import is_dense
 
 # optimizers with a fused kernel for all weights, and the devices that have it; results differ only by rounding
 FUSED = {"SGD", "Adam", "AdamW"}
@@ -118,7 +119,10 @@ def supports_fused(
         return False  # see start_state
     if any(getattr(module, "sparse", False) for module in model.modules()):
         return False  # sparse gradients, as of Embedding
-    return all(parameter.is_floating_point() for group in groups for parameter in group["params"])  # not complex
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if not runtime.sharded and not all(map(is_dense, parameters)):
+        return False  # part of a larger tensor: the kernels would read what lies between its values
+    return all(parameter.is_floating_point() for parameter in parameters)  # not complex
 
 
 def prepare_optimizer(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> None:

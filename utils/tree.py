@@ -103,8 +103,13 @@ def tensors(nest: Any) -> Iterator[Tensor]:
 
 
 def has_strides(tensor: Tensor) -> bool:
-    """Whether the values of a tensor are one block of memory: it is neither sparse nor nested."""
+    """Whether the values of a tensor are found by its strides: it is neither sparse nor nested."""
     return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the values are one block of memory without gaps or overlaps, in any order of the dimensions."""
+    return has_strides(tensor) and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def stored_values(tensor: Tensor) -> Tensor:

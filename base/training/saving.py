@@ -14,6 +14,7 @@ from base.training.state import STANDARD_PARTS, check_registered, load_part, par
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, Stopped, UserError
+from utils.optimizers import check_layouts
 from utils.random import generator_states, restore_generators, seed_generators
 from utils.schema import TrainerConfig
 from utils.user_code import format_error_with_source
@@ -63,6 +64,8 @@ class Checkpointed(EvaluationLoop):
         for name, part in self.stateful().items():
             if name in self._names_at_start:
                 check_registered(name, part, state[name], self._names_at_start[name])
+        for each in self.training.optimizers.values():
+            check_layouts(each.optimizer, self.training.frozen.parameters)
         self.outputs.on_first_step()
 
     def save(self) -> None:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 import train
 from base.base_model import BaseModel
+from base.data.batches import StepBatches
 from base.load_run import load_run
 from base.training.state import load_part
 from tests.helpers import Fit, copy_run, lines, registering, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.errors import CheckpointError, ConfigError
-from utils.registry import MODELS, OPTIMIZERS
+from utils.registry import MODELS, OPTIMIZERS, TRAINERS
 
 
 class Double(BaseModel):
@@ -219,3 +221,50 @@ def test_a_module_may_save_its_state_in_a_form_of_its_own() -> None:
     saved, loaded = Listed(2, 2), Listed(2, 2)
     load_part(loaded, saved.state_dict(), in_order=True)
     assert torch.equal(saved.weight, loaded.weight)
+
+
+class Sliced(BaseModel):
+    """Its weight may be a part of a larger table, as nn.Embedding.from_pretrained(table[:, :6], freeze=False) has."""
+
+    def __init__(self, *, sliced: bool) -> None:
+        super().__init__()
+        table = torch.linspace(-1, 1, 27).view(3, 9)[:, :6]
+        self.weight = nn.Parameter(table if sliced else table.clone(memory_format=torch.contiguous_format))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight.T
+
+
+FUSED = ["AdamW", {"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}]
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_a_weight_that_is_a_part_of_a_larger_tensor_is_trained_like_any_other(fit: Fit, optimizer: Any) -> None:
+    with temporarily(MODELS, Sliced):
+        sliced, whole = (
+            fit(model={"type": "Sliced", "args": {"sliced": each}}, optimizer=optimizer).run_dir
+            for each in (True, False)
+        )
+    torch.testing.assert_close(state(sliced)["model"], state(whole)["model"])
+
+
+class Transposing(Trainer):
+    """As the Q of torch.linalg.qr, which an orthogonal weight may be set to after each step."""
+
+    def optimizer_step(self, step: StepBatches) -> Any:
+        loss = super().optimizer_step(step)
+        weight = self.experiment.model.get_parameter("fc1.weight")
+        weight.data = weight.data.T.contiguous().T
+        return loss
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_a_step_that_gives_a_weight_another_memory_format_is_refused(fit: Fit, optimizer: Any) -> None:
+    with temporarily(TRAINERS, Transposing), pytest.raises(ConfigError, match=r"gave fc1.weight another memory format"):
+        fit("trainer.type=Transposing", optimizer=optimizer)
+
+
+def test_without_a_fused_kernel_a_step_may_change_the_memory_format(fit: Fit) -> None:
+    with temporarily(TRAINERS, Transposing):
+        changed = fit("trainer.type=Transposing", optimizer="RMSprop").run_dir
+    torch.testing.assert_close(state(changed)["model"], state(fit(optimizer="RMSprop").run_dir)["model"])
