@@ -76,7 +76,8 @@ def train(loaded: LoadedConfig, data: BaseDataLoader | None = None, *, note: str
     trainer = build_trainer(loaded, experiment)
     with experiment.signals:
         folder = process_group.broadcast_object(lambda: new_folder(loaded, weights))
-        with folder.owned(process_group), remove_if_empty(trainer, folder), log_to_file(trainer, folder):
+        # first the former: Windows does not remove a folder whose lock file is open
+        with remove_if_empty(trainer, folder), folder.owned(process_group), log_to_file(trainer, folder):
             trainer.begin(training, build_outputs(loaded, folder, experiment))
             if weights is not None:
                 experiment.console.info(f"initial weights: {weights.description}")

@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -32,12 +33,27 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file over another, atomically.
+
+    Windows refuses this while a process has either open, if only to read it or to scan it for viruses: then it is tried
+    again for a second.
+    """
+    for seconds in (0.01, 0.05, 0.2, 0.7) if os.name == "nt" else ():
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    source.replace(target)
 
 
 def link(name: Path, target: Path) -> None:
@@ -52,7 +68,7 @@ def link(name: Path, target: Path) -> None:
         with atomic_write(name) as file:
             file.write(target.read_bytes())
     else:
-        temporary.replace(name)
+        replace(temporary, name)
         sync_folder(name.parent)
 
 
@@ -151,7 +167,7 @@ class LogFile:
         with self._lock:
             self._write()
             if self.path.exists():
-                with self.path.open("rb") as file:
+                with self.path.open("ab") as file:  # Windows flushes only what may be written
                     os.fsync(file.fileno())
                 sync_folder(self.path.parent)
 

@@ -164,8 +164,15 @@ class RunFolder:
             yield
 
     def remove_empty(self) -> bool:
-        """Remove the folder if it contains only what every run starts with. Returns whether it was removed."""
-        names = [path.name for path in self.path.iterdir() if not path.name.startswith(EVENTS)]
+        """Remove the folder if it contains only what every run starts with, and no process has locked it.
+
+        Returns whether it was removed.
+        """
+        try:
+            with self.locked():
+                names = [path.name for path in self.path.iterdir() if not path.name.startswith(EVENTS)]
+        except UserError:
+            return False
         if not INITIAL.issuperset(names) or any(self.checkpoints.iterdir()):
             return False
         shutil.rmtree(self.path, ignore_errors=True)
@@ -206,7 +213,7 @@ class RunFolder:
         before = self.read_environment()
         if not before and self.environment.exists():
             with contextlib.suppress(OSError):  # unreadable, but perhaps repairable
-                self.environment.rename(self.environment.with_name("environment.json.damaged"))
+                self.environment.replace(self.environment.with_name("environment.json.damaged"))
         if before:
             record = {**before, "resumed": [*before.get("resumed", []), record]}
         if note is not None:

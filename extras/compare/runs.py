@@ -1,5 +1,7 @@
 """Reads run folders in any state, without building anything or needing the run's code."""
 
+import glob
+import itertools
 import math
 import re
 import statistics
@@ -143,7 +145,9 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     """
     runs = dict[Path, Run]()
     others = list[Path]()
-    for path in paths:
+    # shells of Windows leave patterns to the program
+    matches = [[path] if path.exists() else sorted(map(Path, glob.glob(str(path)))) or [path] for path in paths]  # noqa: PTH207
+    for path in itertools.chain(*matches):
         if not path.exists():
             raise CheckpointError(f"{path}: no such run folder")
         folders = [path] if (path / "config.json").is_file() else []

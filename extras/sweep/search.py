@@ -16,6 +16,7 @@ from extras.sweep.spaces import INTEGERS, Space, combinations, shown
 from extras.sweep.sweep_folder import Spec, Trial
 from utils.errors import UserError, os_errors_as
 from utils.extras import need_package
+from utils.files import replace
 
 if TYPE_CHECKING:
     import optuna
@@ -176,7 +177,7 @@ def write_journal(path: Path, study: "Study") -> None:
         storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
         copy = optuna.create_study(study_name="sweep", direction=study.direction, storage=storage)
         copy.add_trials(study.get_trials(deepcopy=False))
-        file.replace(path)
+        replace(file, path)
 
 
 def study_of(spec: Spec, trials: Sequence[Trial]) -> "Study":
