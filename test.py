@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import math
-import shlex
 import sys
 import tempfile
 
@@ -43,7 +42,7 @@ from utils.paths import PROJECT, display_path
 from utils.registry import import_components
 from utils.run_folder import RunFolder, replace_files
 from utils.streams import clear_loading, say
-from utils.text import OVERRIDE, count, number_or_dash, table
+from utils.text import OVERRIDE, count, number_or_dash, shell_join, table
 
 
 @restore_kernels()
@@ -56,7 +55,7 @@ def main(argv: Sequence[str | Path] | None = None) -> dict[str, float]:
         cli.refuse_torchrun("--compare")
         return _compare(options)
     words = sys.argv[1:] if argv is None else list(map(str, argv))
-    return _test(options, command=shlex.join(["python", display_path(PROJECT / "test.py"), *words]))
+    return _test(options, command=shell_join(["python", display_path(PROJECT / "test.py"), *words]))
 
 
 def _compare(options: argparse.Namespace) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What a run depends on besides its config: command, code, versions, machine."""
 
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import torch
 
 from utils.device import describe_device
 from utils.paths import PROJECT, code_digests
-from utils.text import listed
+from utils.text import listed, shell_join
 
 
 def environment(device: torch.device, processes: int, seed: int) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def environment(device: torch.device, processes: int, seed: int) -> dict[str, An
     packages = ("torch", "torchvision", "numpy", "tensorboard", "pydantic")
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shell_join([Path(sys.executable).name, *sys.argv]),
         **git_state(),
         "code": code_digests(),
         "python": platform.python_version(),
@@ -90,7 +89,8 @@ def _git(*arguments: str) -> str | None:
             ["git", "--no-optional-locks", *arguments],
             cwd=PROJECT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",  # on Windows the default is another
+            errors="replace",
             check=True,
             timeout=10,
         ).stdout.strip()

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.text import shell_join
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOT_RUN = {"extras", "dev", "tests"}
@@ -54,4 +54,4 @@ def display_path(path: Path) -> str:
 
 def shell_path(path: Path) -> str:
     """A path in a command that the user may copy: like ``display_path``, but quoted where a shell needs it."""
-    return shlex.quote(display_path(path))
+    return shell_join([display_path(path)])

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -17,10 +16,12 @@ from typing import Any, NoReturn
 from utils.distributed import ProcessGroup, current
 from utils.errors import Stopped
 from utils.streams import prepare_streams
+from utils.text import shell_join
 
-# SIGHUP: the terminal or ssh connection was lost. Batch systems send the others before a job's time is up
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-WATCHED = [number for number in signal.Signals if number.name in _NAMES]  # Windows has only two
+# SIGHUP: the terminal or ssh connection was lost. SIGBREAK: Ctrl-Break on Windows, which has only this, SIGINT and
+# SIGTERM. Batch systems send the others before a job's time is up
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+WATCHED = [number for number in signal.Signals if number.name in _NAMES]
 TOGETHER = 0.5
 """Seconds within which two SIGINTs count as one: a terminal sends it to all processes, and a launcher forwards it."""
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -43,7 +44,7 @@ def _free_signals() -> list[signal.Signals]:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    command = shlex.join(["python", *sys.argv])
+    command = shell_join(["python", *sys.argv])
     status = 128 + number
     _, first_status = current().claim_failure(status)  # differs if the launcher ends all processes because one failed
     if first_status == status and (os.environ.get("RANK") or "0") == "0":

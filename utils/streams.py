@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import shlex
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from utils.errors import UserError
-from utils.text import printable
+from utils.text import printable, shell_join
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
@@ -32,7 +31,7 @@ def prepare_streams() -> None:
 def _say_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     clear_loading()
     if isinstance(error, ModuleNotFoundError) and "." not in (error.name or "."):
-        python = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+        python = shell_join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
         say_error(f"error: {error.name} is not installed; activate the project's environment, or: {python}")
         raise SystemExit(2)
     if hidden := _hidden_module(error):

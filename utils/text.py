@@ -1,7 +1,9 @@
 """Formatting of numbers, times and tables, the same everywhere."""
 
 import difflib
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -13,6 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 _NOT_OURS = re.compile(rf"(?!\x1b\[(?:0|2|33|1;31|1;32)m){_CONTROL.pattern}")
 
 
+_PLAIN = re.compile(r"[\w+=:./\\-]+")  # needs no quotes in cmd.exe and PowerShell
 OVERRIDE = re.compile(r"[\w$]+(\.[\w$]+)*=")
 """The beginning of a KEY=VALUE on the command line."""
 
@@ -24,6 +27,14 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def shell_join(words: Iterable[str]) -> str:
+    """A command that the user may copy: for cmd.exe and PowerShell on Windows, otherwise for a POSIX shell."""
+    if os.name != "nt":
+        return shlex.join(words)
+    # cmd.exe does not know single quotes, in which shlex puts each path with a backslash
+    return " ".join(word if _PLAIN.fullmatch(word) else '"' + word.replace('"', r"\"") + '"' for word in words)
 
 
 def number(value: float) -> str:

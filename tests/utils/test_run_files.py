@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +16,10 @@ from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run, needs_extra
 from utils.environment import git_state
 from utils.errors import UserError
+from utils.files import replace
 from utils.paths import display_path, path_from
 from utils.run_folder import RunFolder
+from utils.text import shell_join
 
 FILES = [
     *(f"checkpoints/{name}.pth" for name in ("best", "last", "step-00000005")),
@@ -159,6 +163,35 @@ def test_a_path_on_another_drive_is_absolute(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("os.path.relpath", fail)
     assert path_from(tmp_path / "a", tmp_path / "b") == (tmp_path / "b").as_posix()
     assert display_path(tmp_path) == str(tmp_path)
+
+
+def test_a_command_can_be_copied_into_a_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["python", r"saved\a_b\20260101-000001", r"R&D\my runs", 'trainer.args={"alpha": 1}', "-r", ""]
+    assert shlex.split(shell_join(words)) == words
+    monkeypatch.setattr("utils.text.os", SimpleNamespace(name="nt"))
+    expected = r'''python saved\a_b\20260101-000001 "R&D\my runs" "trainer.args={\"alpha\": 1}" -r ""'''
+    assert shell_join(words) == expected
+
+
+@pytest.mark.parametrize("until", [3, 9])
+def test_windows_is_given_time_to_release_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: int) -> None:
+    """until: number of attempts that are refused."""
+    refused = iter(range(until))
+
+    def rename(path: Path, target: Path) -> None:
+        if next(refused, None) is not None:
+            raise PermissionError
+        path.rename(target)
+
+    waited: list[float] = []
+    monkeypatch.setattr("utils.files.time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr("utils.files.os.name", "nt")
+    (tmp_path / "a").touch()
+    with contextlib.nullcontext() if until < 5 else pytest.raises(PermissionError):
+        replace(tmp_path / "a", tmp_path / "b")
+    assert len(waited) == min(until, 4)
+    assert (tmp_path / "b").exists() == (until < 5)
 
 
 def test_outside_of_git_it_is_unknown_whether_files_were_changed(
