@@ -6,6 +6,7 @@ continued from its checkpoint by whichever finds it first.
 
 import contextlib
 import itertools
+import os
 import re
 import subprocess
 import time
@@ -196,6 +197,7 @@ class Coordinator:
             yield
         finally:
             self.display.close()
+            self.processes.end()
             stop([one.process for one in self.running if one.process])
             for one in self.running:
                 self.folder.release(one.trial)
@@ -205,7 +207,8 @@ def stop(processes: Sequence[Any]) -> None:
     """Send SIGTERM, on which a training saves and exits, then SIGKILL to what remains after the grace period."""
     until = time.monotonic() + GRACE
     for process in processes:
-        process.terminate()
+        if os.name != "nt":  # on Windows this would not let it save; that its standard input has ended must do
+            process.terminate()
     for process in processes:
         try:
             process.wait(max(0.0, until - time.monotonic()))

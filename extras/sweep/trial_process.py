@@ -101,6 +101,10 @@ class TrialProcesses:
                 stderr=errors,
             )
 
+    def end(self) -> None:
+        """Let all processes save and exit, as if this one had ended."""
+        os.close(self.pipe[1])
+
 
 def train_trial(folder: str, *options: str) -> int:
     """Train the run in a folder to its end. Returns the exit status."""
@@ -129,7 +133,10 @@ def _complete(run: RunFolder) -> None:
 def _end_with_sweep() -> None:
     """Let a trial whose sweep was killed save and exit: its standard input then ends."""
     os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if sys.platform == "win32":  # where os.kill would end the process at once
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

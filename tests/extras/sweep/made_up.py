@@ -76,6 +76,7 @@ class MadeUpProcesses:
         self.status = status
         self.outcome = outcome
         self.started: list[str] = []
+        self.ended = False
 
     def start(self, run: RunFolder, slot: int) -> MadeUpProcess:
         values = json.loads((run.path / "trial.json").read_text())["values"]
@@ -86,6 +87,9 @@ class MadeUpProcesses:
         if self.outcome:
             run.environment.write_text(json.dumps({"outcome": self.outcome}))
         return MadeUpProcess(status)
+
+    def end(self) -> None:
+        self.ended = True
 
 
 class Killed(BaseException):

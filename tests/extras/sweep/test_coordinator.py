@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -283,9 +284,11 @@ def test_values_that_the_config_refuses_together_are_a_failed_trial(make: Callab
     assert "num_samples" in trials[1].outcome.reason
 
 
+@pytest.mark.parametrize("system", ["posix", "nt"])
 def test_a_signal_stops_the_trials_first(
-    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[str, Spec], SweepFolder], monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:
+    """On Windows, terminate() would not let them save."""
     folder = make("stopped", spec(*SPACES))
     one = coordinator(folder, MadeUpProcesses(status=lambda values: (0, "")))
     made = []
@@ -298,12 +301,14 @@ def test_a_signal_stops_the_trials_first(
             signal.raise_signal(signal.SIGTERM)
             return process
 
-    one.processes = Endless()  # type: ignore[assignment]
+    one.processes = processes = Endless()  # type: ignore[assignment]
     closed: list[bool] = []
     monkeypatch.setattr(one.display, "close", lambda: closed.append(True))
+    monkeypatch.setattr("extras.sweep.coordinator.os", SimpleNamespace(name=system))
     with pytest.raises(Stopped):
         one.run()
-    assert [process.requests for process in made] == [["terminate"]]
+    assert [process.requests for process in made] == [["terminate"] if system == "posix" else []]
+    assert processes.ended
     assert closed == [True]
     assert results(folder)[0][1] is None
 
