@@ -20,7 +20,10 @@ MINIMAL = (
     "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
 )  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages
-FILES = ["*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".editorconfig", "LICENSE", "Makefile"]
+FILES = [
+    "*.py", "*.json", "*.md", "*.toml", "requirements*.txt", ".gitignore", ".gitattributes", ".editorconfig", "LICENSE",
+    "Makefile",
+]  # fmt: skip
 FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
 # files that an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
 YOURS = (
