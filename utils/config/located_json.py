@@ -148,6 +148,8 @@ def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
         return start, f"{shown} is not a JSON value: true, false, null, a number such as 0.5, or text in double quotes"
     if "property name" in reason:
         return error.pos, 'expected a key in double quotes here, as in "name": ...'
+    if "escape" in reason:
+        return error.pos, "a backslash is written twice in JSON; in a path, use / instead, on Windows too"
     return error.pos, f"invalid string: {reason[0].lower()}{reason[1:]}"
 
 

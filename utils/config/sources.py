@@ -1,6 +1,7 @@
 """The values of a config before any check: the file, merged over the one it extends, with overrides on top."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from inspect import Parameter
@@ -200,8 +201,10 @@ def apply_override(document: Document, override: str) -> KeyPath:
     A bare component name becomes an object first: ``loss.args.reduction=sum`` may follow ``"loss": "mse_loss"``.
     """
     if not OVERRIDE.match(override):
+        quotes = f"\n{_quoting()}" if override.startswith("'") else ""  # in cmd.exe they are letters like any other
         raise ConfigError(
             f"invalid override {override!r}; expected KEY=VALUE, e.g. trainer.epochs=5; -c takes a config, -r a run"
+            + quotes
         )
     if not override.isprintable():
         raise ConfigError(f"override {override!r}: contains a character that cannot be printed")
@@ -216,6 +219,13 @@ def apply_override(document: Document, override: str) -> KeyPath:
     container[path[-1]] = value_at(document.value, path, text, source.name)
     document.set_source(path, source)
     return path
+
+
+def _quoting() -> str:
+    """How to write an override with double quotes in a shell."""
+    if os.name == "nt":
+        return r"""For KEY=["a"], write "KEY=[\"a\"]" in cmd.exe, and 'KEY=[\"a\"]' in PowerShell."""
+    return "Put KEY=VALUE in single quotes."
 
 
 def _key(container: Any, part: str, path: KeyPath, source: Source) -> Any:
@@ -255,7 +265,7 @@ def value_at(config: dict[str, Any], path: KeyPath, text: str, name: str) -> Any
         if _JSON_NUMBER.fullmatch(text) and _is_number(config, path):
             raise  # it is too large
         if text[:1] in ("{", "[", '"'):
-            quotes = "" if '"' in text else "\nDid the shell remove the quotes? Put KEY=VALUE in single quotes."
+            quotes = "" if '"' in text else f"\nDid the shell remove the quotes? {_quoting()}"
             raise ConfigError(f"{error}{quotes}") from error
         if text in _PYTHON:
             raise ConfigError(f"{name}: write {_PYTHON[text]}, as in JSON, or '\"{text}\"' for the text") from error

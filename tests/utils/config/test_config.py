@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,6 +273,14 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
 def test_overrides_are_checked_and_named(explain: Callable[..., str], override: str, expected: str) -> None:
     assert expected in explain(SOUND, override)
     assert override in explain(SOUND, override) or "\udcff" in override
+
+
+@pytest.mark.parametrize("override", ["metrics=[accuracy]", "'metrics=[accuracy]'"])
+def test_windows_has_its_own_way_of_quoting(
+    explain: Callable[..., str], monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr("utils.config.sources.os", SimpleNamespace(name="nt"))
+    assert r"""write "KEY=[\"a\"]" in cmd.exe, and 'KEY=[\"a\"]' in PowerShell""" in explain(SOUND, override)
 
 
 def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from utils.text import width
         ('{"a": [1, 2', "1:12", "the text ends here"),
         ('{"a": "b\n"}', "1:9", "invalid string"),
         ('{"a": "b', "1:7", "invalid string: unterminated"),
+        (r'{"a": "C:\data"}', "1:10", "in a path, use / instead"),
         ("[" * 40 + "]" * 40, "1:33", "deeper than 32"),
         ("[" * 100_000, "1:1", "cannot be read"),
         ("{} {}", "1:4", "text after the end"),
