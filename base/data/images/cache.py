@@ -115,7 +115,7 @@ def files_below(folder: Path, on_error: Callable[[OSError], None] | None = None)
         above = {Path(path).resolve(), *Path(path).resolve().parents}
         folders[:] = [name for name in folders if not name.startswith(".") and Path(path, name).resolve() not in above]
         found += [(path, name) for name in names if not name.startswith(".")]
-    return [f"{path}/{name}" for path, name in sorted(found)]
+    return [f"{path}{os.sep}{name}" for path, name in sorted(found)]
 
 
 def fingerprint(root: Path, files: Iterable[str], *parts: object) -> str:
