@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     print(
-        f"{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m 'Start from the template'"
+        f'{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m "Start from the template"'
     )
     print(
         "  make train\nWrite your own README.md. To merge later changes of the template, run in the template's folder:"
