@@ -1,5 +1,6 @@
 """Samples into batches, and batches from worker processes to this one: like torch, but faster for small samples."""
 
+import functools
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
+from torch.multiprocessing.reductions import reduce_storage, reduce_tensor
 from torch.utils.data import default_collate, get_worker_info
+
+from base.data.errors import MORE_SHARED_MEMORY
+from utils.streams import say_error
 
 SMALL = 2**18
 """Bytes up to which a worker process sends a tensor by value. Through shared memory, as torch does, each tensor takes
@@ -36,8 +40,8 @@ def _collate(column: Any) -> Any:
         return kind(*parts) if hasattr(kind, "_fields") else parts
     if kind is dict:
         return {key: _collate([sample[key] for sample in column]) for key in first}
-    large = getattr(first, "nbytes", 0) * len(column) > SMALL
-    if not (large and get_worker_info()):  # a worker process stacks it in shared memory
+    in_shared_memory = getattr(first, "nbytes", 0) * len(column) > SMALL and get_worker_info()
+    if not in_shared_memory:
         if kind is Tensor and first.layout is torch.strided:
             return torch.stack(column)
         dtype = first.dtype if isinstance(first, (np.ndarray, np.generic)) else NUMBERS.get(kind)
@@ -45,7 +49,12 @@ def _collate(column: Any) -> Any:
             return torch.from_numpy(array)
     if kind is Tensor or isinstance(first, np.ndarray):  # not of torchvision, whose methods take 2 us each
         column = [_readable(row) for row in column]
-    return default_collate(column)
+    try:
+        return default_collate(column)
+    except RuntimeError:
+        if not in_shared_memory:
+            raise
+        return torch.stack([torch.as_tensor(row) for row in column])  # perhaps none is left
 
 
 def _readable(row: Any) -> Any:
@@ -63,12 +72,38 @@ def _readable(row: Any) -> Any:
 def send_small_tensors_by_value() -> None:
     """Call it in a worker process; it applies to every batch that the process sends."""
     ForkingPickler.register(Tensor, _reduce)
+    ForkingPickler.register(torch.UntypedStorage, _reduce_storage)
 
 
 def _reduce(tensor: Tensor) -> Any:
     tensor = tensor.resolve_conj().resolve_neg()  # torch would send the values without these marks
     small = tensor.layout is torch.strided and tensor.is_contiguous() and tensor.nbytes <= SMALL
     return (reduce_by_value(tensor) if small else None) or reduce_tensor(tensor)  # type: ignore[no-untyped-call]
+
+
+def _reduce_storage(storage: torch.UntypedStorage) -> Any:
+    """Through shared memory or, where a container has no more of it, by value: after an error, nothing would be sent,
+    and the main process would wait for ever.
+    """
+    try:
+        return reduce_storage(storage)  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        if storage.device.type != "cpu":
+            raise
+        _warn_of_shared_memory(str(error).rpartition(": ")[2])
+        return _rebuild_storage, (torch.empty(0, dtype=torch.uint8).set_(storage).numpy(),)
+
+
+def _rebuild_storage(values: np.ndarray[Any, Any]) -> torch.UntypedStorage:
+    return torch.from_numpy(values).clone().untyped_storage()  # in memory that is aligned like torch's
+
+
+@functools.cache  # once in each process
+def _warn_of_shared_memory(reason: str) -> None:
+    say_error(
+        f"warning: a worker process has no shared memory for a batch ({reason}), and sends it in a slower way; "
+        f"{MORE_SHARED_MEMORY}"
+    )
 
 
 def reduce_by_value(tensor: Tensor) -> Any:

@@ -7,6 +7,8 @@ from utils.errors import DataError, UserError
 from utils.text import listed
 from utils.user_code import format_error_with_source
 
+MORE_SHARED_MEMORY = "give the container more, as by docker run --shm-size=8g, or use fewer workers"
+
 
 def sample_error(error: Exception, what: str) -> Exception:
     """The error to raise for one in a data set's own code. what: which sample, how many, or which method."""
@@ -25,6 +27,8 @@ def call_hook(data: Any, name: str) -> Any:
 
 def collate_error(error: Exception, name: str, indices: Sequence[int]) -> Exception:
     """The error to raise if samples cannot be made into a batch. name: of the data set."""
+    if "</torch_" in str(error):  # a file in shared memory, where torch's default_collate stacks tensors
+        return DataError(f"{name}: no shared memory for a batch ({error}); {MORE_SHARED_MEMORY}")
     return sample_error(
         error,
         f"{name}: samples {listed([*map(str, indices)])} cannot be made into a batch. Return tensors or numbers of the "

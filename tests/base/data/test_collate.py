@@ -1,7 +1,7 @@
 """Batches are torch's own, and small tensors come from worker processes by value."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,6 +172,49 @@ def test_a_worker_stacks_a_large_batch_in_shared_memory() -> None:
     inputs, targets = loaded.data
     assert inputs.is_shared()
     assert not targets.is_shared()
+
+
+def stacked(samples: list[Any]) -> Any:
+    """As in a project's own collate."""
+    inputs, targets = zip(*samples, strict=True)
+    return [torch.stack([*map(torch.as_tensor, inputs)]), torch.tensor(targets)]
+
+
+@pytest.fixture
+def no_shared_memory() -> Iterator[None]:
+    """None larger than a tensor that is sent by value, as in a container where others have filled /dev/shm."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("no_shared_memory")
+@pytest.mark.parametrize("collate", [collate_samples, stacked])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, torch.Tensor.bfloat16, torch.Tensor.t])
+def test_workers_send_large_batches_without_shared_memory(collate: Any, kind: Callable[[Any], Any]) -> None:
+    samples: Any = [(kind(torch.arange(SMALL // 2.0).view(2, -1) + index), index) for index in range(4)]
+    batches = Batches(SampleSource(samples, collate), batch_size=2, num_workers=1)
+    for loaded, start in zip(batches.one_pass(), (0, 2), strict=True):
+        assert same(loaded.data, default_collate(samples[start : start + 2]))
+
+
+@pytest.mark.usefixtures("no_shared_memory")
+@pytest.mark.parametrize("kind", SENT)
+def test_tensors_come_from_a_worker_without_shared_memory(kind: str) -> None:
+    sent, _ = SENT[kind]
+    samples: Any = [sent]
+    [loaded] = Batches(SampleSource(samples, first), batch_size=1, num_workers=1).one_pass()
+    assert loaded.data.stride() == sent.resolve_neg().stride()
+    assert same(loaded.data, sent)
+
+
+@pytest.mark.usefixtures("no_shared_memory")
+def test_an_own_collate_by_torch_says_that_there_is_no_shared_memory() -> None:
+    samples: Any = [torch.ones(SMALL)] * 2
+    with pytest.raises(DataError, match=r"list: no shared memory for a batch \(.*\); .*--shm-size"):
+        list(Batches(SampleSource(samples, default_collate), batch_size=2, num_workers=1).one_pass())
 
 
 def functions(samples: list[Any]) -> Any:
