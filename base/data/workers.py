@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
 from typing import Any
@@ -20,7 +20,7 @@ from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sample_source import SampleSource
 from base.data.sources import Source
 from utils.device import pins_memory
-from utils.errors import DataError, TrainingError, UserError
+from utils.errors import DataError, TrainingError, UserError, os_errors_as
 from utils.random import mix, seed_cpu_generators
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
@@ -60,11 +60,12 @@ class Workers:
     def load(self, requests: Iterator[Request]) -> Iterator[Any]:
         """The batches for some requests, in order; requests are consumed ahead.
 
-        Raises DataError if the data set cannot be sent to another process.
+        Raises DataError if the data set cannot be sent to another process, UserError if none can be started.
         """
         self._sampler.requests = requests
         try:
-            return iter(self._loader)
+            with starting_workers():
+                return iter(self._loader)
         except (AttributeError, TypeError, PicklingError) as error:
             if not re.search("pickle|local object", str(error)):
                 raise
@@ -90,6 +91,12 @@ def naming_dead_worker() -> Iterator[None]:
         raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
 
 
+def starting_workers() -> AbstractContextManager[None]:
+    """Raises UserError where the system refuses more processes: by ulimit -u, a container's limit, or for memory."""
+    advice = "; set data_loader.args.num_workers lower, or allow more processes or memory"
+    return os_errors_as(UserError, "a worker process cannot be started", advice=advice)
+
+
 def start_method(workers: int) -> str | None:
     """How a ``DataLoader`` starts its processes, for its ``multiprocessing_context``; None: as the program has set.
 
@@ -112,22 +119,26 @@ def cpu_count() -> int:
 
 
 def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[Any]]:
-    """The items of a data set in order, in lists. Raises TrainingError if a worker process dies.
+    """The items of a data set in order, in lists. Raises TrainingError if a worker process dies, UserError if none
+    can be started.
 
     Items that are not tensors need no shared memory, which is scarce in containers.
     """
     if workers:
         end_workers_at_exit()
+    loader = DataLoader(
+        dataset,
+        batch_size=chunk,
+        num_workers=workers,
+        multiprocessing_context=start_method(workers),
+        collate_fn=list,
+        worker_init_fn=ignore_in_worker,
+        generator=torch.Generator(),  # by default the loader would draw from the model's
+    )
     with naming_dead_worker():
-        yield from DataLoader(
-            dataset,
-            batch_size=chunk,
-            num_workers=workers,
-            multiprocessing_context=start_method(workers),
-            collate_fn=list,
-            worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # by default the loader would draw from the model's
-        )
+        with starting_workers() if workers else nullcontext():
+            items = iter(loader)
+        yield from items
 
 
 def _begin_worker(_: int) -> None:

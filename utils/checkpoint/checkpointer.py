@@ -41,7 +41,7 @@ class Checkpointer:
         self.before_commit = before_commit
         self.failure: str | None = None
         self._prune_failure = self._warned_of = ""
-        self._thread: threading.Thread | None = None
+        self._join: Callable[[], None] | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best_step: int | None) -> None:
         """Copy the state and return; a thread writes it while training continues. Waits for the previous save first."""
@@ -50,14 +50,19 @@ class Checkpointer:
         self.wait()
         copy = self._copy(state)
         self.failure = None
-        self._thread = threading.Thread(target=self._write, args=(step, copy, best_step), name="checkpoint")
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(step, copy, best_step), name="checkpoint")
+        self._join = thread.join
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, as by ulimit -u
+            self._write(step, copy, best_step)
+            self._join = lambda: None
 
     def wait(self) -> bool:
         """Wait for the last save, and warn if it failed. Returns whether it is on disk."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._join is not None:
+            self._join()
+            self._join = None
             if self.failure:
                 others = "the older checkpoints are intact" if self.folder.parent.is_dir() else "the run folder is gone"
                 self.warn(f"{self.failure}; {others}")

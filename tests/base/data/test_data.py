@@ -1,6 +1,8 @@
 """Which samples, in which order, with which augmentation: functions of seed, pass and sample, and of nothing else."""
 
+import errno
 import itertools
+import os
 import random
 import sys
 from contextlib import nullcontext
@@ -20,10 +22,10 @@ from base.data.orders import Shuffled
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import SampleSource
 from base.data.sources import TensorSource
-from base.data.workers import start_method
+from base.data.workers import read_once, start_method
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
-from utils.errors import DataError
+from utils.errors import DataError, UserError
 from utils.tree import describe_batch
 
 
@@ -357,6 +359,18 @@ def test_what_cannot_be_sent_to_a_worker_process_is_told() -> None:
             next(Batches(source, batch_size=4, num_workers=1).one_pass())
     finally:
         torch.multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked by default")
+def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    samples: Any = [1, 2]
+    for loaded in (Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(), read_once(samples, 1, 1)):
+        with pytest.raises(UserError, match=r"a worker process cannot be started: Resource .*num_workers lower"):
+            next(loaded)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked by default")

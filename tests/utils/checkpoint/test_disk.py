@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ def test_a_full_disk_is_survived_and_what_was_logged_meanwhile_comes_later(
     assert "the older checkpoints are intact" in said
     assert differences(whole.run_dir, run) == []
     assert " 2/4 " in (run / "train.log").read_text()
+
+
+def test_checkpoints_are_written_where_no_thread_can_be_started(
+    fit: Fit, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(*OFTEN)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    at_step(monkeypatch, {4: lambda: fill(small_disk), 15: (small_disk / "filler").unlink})
+    run = fit(*OFTEN, f"trainer.save_dir={small_disk}").run_dir
+    assert "step-00000006.pth could not be written: [Errno 28]" in capsys.readouterr().err
+    assert differences(whole.run_dir, run) == []
 
 
 def test_a_run_that_cannot_save_at_its_end_says_so_and_where(
