@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
 from typing import Any
@@ -20,7 +20,7 @@ from base.data.sample_random import RandomKey, SampleRandom
 from base.data.sample_source import SampleSource
 from base.data.sources import Source
 from utils.device import pins_memory
-from utils.errors import DataError, TrainingError, UserError, os_errors_as
+from utils.errors import DataError, TrainingError, UserError
 from utils.random import mix, seed_cpu_generators
 from utils.signals import end_workers_at_exit, ignore_in_worker
 
@@ -91,10 +91,19 @@ def naming_dead_worker() -> Iterator[None]:
         raise TrainingError(f"a DataLoader worker died (out of memory?): {error}") from error
 
 
-def starting_workers() -> AbstractContextManager[None]:
+@contextmanager
+def starting_workers() -> Iterator[None]:
     """Raises UserError where the system refuses more processes: by ulimit -u, a container's limit, or for memory."""
-    advice = "; set data_loader.args.num_workers lower, or allow more processes or memory"
-    return os_errors_as(UserError, "a worker process cannot be started", advice=advice)
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"a worker process cannot be started: {reason}; set data_loader.args.num_workers lower, or allow more "
+            "processes or memory"
+        ) from error
 
 
 def start_method(workers: int) -> str | None:

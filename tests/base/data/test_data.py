@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import os
 import random
 import sys
 from contextlib import nullcontext
@@ -362,14 +361,21 @@ def test_what_cannot_be_sent_to_a_worker_process_is_told() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked by default")
-def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fork() -> int:
-        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+@pytest.mark.parametrize(
+    ("start", "error"),
+    [
+        ("os.fork", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+        ("threading.Thread.start", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, start: str, error: Exception) -> None:
+    def refused(*_: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(start, refused)
     samples: Any = [1, 2]
     for loaded in (Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(), read_once(samples, 1, 1)):
-        with pytest.raises(UserError, match=r"a worker process cannot be started: Resource .*num_workers lower"):
+        with pytest.raises(UserError, match=f"cannot be started: {error.args[-1]}; set .*num_workers"):
             next(loaded)
 
 
