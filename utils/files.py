@@ -14,6 +14,9 @@ from typing import IO, Any, BinaryIO
 
 from utils.streams import say_error
 
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems that have no locks, or cannot flush a folder, as some of networks and virtual machines."""
+
 FileSignature = tuple[int, int, int]
 """Size in bytes; last change of the content (mtime) and of anything (ctime), in nanoseconds."""
 
@@ -101,12 +104,17 @@ def size(path: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and need not."""
+    """Flush a folder to disk, so that a rename survives a power cut. Windows cannot, and need not; some file systems
+    cannot either.
+    """
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
 
@@ -115,7 +123,8 @@ def lock_file(file: IO[Any]) -> bool:
     """Lock an open file, or close it and return False if another process holds the lock.
 
     The system releases the lock when the process ends, so none becomes stale. It is a POSIX lock, which worker
-    processes do not inherit: they can outlive a killed parent by some seconds.
+    processes do not inherit: they can outlive a killed parent by some seconds. Raises OSError, with one of the numbers
+    UNSUPPORTED on a file system without locks.
     """
     try:
         if sys.platform == "win32":

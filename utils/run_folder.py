@@ -14,8 +14,9 @@ from typing import Any
 
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, TrainingError, UserError, os_errors_as
-from utils.files import atomic_write, lock_file, read_json_object, read_text
+from utils.files import UNSUPPORTED, atomic_write, lock_file, read_json_object, read_text
 from utils.paths import PROJECT, project_path
+from utils.streams import say_error
 
 # files of a run folder, besides checkpoints and event files
 FILES = {"config.json", "environment.json", "metrics.jsonl", "train.log", ".lock", ".job", ".started"}
@@ -135,7 +136,16 @@ class RunFolder:
         with os_errors_as(UserError, f"cannot write to {self.path}"):
             # unbuffered: nothing waits to be written to it, for which utils.garbage_collection would keep all
             file = (folder / ".lock").open("ab", buffering=0)
-            if not lock_file(file):
+            try:
+                is_free = lock_file(file)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    file.close()
+                    raise
+                is_free = True
+                without = f"on a file system without locks ({error.strerror})"
+                say_error(f"warning: {self.path} is {without}: let no other process write to it meanwhile")
+            if not is_free:
                 raise in_use
         _owned.add(folder)
         with file:

@@ -1,10 +1,12 @@
 """What lies in a run folder in place of a file: a folder, a pipe, what may not be read. One message, and no waiting."""
 
 import contextlib
+import errno
 import json
 import os
 import shlex
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +117,26 @@ def test_what_one_may_not_read_or_write(run: Path, monkeypatch: pytest.MonkeyPat
 def test_a_path_that_no_file_can_have(name: str) -> None:
     with pytest.raises(UserError, match=r"cannot be read|no such run"):
         train.main(["-r", name])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other locks, and does not flush folders")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EIO])
+def test_a_file_system_without_locks_or_that_cannot_flush_folders(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    fsync = os.fsync
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    monkeypatch.setattr(os, "fsync", lambda file: refuse() if stat.S_ISDIR(os.fstat(file).st_mode) else fsync(file))
+    if number == errno.EIO:  # of a disk that fails
+        with pytest.raises(UserError, match=r"cannot write to .*Input/output error"):
+            train.main(["-r", str(run), "trainer.epochs=2"])
+        return
+    assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
+    assert capsys.readouterr().err.count(f"without locks ({os.strerror(number)}): let no other process") == 1
 
 
 @pytest.mark.parametrize("text", ["[1, 2", '{"resumed": 5}', '{"resumed": [5]}', '{"packages": 5}'])
