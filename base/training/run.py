@@ -94,19 +94,25 @@ def log_to_file(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def record_outcome(folder: RunFolder, process_group: ProcessGroup) -> Iterator[None]:
-    """Record in environment.json how the training inside the block ended. A killed run has no outcome there."""
+    """Record in environment.json how the training inside the block ended.
+
+    A killed run has no outcome there, nor has one that was interrupted at once, which saves nothing either.
+    """
+    outcome = ""
     try:
         yield
         outcome = "finished"
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         outcome = "stopped"
-        if not isinstance(error, (Stopped, KeyboardInterrupt)):
+        if not isinstance(error, Stopped):
             first_line = str(error).partition("\n")[0] or type(error).__name__
             failed = "diverged" if isinstance(error, DivergedError) else "failed"
             outcome = process_group.first_cause(f"{failed}: {first_line}", error)
         raise
     finally:
-        if process_group.is_main_process:
+        if outcome and process_group.is_main_process:
             folder.write_outcome(outcome)
 
 

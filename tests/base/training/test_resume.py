@@ -78,6 +78,25 @@ def test_a_run_without_a_checkpoint_restarts(fit: Fit) -> None:
     identical(whole.run_dir, half)
 
 
+def test_a_run_interrupted_at_once_before_its_first_checkpoint_restarts(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a second Ctrl-C in a notebook."""
+    whole = fit("trainer.epochs=2").run_dir
+
+    def end_epoch(self: BaseTrainer, validation: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "end_epoch", end_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            fit("trainer.epochs=2")
+    interrupted = RunFolder.newest(str(whole.parent.parent), "small").path
+    assert interrupted != whole
+    train.main(["-r", str(interrupted)])
+    equal(whole, interrupted)
+
+
 @pytest.mark.usefixtures("tensorboard")
 def test_a_longer_run_resumes_in_the_same_folder(fit: Fit) -> None:
     short = fit("trainer.epochs=2", "trainer.monitor=min val_loss")
