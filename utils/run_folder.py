@@ -56,7 +56,8 @@ class RunFolder:
         """
         parent = project_path(save_dir) / name
         timestamp = time.strftime("%Y%m%d-%H%M%S")
-        unnamed = parent / f".{timestamp}-{os.getpid()}.tmp"
+        # not by the process's number, which is 1 in every container
+        unnamed = parent / f".{timestamp}-{os.urandom(4).hex()}.tmp"
         try:
             (unnamed / "checkpoints").mkdir(parents=True)
             (unnamed / ".started").write_text(f"{time.time_ns()}\n")

@@ -414,6 +414,17 @@ def test_a_run_that_is_in_use_is_refused(fit: Fit) -> None:
         train.main(["-r", str(run)])
 
 
+def test_two_runs_prepared_in_the_same_second_by_processes_of_the_same_number_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in two containers, which share a disk, but each of which has a process 1."""
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+    others = []
+    own = RunFolder.create(str(tmp_path), "a", prepare=lambda _: others.append(RunFolder.create(str(tmp_path), "a")))
+    assert [run.path.name for run in (*others, own)] == ["20260101-000000", "20260101-000000-2"]
+    assert all(run.started.exists() for run in (*others, own))
+
+
 def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     folders = [RunFolder.create(str(tmp_path), "name").path for _ in range(12)]
     assert len(set(folders)) == 12
