@@ -51,7 +51,7 @@ def _made_from() -> dict[str, Any]:
             files += folder.rglob("*.py")
     stats = {str(path): path.stat() for path in sorted(files)}
     return {
-        "python": sys.version,
+        "python": [sys.version, sys.flags.optimize],  # python -OO has no docstrings
         "libraries": sorted(_libraries()),
         "files": {path: [stat.st_mtime_ns, stat.st_size] for path, stat in stats.items()},
     }

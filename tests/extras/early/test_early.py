@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -196,9 +197,11 @@ def test_a_listing_is_kept_as_long_as_nothing_has_changed(project: Path, monkeyp
     cache.keep_listing("", 80, "all")
     assert (cache.cached_listing("", 80), cache.cached_listing("LeNet", 80)) == ("all", "the text")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "_libraries", lambda: ["torch-99.dist-info"])
-        assert cache.cached_listing("LeNet", 80) is None
+    without_docstrings = SimpleNamespace(version=sys.version, path=sys.path, flags=SimpleNamespace(optimize=2))
+    for name, changed in (("_libraries", lambda: ["torch-99.dist-info"]), ("sys", without_docstrings)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, name, changed)
+            assert cache.cached_listing("LeNet", 80) is None
     os.utime(project, ns=(0, 0))
     assert cache.cached_listing("LeNet", 80) is None
     cache.keep_listing("LeNet", 80, "a new text")
