@@ -54,7 +54,22 @@ class Fourier(BaseModel):
         return torch.view_as_real(inputs.to(self.mixed.dtype) @ self.mixed).sum(-1) + self.bias
 
 
-_registered = registering((MODELS, Normed, Tied, Fourier))
+class Adapted(Normed):
+    """The state leaves out frozen weights, which its constructor makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[0].requires_grad_(False)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if not name.startswith("layers.0.")}
+
+    def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state, strict=False, assign=assign)
+
+
+_registered = registering((MODELS, Normed, Tied, Fourier, Adapted))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +92,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(fit: Fit, model: str
                 assert after["averaged_weights"][name] == weights  # num_batches_tracked
 
 
-@pytest.mark.parametrize("model", ["Normed", "Tied"])
+@pytest.mark.parametrize("model", ["Normed", "Tied", "Adapted"])
 @pytest.mark.usefixtures("tensorboard")
 def test_a_resume_in_mid_epoch_is_exact(fit: Fit, tmp_path: Path, model: str) -> None:
     whole = fit(EMA, "trainer.save_every_steps=2", "trainer.keep_last=null", model=model).run_dir
