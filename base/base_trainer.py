@@ -170,7 +170,7 @@ class BaseTrainer(Checkpointed):
             current = batches.next_start(progress.position).passes
             ranges = itertools.takewhile(lambda batch_range: batch_range.passes == current, ranges)
         else:
-            left = max(0, settings.steps_per_epoch - progress.epoch_steps)
+            left = settings.steps_per_epoch - progress.epoch_steps
             ranges = itertools.islice(ranges, left * settings.accumulate_steps)
         while step := list(itertools.islice(ranges, settings.accumulate_steps)):
             yield step

@@ -13,15 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.construct import (
-    arguments_of,
-    call,
-    check_attributes,
-    check_hooks,
-    check_overrides,
-    check_super,
-    construct,
-)
+from base.construct import arguments_of, call, check_attributes, check_overrides, check_super, construct
 from base.data.batches import Batches
 from base.data.stream import StreamBatches, check_not_empty
 from base.experiment import Experiment, Training
@@ -47,6 +39,7 @@ from utils.config.schedulers import length_conflict, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.optimizers import needs_closure
 from utils.paths import code_digests
 from utils.prepare import prepare_model, prepare_optimizer, supports_fused
@@ -156,7 +149,8 @@ def _check_processes(loaded: LoadedConfig, process_group: ProcessGroup) -> None:
 
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    check_hooks(loaded, ("trainer",), TRAINERS[settings.type])
+    if (hints := find_extra("hints")) and (hint := hints.hook_hint(TRAINERS[settings.type])):
+        raise loaded.error(("trainer",), hint)
     at = ("trainer", "args")
     # modules that it gets or creates have the same weights in training, in tests and in every process
     with isolated(loaded.config.seed, "trainer"):
@@ -165,7 +159,7 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
         trainer = call(loaded, at, settings.type, make, BaseTrainer)
     check_super(loaded, ("trainer",), trainer, "train_metrics", "experiment, settings")
     check_overrides(loaded, ("trainer",), trainer, BaseTrainer)
-    check_attributes(loaded, ("trainer",), trainer, BaseTrainer.SET_BY_BEGIN)
+    check_attributes(loaded, ("trainer",), trainer)
     return trainer
 
 

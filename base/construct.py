@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from utils.arguments import in_json_words, is_component, parameters
 from utils.config import LoadedConfig
 from utils.errors import CheckpointError, DataError, UserError
-from utils.extras import find_extra
 from utils.nested_arguments import built
 from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
@@ -126,23 +125,13 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
             raise loaded.error(path, f"{should}: {error}; anything else needs another name") from error
 
 
-def check_hooks(loaded: LoadedConfig, path: KeyPath, trainer: Callable[..., Any]) -> None:
-    """Raise ConfigError if a trainer defines a method that only other frameworks call, and not the one of ours."""
-    hints = find_extra("hints")
-    if hints and (hint := hints.hook_hint(trainer)):
-        raise loaded.error(path, hint)
-
-
-def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any, later: Collection[str]) -> None:
-    """Raise ConfigError if a BaseTrainer's subclass uses the name of one of its attributes for something else.
-
-    later: attributes that it gets only in training.
-    """
+def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any) -> None:
+    """Raise ConfigError if a BaseTrainer's subclass uses the name of one of its attributes for something else."""
     kind = f"{type(trainer).__name__}.__init__"
     if trainer.model is not trainer.experiment.model:
         message = "replaces the config's model in self.model, which alone is trained and saved"
         raise loaded.error(path, f"{kind} {message}; wrap it in a model of your own, in model/")
-    changed = [name for name in later if name in vars(trainer)]
+    changed = [name for name in trainer.SET_BY_BEGIN if name in vars(trainer)]
     for name, expected in trainer.base_attributes.items():
         if name != "criterion" and expected is not type(None) and not isinstance(vars(trainer).get(name), expected):
             changed.append(name)

@@ -19,7 +19,6 @@ from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
 from utils.config.unread import refuse_unread
-from utils.errors import Stopped
 from utils.paths import project_path
 from utils.random import isolated
 from utils.registry import import_components
@@ -148,8 +147,6 @@ def _load_as_in_validation(
     try:
         with isolated(trainer.experiment.seed, "epoch", epoch - 1):
             trainer.begin_epoch(epoch)
-    except Stopped:
-        raise
     except Exception as error:  # of the user's code
         called = f"{type(trainer).__name__}.begin_epoch({epoch})"
         trainer.console.warn(

@@ -193,6 +193,5 @@ class Console:
         def texts(state: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             seconds = (total - state["n"]) * state["elapsed"] / max(1, state["n"])
             yield title, f"ETA {tqdm.format_interval(seconds)}" if state["n"] else ""
-            yield title, ""
 
         return self.bar(texts, items=items, total=total, delay=DELAY)

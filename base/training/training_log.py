@@ -153,8 +153,8 @@ class TrainingLog:
 
     def _eta_text(self, state: Mapping[str, Any], steps_per_second: float) -> str:
         """Time until the end of the epoch's training, and of the run, which may stop earlier."""
-        epochs = max(0, self.settings.epochs - self._progress.epochs - 1)
-        seconds = max(0, self._steps - state["n"]) / steps_per_second
+        epochs = self.settings.epochs - self._progress.epochs - 1
+        seconds = (self._steps - state["n"]) / steps_per_second
         run_seconds = seconds + self._between + epochs * (self._steps / steps_per_second + self._between)
         return f"ETA {tqdm.format_interval(seconds)}, run {tqdm.format_interval(run_seconds)}"
 
