@@ -230,10 +230,15 @@ def test_a_refused_change_leaves_a_run_that_can_be_resumed(killed: Path) -> None
     assert len(lines(killed)) == 2
 
 
-def test_a_changed_rate_is_that_of_the_next_step(fit: Fit) -> None:
-    run = fit("trainer.epochs=1").run_dir
+RESTARTING = {"type": "CosineAnnealingWarmRestarts", "args": {"T_0": 1}}
+"""Each epoch begins with the first rate, which the schedule keeps."""
+
+
+@pytest.mark.parametrize("schedule", [None, RESTARTING])
+def test_a_changed_rate_is_that_of_the_next_step(fit: Fit, schedule: Any) -> None:
+    run = fit("trainer.epochs=1", lr_scheduler=schedule).run_dir
     train.main(["-r", str(run), "trainer.epochs=2", "--lr", "0.5"])
-    other = fit("trainer.epochs=1").run_dir
+    other = fit("trainer.epochs=1", lr_scheduler=schedule).run_dir
     train.main(["-r", str(other), "trainer.epochs=2"])
     assert [line["lr"] for line in lines(run)] == [0.1, 0.5]
     assert lines(run)[1]["loss"] != lines(other)[1]["loss"]
@@ -559,6 +564,23 @@ def test_a_schedule_added_removed_or_replaced(fit: Fit) -> None:
         train.main(["-r", str(run), "trainer.epochs=4", f"lr_scheduler={json.dumps(then)}"])
         whole = fit("trainer.epochs=4", lr_scheduler=then).run_dir
         assert [line["lr"] for line in lines(run)[2:]] == [line["lr"] for line in lines(whole)[2:]]
+
+
+class Weakening(LRScheduler):
+    """Halves the weight decay with each epoch."""
+
+    def get_lr(self) -> list[Any]:
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] *= 0.5
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def test_what_a_schedule_has_changed_beside_the_rate_is_undone_with_it(fit: Fit) -> None:
+    with temporarily(SCHEDULERS, Weakening):
+        optimizer = {"type": "SGD", "args": {"lr": 0.1, "weight_decay": 0.1}}
+        run = fit(optimizer=optimizer, lr_scheduler="Weakening").run_dir
+        train.main(["-r", str(run), "trainer.epochs=3", "lr_scheduler=null"])
+    assert state(run)["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
 
 
 def test_a_default_of_a_schedule_that_changed_in_its_code_takes_effect(

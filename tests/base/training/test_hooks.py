@@ -74,6 +74,17 @@ class Still(Trainer):
         print("modes", *sorted(set(self.modes)))
 
 
+class Reversing(Trainer):
+    """Changes the gradients of a step once they are complete."""
+
+    def compute_gradients(self, step: StepBatches, **more: Any) -> Any:
+        loss = super().compute_gradients(step, **more)
+        for parameter in self.training.parameters:
+            assert parameter.grad is not None
+            parameter.grad.neg_()
+        return loss
+
+
 class Showing(Still):
     """Puts the whole model into evaluation mode to show samples, and leaves it there."""
 
@@ -154,6 +165,12 @@ def test_a_module_keeps_the_mode_of_the_epoch(
     fit(f"trainer.type={kind}", "trainer.validate_every_steps=2", "trainer.epochs=2", frozen)
     modes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("modes")]
     assert modes == [f"modes {trained}"] * 2
+
+
+def test_a_trainer_may_change_the_gradients_of_a_step(fit: Fit) -> None:
+    with temporarily(TRAINERS, Reversing):
+        reversed_twice = fit("trainer.type=Reversing", "optimizer.args.maximize=true").run_dir
+    assert same(state(reversed_twice)["model"], state(fit().run_dir)["model"])
 
 
 @pytest.mark.parametrize(

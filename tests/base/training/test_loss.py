@@ -776,6 +776,21 @@ def test_a_compiled_loss_is_averaged_as_any_other(
         assert values["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-5)
 
 
+class Doubling(Trainer):
+    def eval_step(self, batch: Any) -> StepResult:
+        result = super().eval_step(batch)
+        return result._replace(loss=2 * result.loss)
+
+
+def test_a_step_may_return_another_loss_than_the_sum_of_those_by_name(fit: Fit) -> None:
+    losses = {"one": "cross_entropy", "other": "cross_entropy"}
+    with temporarily(TRAINERS, Doubling):
+        plain, doubled = (
+            fit("trainer.epochs=1", f"trainer.type={name}", loss=losses).last for name in ("Trainer", "Doubling")
+        )
+    assert doubled["val_loss"] == pytest.approx(2 * plain["val_loss"])
+
+
 class Wrapping(Trainer):
     """Passes the loss through a function that hides its parts."""
 

@@ -216,6 +216,19 @@ class Errors(Metric):
         return torch.as_tensor(self.wrong / (self.letters["letters"] if self.kind == "dict" else self.letters))
 
 
+class Broadcasting(Stacked):
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.hits = self.hits + (outputs == targets).sum()
+
+
+def test_a_metric_of_ones_own_that_broadcasts_is_refused() -> None:
+    says = (
+        r'^the first training batch: the metric "hits" compares outputs of shape \(3, 1\) with targets of shape \(3,\)'
+    )
+    with pytest.raises(ConfigError, match=says):
+        LibraryMetric("hits", Broadcasting()).dry_run(torch.zeros(3, 1), torch.zeros(3), "training")
+
+
 @pytest.mark.parametrize("kind", ["number", "tensor", "tensors", "dict", "constant"])
 def test_a_torchmetrics_class_that_keeps_a_number_outside_its_states_is_refused(kind: str) -> None:
     metric = LibraryMetric("cer", Errors(kind))

@@ -390,6 +390,10 @@ MISTAKES = [
     ({"groups": [{"params": ["*"], "args": {"lr": "x"}}]}, "groups.0.args.lr: should be a number"),
     ({"groups": [{"param": ["*"]}]}, 'groups.0.param: unknown key "param"; did you mean "params"'),
     ({"groups": [{"params": []}]}, "groups.0.params: should have at least 1 item"),
+    (
+        {"type": "LookingAhead", "groups": [{"params": ["*"], "args": {"wraps": False}}]},
+        "groups.0.args.wraps: LookingAhead has a single value for all parameters; a group can set: amsgrad, betas",
+    ),
     ({"params": ["head.*"]}, "optimizer: no optimizer trains backbone.0.weight, backbone.0.bias, backbone.1.weight"),
 ]
 
@@ -866,10 +870,31 @@ def test_a_test_evaluates_with_the_learnt_loss(fit: Fit) -> None:
         assert tested["loss"] == pytest.approx(float(loss(model(inputs) * math.exp(scale), targets)), rel=1e-5)
 
 
+def scaled(outputs: Tensor, targets: Tensor, *, inner: nn.Module) -> Tensor:
+    return 2 * inner(outputs, targets)  # type: ignore[no-any-return]
+
+
+class Fixed(BaseModel):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs[:, :3]
+
+
+def test_what_nothing_would_train_is_located(fit: Fit) -> None:
+    with temporarily(LOSSES, scaled), pytest.raises(UserError, match="loss: scaled has parameters, which no optimizer"):
+        fit(loss={"type": "scaled", "args": {"inner": "LearntScale"}})
+    with temporarily(MODELS, Fixed), pytest.raises(UserError, match="model: Fixed has no parameters to train"):
+        fit(model="Fixed")
+
+
 def test_a_closure_is_one_function_that_draws_the_same_dropout_each_time(fit: Fit, tmp_path: Path) -> None:
     Twice.losses.clear()
     optimizer = {"type": "Twice", "args": {"lr": 0.1}}
-    resumes_exactly(fit, tmp_path, "trainer.accumulate_steps=2", model="Dropped", optimizer=optimizer)
+    schedule = {"type": "ExponentialLR", "args": {"gamma": 0.5}, "interval": "step"}
+    run = resumes_exactly(
+        fit, tmp_path, "trainer.accumulate_steps=2", model="Dropped", optimizer=optimizer, lr_scheduler=schedule
+    )
+    record = lines(run)[-1]
+    assert record["lr"] == pytest.approx(0.1 * 0.5 ** (record["step"] - 1))
     assert all(first == second for first, second in Twice.losses)
     assert len({first for first, _ in Twice.losses}) > 5, "each step draws its own"
 
