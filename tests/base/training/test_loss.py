@@ -224,11 +224,18 @@ def test_a_trainer_says_what_its_loss_is_a_mean_over(fit: Fit) -> None:
         assert parts.last["val_loss"] == pytest.approx(one.last["val_loss"], rel=1e-5)
 
 
+def penalty(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Averaged over samples, whatever their tokens are."""
+    return outputs.square().mean()
+
+
 def test_a_batch_in_which_nothing_counts_is_not_nan(fit: Fit) -> None:
     """Samples 8 to 15 have no token that counts: a whole batch of 8."""
-    for loss in ("cross_entropy", "CrossEntropyLoss", "Weighted", "Undefined"):
-        result = tokens(fit, 8, loss=loss)
-        assert result.steps == 10
+    several = {"tokens": {"type": "CrossEntropyLoss"}, "rest": {"type": "penalty"}}
+    for loss in ("cross_entropy", "CrossEntropyLoss", "Weighted", "Undefined", several):
+        with temporarily(LOSSES, penalty):
+            result = tokens(fit, 8, loss=loss, validation_split=0)
+        assert result.steps == 12
         assert result.last["loss"] > 0
         assert all(bool(parameter.isfinite().all()) for parameter in result.model.parameters())
 

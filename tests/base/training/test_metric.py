@@ -205,6 +205,8 @@ class Errors(Metric):
             self.letters.append(targets)
         elif self.kind == "dict":
             self.letters["letters"] += len(targets)
+        elif self.kind == "of a state":
+            self.letters = self.wrong
         elif self.kind != "constant":
             self.letters = self.letters + len(targets)
 
@@ -229,11 +231,11 @@ def test_a_metric_of_ones_own_that_broadcasts_is_refused() -> None:
         LibraryMetric("hits", Broadcasting()).dry_run(torch.zeros(3, 1), torch.zeros(3), "training")
 
 
-@pytest.mark.parametrize("kind", ["number", "tensor", "tensors", "dict", "constant"])
+@pytest.mark.parametrize("kind", ["number", "tensor", "tensors", "dict", "constant", "of a state"])
 def test_a_torchmetrics_class_that_keeps_a_number_outside_its_states_is_refused(kind: str) -> None:
     metric = LibraryMetric("cer", Errors(kind))
     refused = pytest.raises(ConfigError, match=r'update\(\) changes self.letters, .* self.add_state\("letters"')
-    with nullcontext() if kind == "constant" else refused:
+    with nullcontext() if kind in ("constant", "of a state") else refused:
         metric.dry_run(OUTPUTS, TARGETS, "training")
 
 
@@ -352,15 +354,17 @@ def as_given_to_loss(outputs: Any) -> Tensor:
 
 
 def test_they_are_those_of_the_probabilities() -> None:
-    outputs, targets = torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0.0, 1.0, 1.0])
-    logits_of_one = LibraryMetric("accuracy", BinaryAccuracy(), "BCEWithLogitsLoss")
-    logits_of_one.update(as_given_to_loss(outputs), targets)
-    assert logits_of_one.compute() == pytest.approx(2 / 3)  # all three are positive
+    outputs, targets = torch.tensor([0.2, 0.4, 0.9]), torch.ones(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits_of_one = Metrics({}, {"accuracy": LibraryMetric("accuracy", BinaryAccuracy(), "BCEWithLogitsLoss")})
+        result = StepResult(torch.zeros(()), as_given_to_loss(outputs.to(dtype)), targets)
+        logits_of_one.update(result, samples=3, share=1.0)
+        assert logits_of_one.compute()["accuracy"] == 1.0  # all three are positive
     given = LibraryMetric("accuracy", BinaryAccuracy(), "BCELoss")
-    given.update(outputs, targets)
-    assert given.compute() == pytest.approx(2 / 3)  # the last is
+    given.update(outputs.clone(), targets)
+    assert given.compute() == pytest.approx(1 / 3)  # the last is
     classes = LibraryMetric("auroc", MulticlassAUROC(2), "cross_entropy")
-    logits, labels = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.2, 0.3], [-9.0, 0.2]]), torch.tensor([1, 0, 0, 1])
+    logits, labels = torch.tensor([[0.1, 0.2], [0.9, 0.4], [0.2, 0.1], [-9.0, 0.2]]), torch.tensor([1, 0, 0, 1])
     for row in range(4):
         classes.update(as_given_to_loss(logits[row : row + 1]), labels[row : row + 1])
     whole = MulticlassAUROC(2)
