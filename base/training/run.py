@@ -85,7 +85,7 @@ def log_to_file(trainer: BaseTrainer, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        at = f"in epoch {min(progress.epochs + 1, trainer.settings.epochs)}, after step {progress.steps:,}"
+        at = f"in epoch {progress.epochs + 1}, after step {progress.steps:,}"
         console.warn(f"stopped and saved {at}. To resume:\n{resume_command(folder)}")
         raise
     finally:

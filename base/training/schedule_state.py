@@ -84,8 +84,7 @@ class ScheduleState:
             moves = self.saved["moves"]  # fewer than steps if fp16 skipped some
         else:
             moves = epochs * self.schedule.steps_per_epoch + epoch_steps
-        without_monitor = [None] * min(moves, self.schedule.length)
-        values: Sequence[float | None] = monitored if self.schedule.follows_monitor else without_monitor
+        values: Sequence[float | None] = monitored if self.schedule.follows_monitor else [None] * moves
         for value in values:
             self.schedule.step_scheduler(value)
         self.schedule.last_used = self.saved["used"]

@@ -57,8 +57,7 @@ def start_summary(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder)
     if trainer.finished():
         yield _row("finished", how_to_train_longer(trainer))
     elif progress.steps:
-        epoch = min(progress.epochs + 1, config.trainer.epochs)
-        yield _row("resuming", f"from step {progress.steps:,}, in epoch {epoch}")
+        yield _row("resuming", f"from step {progress.steps:,}, in epoch {progress.epochs + 1}")
         again = batches.samples_to_reread(progress.position) if isinstance(batches, StreamBatches) else 0
         if again > batches.batch_size:
             yield _row("reading", f"{again:,} samples of the stream again, since it does not save its state")
