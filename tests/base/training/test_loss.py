@@ -259,6 +259,7 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert value == pytest.approx(float(total / count), rel=1e-5)
             assert loss(outputs, targets).equal(module(outputs, targets))
             assert loss(target=targets, input=outputs).equal(module(outputs, targets))
+            assert loss(outputs, target=targets).equal(module(outputs, targets))
             assert loss.last_count == pytest.approx(count)
             loss(outputs.clone().requires_grad_(), targets)  # here the count is what torch has kept
             assert loss.last_count == pytest.approx(count)

@@ -294,6 +294,7 @@ def _registered() -> Iterator[None]:
         (torch.tensor(-1.5), r"tensor\(-1.5000\)"),
         (True, "True"),
         ("a", "'a'"),
+        ([1.0], r"\[1.0\]"),
         (torch.tensor(1j), r"tensor\(0.\+1.j\)"),
     ],
 )
