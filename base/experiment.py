@@ -60,7 +60,7 @@ class Training:
         self.scheduled = next(iter(self.optimizers.values()))
         self.optimizer = self.scheduled.optimizer
         """The only optimizer, if there is just one."""
-        self.several = len(self.optimizers) > 1 or "" not in self.optimizers
+        self.several = "" not in self.optimizers
         self.parameters = [each for optimizer in self.optimizers.values() for each in optimizer.parameters]
         self.needs_closure = any(needs_closure(each.optimizer) for each in self.optimizers.values())
         """Whether an optimizer evaluates the loss itself, as LBFGS does."""

@@ -185,7 +185,7 @@ class Frozen:
         for index, entry in enumerate(config):
             _check_patterns(entry.params, parameters, ("trainer", "freeze", index, "params"))
         for epoch in {0, *(entry.epochs for entry in config if entry.epochs is not None and entry.epochs < epochs)}:
-            if config and not self.trainable - self.names(epoch):
+            if not self.trainable - self.names(epoch):
                 raise Mismatch(("trainer", "freeze"), f"in epoch {epoch + 1}, every parameter is frozen")
 
     def names(self, epochs: int) -> set[str]:
