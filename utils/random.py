@@ -51,8 +51,7 @@ def scrambled(state: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]
     state = (state + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    state ^= state >> np.uint64(31)
-    return state
+    return state ^ (state >> np.uint64(31))
 
 
 def seed_cpu_generators(*key: int | str) -> None:

@@ -66,7 +66,6 @@ class Weighted:
         bounds = np.cumsum(weights.numpy())  # numbers between the previous bound and its own draw a sample
         generator = torch.Generator().manual_seed(mix(self.seed, "weighted order", passes))
         drawn = torch.rand(len(bounds), generator=generator, dtype=torch.float64).numpy() * bounds[-1]
-        drawn = np.minimum(drawn, np.nextafter(bounds[-1], 0))
         return torch.from_numpy(np.searchsorted(bounds, drawn, side="right"))
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,8 +131,7 @@ def check_weights(weights: Tensor, count: int, *, kind: str) -> Tensor:
 
     kind: the class of the data loader.
     """
-    weights = _as_numbers(f"{kind}.sample_weights()", weights, count)
-    weights = weights.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
+    weights = as_numbers(f"{kind}.sample_weights()", weights, count)
     wrong = ~torch.isfinite(weights) | (weights < 0)
     if wrong.any():
         index = int(wrong.nonzero()[0])
@@ -157,16 +155,8 @@ def class_weights(counts: Tensor) -> list[float]:
     return [float(counts.sum()) / (len(counts) * each) if each else 0.0 for each in counts.tolist()]
 
 
-def check_lengths(lengths: Tensor, count: int, *, kind: str) -> Tensor:
-    """Validate the lengths of all training samples, shape (count,). Raises DataError. kind: of the data loader."""
-    lengths = _as_numbers(f"{kind}.lengths()", lengths, count).cpu()
-    if lengths.is_complex() or bool(torch.isnan(lengths).any()):
-        raise DataError(f"{kind}.lengths() returned values that are not numbers")
-    return lengths
-
-
-def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
-    """What a hook returned, as a tensor of shape (count,). Raises DataError."""
+def as_numbers(hook: str, values: Any, count: int) -> Tensor:
+    """What a hook returned, copied to float64 of shape (count,). Raises DataError."""
     try:
         numbers = torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -175,7 +165,7 @@ def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
     if numbers.shape != (count,):
         shape = tuple(numbers.shape)
         raise DataError(f"{hook} returned shape {shape} for {count} training samples; expected ({count},)")
-    return numbers
+    return numbers.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
 
 
 def class_indices(source: Source) -> Tensor | None:

@@ -237,8 +237,8 @@ class StreamBatches(Batches):
 
     def load_state_dict(self, state: Snapshot | None) -> None:
         """Raises CheckpointError if this is not a stream's state."""
-        numbers = [state.get("position"), state.get("passes")] if isinstance(state, Mapping) else []
-        if state is not None and not (len(numbers) == 2 and all(type(number) is int for number in numbers)):
+        numbers = [state.get("position"), state.get("passes")] if isinstance(state, Mapping) else [None]
+        if state is not None and any(type(number) is not int for number in numbers):
             raise CheckpointError("the checkpoint has no valid stream position: data.stream")
         self.close()
         self._trained = self.source.snapshot = state

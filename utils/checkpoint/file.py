@@ -84,7 +84,6 @@ def write(path: Path, state: dict[str, Any] | bytes) -> None:
             file.write(state)
         else:
             torch.save({"format": FORMAT, **state}, file)
-        file.flush()
         end = file.seek(-2, os.SEEK_END)  # the zip comment is empty so far
         with open_regular(Path(file.name)) as written:
             file.write(_comment(written, end))

@@ -251,6 +251,8 @@ def test_random_targets() -> None:
     for wrong in ({}, {"num_classes": 4, "linear": [1, 2, 3]}):
         with pytest.raises(ValueError, match="exactly one"):
             draw(**wrong)
+    with pytest.raises(ValueError, match=r'"linear" has 2 coefficients for inputs of shape \[3\]'):
+        draw(linear=[1, 2])
 
 
 def test_cifar10_is_scaled_and_only_training_images_are_augmented(own_cifar10: Path) -> None:

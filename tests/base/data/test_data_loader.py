@@ -112,6 +112,22 @@ def test_a_split_of_ones_own_holds_out_what_it_says() -> None:
     facts = loader.facts()
     assert facts["class_counts"] == targets[10:30].bincount(minlength=facts["num_classes"]).tolist()
     assert split_loader((torch.arange(50), [])).validation() is None
+    smaller = split_loader((~EVEN, EVEN), eval_batch_size=3).validation()
+    assert smaller is not None
+    assert smaller.batch_size == 3
+
+
+def test_validation_data_of_its_own_rules_out_a_split() -> None:
+    loader = RandomTensorLoader(**ARGS, validation_split=10)
+    loader.validation_data = loader.test_data  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="has its own validation data; leave validation_split out"):
+        loader.validation()
+
+
+def test_drop_last_needs_one_whole_batch_of_what_is_left() -> None:
+    assert len(split_loader((range(8), [8]), drop_last=True).training(0)) == 1
+    with pytest.raises(DataError, match="the 7 training samples do not fill one batch of 8"):
+        split_loader((range(7), [8]), drop_last=True).training(0)
 
 
 def test_a_loader_may_keep_an_argument_as_its_split() -> None:
@@ -172,7 +188,7 @@ def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
 
 def test_facts_of_classes() -> None:
     loader = RandomTensorLoader(**ARGS, validation_split=10)
-    facts = loader.facts()
+    facts = json.loads(json.dumps(loader.facts()))  # plain values
     assert facts["num_classes"] == 3
     source = loader.training_data(augment=False)
     training = loader.training(0)

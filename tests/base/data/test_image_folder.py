@@ -283,8 +283,12 @@ def test_a_mistake_has_its_place_in_the_config(fit: Callable[..., Any], photos: 
     args = {"data_dir": str(photos / "train"), "size": 16, "batch_size": 4}
     with pytest.raises(UserError, match=r"config\.json:\d+:\d+: .*train cannot be read"):
         fit(data_loader={"type": "ImageFolderLoader", "args": args}, model="LeNet")
-    with pytest.raises(UserError, match=r'"crop" must be at most 16'):
-        fit(data_loader={"type": "ImageFolderLoader", "args": {**args, "crop": 17}}, model="LeNet")
+    for wrong, says in (
+        ({"crop": 17}, '"crop" must be at most 16'),
+        ({"std": [1, 1, 0]}, '"std" must be greater than 0'),
+    ):
+        with pytest.raises(UserError, match=says):
+            fit(data_loader={"type": "ImageFolderLoader", "args": {**args, **wrong}}, model="LeNet")
 
 
 def gradient(dtype: Any, white: float) -> Any:

@@ -39,7 +39,7 @@ class Uneven(RandomTensorLoader):
 
     def sample_weights(self) -> Tensor | None:
         if self.weights is not None:
-            return self.weights if isinstance(self.weights, str) else torch.tensor(self.weights)  # type: ignore[return-value]
+            return self.weights  # type: ignore[no-any-return]
         return torch.arange(50.0) if self.hook == "weights" else None
 
     def lengths(self) -> Tensor | None:
@@ -82,7 +82,7 @@ def indexed(count: int) -> TensorSource:
 
 def test_samples_are_drawn_in_proportion_to_their_weights() -> None:
     weights = torch.tensor([0.0, 1.0, 2.0, 0.0, 5.0, 0.0]).repeat(100)
-    order = Weighted(lambda: check_weights(weights, 600, kind="Loader"), seed=1)
+    order = Weighted(lambda: check_weights(weights.clone().requires_grad_(), 600, kind="Loader"), seed=1)
     drawn = torch.cat([order(passes) for passes in range(50)])
     counts = torch.bincount(drawn % 6, minlength=6)
     assert counts[weights[:6] == 0].sum() == 0
@@ -228,6 +228,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "nan": ([*[1.0] * 49, float("nan")], r"returned nan for sample 49"),
     "zero": ([0.0] * 50, "0 for every sample"),
     "text": ("hard", r"sample_weights\(\) returned type str; expected one number per training sample"),
+    "ragged": ([[1.0], [1.0, 1.0]], "returned type list; expected one number per training sample"),
+    "objects": ([print] * 50, "returned type list; expected one number per training sample"),
     "length": ([1.0] * 40, r"returned shape \(40,\) for 50 training samples; expected \(50,\)"),
 }
 

@@ -86,6 +86,8 @@ class OwnData(BaseDataLoader):
             "targets": lambda: TensorSource(INPUTS, {"class": TARGETS}),  # type: ignore[arg-type]
             "transform": lambda: TensorSource(INPUTS, TARGETS, transform=without_attribute),
             "augment": lambda: TensorSource(INPUTS, TARGETS, augment=without_attribute),
+            "augment_pair": lambda: TensorSource(INPUTS, TARGETS, augment_pair=without_attribute),  # type: ignore[arg-type]
+            "fewer": lambda: TensorSource(INPUTS, TARGETS[:39]),
             "lines": Lines,
             "endless": Endless,
         }
@@ -158,6 +160,8 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ("targets", rf"TensorSource takes tensors, got dict; .* return a data set of samples .*{HERE}"),
         ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
+        ("augment_pair", r"augment_pair fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: "),
+        ("fewer", rf"OwnData cannot be built: 40 inputs and 39 targets{HERE}"),
         ("names", "OwnData.class_names is 3; expected a list of names, or None"),
         ("facts", r"OwnData.input_facts returned \[0.5\]; expected a dict"),
         ("super", r"data_loader: OwnData.__init__ does not call super\(\).__init__\(batch_size=batch_size, ...\)"),

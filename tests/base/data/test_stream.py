@@ -22,7 +22,7 @@ from base.data.stream import StreamBatches
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, needs_extra, state, temporarily
 from trainer.trainer import Trainer
-from utils.errors import DataError, UserError
+from utils.errors import CheckpointError, DataError, UserError
 from utils.random import SEEDERS, generator_states, seed_generators
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.tree import same
@@ -290,6 +290,7 @@ def test_an_epoch_needs_a_length(fit: Fit) -> None:
 def test_what_needs_an_index_is_refused(fit: Fit, args: dict[str, Any], says: str) -> None:
     with temporarily(DATA_LOADERS, Stream), pytest.raises(UserError, match=says):
         fit(*OFTEN, data_loader=data("Stream", **args))
+    assert Stream(batch_size=8, **args).facts() == {}
 
 
 class WeightedStream(Stream):
@@ -471,6 +472,12 @@ def test_a_state_that_is_none_is_not_taken_for_a_position() -> None:
         take(batches_of(WithoutPosition()), 0, 1)
 
 
+@pytest.mark.parametrize("state", [5, {"position": 8}, {"position": 8.0, "passes": 0}])
+def test_a_state_that_is_not_a_position_is_refused(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="no valid stream position"):
+        batches_of(ResumableLines()).load_state_dict(state)
+
+
 class Buffered(Drawing):
     """Shuffles in a buffer, which its state lacks."""
 
@@ -552,6 +559,12 @@ def test_whether_a_sample_fails_does_not_depend_on_the_state_of_the_generators()
     for seed in range(4):
         expected = read(seed, 0, all_seeded=True)
         assert {read(seed, start) for start in range(6)} == {expected}
+
+
+def test_samples_of_different_shapes_are_named() -> None:
+    batches = StreamBatches(StreamSource([torch.zeros(1), torch.zeros(2)]), batch_size=2)
+    with pytest.raises(DataError, match="list: samples 0, 1 cannot be made into a batch"):
+        next(batches.one_pass())
 
 
 def test_an_error_names_the_sample_whose_transform_fails() -> None:

@@ -303,14 +303,21 @@ def test_inputs_as_pictures(channels: int, shown: int) -> None:
 
 def test_inputs_that_are_not_pictures_and_pictures_as_they_are() -> None:
     show = Noise(batch_size=1).pictures
-    for inputs in (torch.randn(5, 10), torch.randn(5, 3, 8), torch.randn(5, 1, 2, 3, 4)):
+    other = torch.randn(5, 3, 8, 8, dtype=torch.complex64)
+    for inputs in (torch.randn(5, 10), torch.randn(5, 3, 8), torch.randn(5, 1, 2, 3, 4), other):
         assert show(inputs) is None
-    stored = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    stored = torch.randint(100, 200, (2, 3, 4, 4), dtype=torch.uint8)
     as_stored = show(stored)
     assert as_stored is not None
     assert torch.equal(as_stored, stored.permute(0, 2, 3, 1))
     for inputs in (torch.full((2, 1, 4, 4), 3.0), torch.full((2, 1, 4, 4), float("nan")), torch.empty(0, 3, 4, 4)):
         assert show(inputs) is not None
+    black_and_white = torch.arange(16).view(1, 1, 4, 4) > 7
+    partly_nan = torch.where(black_and_white, 2.0, float("nan"))
+    for inputs in (black_and_white, partly_nan, black_and_white.byte().repeat(1, 4, 1, 1)):
+        pictures = show(inputs)
+        assert pictures is not None
+        assert pictures.flatten().tolist() == [0] * 8 + [255] * 8
 
 
 def test_photographs_come_back_to_the_byte() -> None:
