@@ -184,6 +184,16 @@ def test_what_is_done_to_a_batch_leaves_the_data_as_they_are(size: int, shuffle:
         assert torch.equal(labels, torch.arange(23))
 
 
+def test_a_change_to_a_batch_or_to_the_data_between_epochs_stays_out_of_later_batches() -> None:
+    stored = torch.arange(23.0)
+    batches = Batches(TensorSource(stored, torch.arange(23)), batch_size=23)
+    next(batches.one_pass()).data[0].requires_grad_()  # as for a gradient penalty
+    assert not next(batches.one_pass()).data[0].requires_grad
+    stored += 1
+    batches.close()
+    assert torch.equal(next(batches.one_pass()).data[0], torch.arange(23.0) + 1)
+
+
 def test_evaluation_leaves_the_data_as_they_are() -> None:
     stored = torch.arange(23.0)
     source = TensorSource(stored, torch.arange(23))

@@ -112,9 +112,6 @@ def test_a_split_of_ones_own_holds_out_what_it_says() -> None:
     facts = loader.facts()
     assert facts["class_counts"] == targets[10:30].bincount(minlength=facts["num_classes"]).tolist()
     assert split_loader((torch.arange(50), [])).validation() is None
-    smaller = split_loader((~EVEN, EVEN), eval_batch_size=3).validation()
-    assert smaller is not None
-    assert smaller.batch_size == 3
 
 
 def test_validation_data_of_its_own_rules_out_a_split() -> None:
@@ -181,6 +178,20 @@ def test_a_run_from_before_an_argument_existed_resumes(fit: Fit) -> None:
         "data_loader.args.folds null -> 5",
         "data_loader.args.fold null -> 0",
     }
+
+
+def test_the_arguments_reach_the_batches() -> None:
+    args: dict[str, Any] = {"shuffle": False, "num_workers": 1, "drop_last": True, "eval_batch_size": 3}
+    loader = RandomTensorLoader(**ARGS, **args, validation_split=10)
+    training, validation = loader.training(seed=7), loader.validation()
+    assert validation is not None
+    assert (training.order, training.seed, training.num_workers, training.drop_last) == (None, 7, 1, True)
+    assert (validation.order, validation.batch_size, validation.num_workers, validation.drop_last) == (
+        None,
+        3,
+        1,
+        False,
+    )
 
 
 # ------------------------------------------------------------------ facts

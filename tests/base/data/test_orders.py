@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import train
-from base.data import Batches, Position, SampleRandom, TensorSource
+from base.data import Batches, Position, SampleRandom, Source, TensorSource
 from base.data.orders import Bucketed, Order, Shuffled, Weighted, check_weights, number_repeats
+from base.data.sample_source import as_source
 from base.experiment import Experiment
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
@@ -103,15 +105,26 @@ def test_balanced_draws_each_class_equally_often() -> None:
     assert (torch.bincount(drawn) / len(drawn) - 1 / 3).abs().max() < 0.03
 
 
+class Jittered(Dataset[Any]):
+    """As ``indexed``, sample by sample."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(1), index
+
+
+@pytest.mark.parametrize("source", [indexed(6), as_source(Jittered())], ids=["batches", "samples"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(workers: int) -> None:
+def test_a_sample_that_is_drawn_twice_is_augmented_in_two_ways(source: Source, workers: int) -> None:
     order = Weighted(lambda: torch.tensor([1.0, 0, 0, 0, 0, 1], dtype=torch.float64), seed=0)
-    batches = Batches(indexed(6), batch_size=4, order=order, num_workers=workers)
+    batches = Batches(source, batch_size=4, order=order, num_workers=workers)
     batches_of_pass = list(batches.one_pass())
     inputs = torch.cat([micro_batch.data[0][:, 0] for micro_batch in batches_of_pass])
     assert len(set(inputs.tolist())) == 6, "the same augmentation twice in a pass"
     assert set(seen(batches)) == {0, 5}
-    plain = Batches(indexed(6), batch_size=6)
+    plain = Batches(source, batch_size=6)
     first = batches_of_pass[0].data
     assert first[0][0] in next(plain.one_pass()).data[0], "the first draw has the numbers of the sample's index"
 

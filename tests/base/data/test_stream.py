@@ -293,6 +293,22 @@ def test_what_needs_an_index_is_refused(fit: Fit, args: dict[str, Any], says: st
     assert Stream(batch_size=8, **args).facts() == {}
 
 
+class Collating(Stream):
+    def collate(self, samples: list[Any]) -> Any:
+        return len(samples)
+
+
+def test_the_arguments_reach_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Collating(batch_size=4, eval_batch_size=3, num_workers=1)
+    training, validation = loader.training(seed=7), loader.validation()
+    assert isinstance(training, StreamBatches)
+    assert isinstance(validation, StreamBatches)
+    assert (training.seed, training.num_workers, training.source.collate) == (7, 1, loader.collate)
+    assert (validation.batch_size, validation.num_workers) == (3, 1)
+    monkeypatch.setattr(loader, "training_data", lambda augment: StreamSource(Lines(), collate=scaled))
+    assert loader.training(seed=7).source.collate is scaled  # type: ignore[attr-defined]
+
+
 class WeightedStream(Stream):
     def sample_weights(self) -> Tensor | None:
         return None  # in the first epoch
