@@ -17,6 +17,7 @@ from tests.campaign import differences
 from tests.conftest import load_script
 from tests.helpers import Fit, needs_extra
 from utils import checkpoint
+from utils.checkpoint.checkpointer import Checkpointer
 from utils.errors import Stopped, TrainingError, UserError
 from utils.run_folder import RunFolder
 
@@ -232,3 +233,21 @@ def test_a_disk_that_does_not_keep_what_was_written_is_noticed_before_it_replace
     assert caught.value.filename == str(path)
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_checkpoint_counts_only_once_the_logs_are_flushed_and_a_failure_until_the_next(tmp_path: Path) -> None:
+    folder, failures, warnings = tmp_path / "checkpoints", [OSError("no space")], list[str]()
+
+    def flush() -> None:
+        assert not checkpoint.step_files(folder)
+        if failures:
+            raise failures.pop()
+
+    checkpointer = Checkpointer(folder, keep_last=None, warn=warnings.append, before_commit=flush)
+    saved = []
+    for step in (1, 2):
+        checkpointer.save(step, {"model": {}}, best_step=None)
+        saved.append(checkpointer.wait())
+    assert saved == [False, True]
+    assert len(warnings) == 1
+    assert [path.name for path in checkpoint.step_files(folder)] == ["step-00000002.pth"]
