@@ -10,7 +10,7 @@ from base.data.images.cache import ImageCache, Images, fingerprint
 from base.data.images.folder import class_folders, class_name, decode, find_images
 from base.data.images.image_loader import ImageLoader
 from base.data.sources import TensorSource
-from utils.errors import DataError
+from utils.errors import DataError, os_errors_as
 from utils.paths import project_path
 from utils.registry import DATA_LOADERS
 from utils.schema import Changeable, Fraction
@@ -81,9 +81,6 @@ class ImageFolderLoader(ImageLoader):
 
     def _decode(self, part: str, cache: ImageCache) -> Images:
         make = functools.partial(decode, self.data_dir / part, self.class_names, self.size, white=self.white)
-        try:
+        advice = '; set "cache_dir" to a writable folder'
+        with os_errors_as(DataError, f"{cache.pixels} cannot be written", advice=advice):
             return cache.keep(functools.partial(make, every_class=part == "train"), in_memory=self.in_memory)
-        except OSError as error:
-            raise DataError(
-                f'{cache.pixels} cannot be written: {error.strerror or error}; set "cache_dir" to a writable folder'
-            ) from error

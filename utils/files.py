@@ -38,10 +38,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         replace(temporary, path)
         sync_folder(path.parent)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
 
 
 def replace(source: Path, target: Path) -> None:

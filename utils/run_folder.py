@@ -76,7 +76,7 @@ class RunFolder:
         if not runs:
             advice = "start one without -r" if name else "start one with python train.py"
             raise CheckpointError(f"no run in {parent / (name or '')}; {advice}")
-        return cls.of(runs[-1].path)[0]
+        return runs[-1]
 
     @classmethod
     def of_job(cls, save_dir: str, name: str, job: str) -> "RunFolder | None":
@@ -87,7 +87,7 @@ class RunFolder:
     @classmethod
     def of(cls, path: Path) -> tuple["RunFolder", Path | None]:
         """The run at a path: its folder, or a checkpoint in it, which is then returned too. Raises CheckpointError."""
-        try:
+        with os_errors_as(CheckpointError, f"{path} cannot be read"):  # no permission to enter it, or a name too long
             if not path.exists():
                 raise CheckpointError(f"{path}: no such run folder or checkpoint")
             folder = path if path.is_dir() else path.resolve().parent.parent
@@ -97,8 +97,6 @@ class RunFolder:
                 newest = _runs(path)[-1:]
                 instead = f"its newest run is {newest[0].path}" if newest else "expected saved/NAME/TIME"
                 raise CheckpointError(f"{path} is not a run folder, nor a checkpoint in one; {instead}")
-        except (OSError, ValueError) as error:  # no permission to enter the folder, or a name too long
-            raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return cls(folder), None if path.is_dir() else path
 
     @classmethod
@@ -198,10 +196,9 @@ class RunFolder:
         return text
 
     def _read_job(self) -> str:
-        try:
+        with contextlib.suppress(OSError, ValueError):
             return read_text(self.job)
-        except (OSError, ValueError):
-            return ""
+        return ""
 
     def read_environment(self) -> dict[str, Any]:
         """The content of environment.json; empty if it is missing or cannot be read."""
@@ -266,16 +263,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files by name; none replaces an older one until all are written. Raises TrainingError."""
-    path = folder
-    try:
-        with contextlib.ExitStack() as stack:
-            for name, content in contents.items():
-                path = folder / name
-                file = stack.enter_context(atomic_write(path))
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()  # a full disk is reported for the file that it cannot take
-    except OSError as error:
-        raise TrainingError(f"cannot write {path}: {error.strerror}") from error
+    with contextlib.ExitStack() as stack:
+        for name, content in contents.items():
+            stack.enter_context(os_errors_as(TrainingError, f"cannot write {folder / name}"))
+            file = stack.enter_context(atomic_write(folder / name))
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()  # a full disk is reported for the file that it cannot take
 
 
 def rename_to_free(folder: Path, name: Path) -> Path:

@@ -10,7 +10,7 @@ from traceback import format_exception
 from types import TracebackType
 from typing import TextIO
 
-from utils.errors import UserError
+from utils.errors import UserError, os_errors_as
 from utils.text import printable, shell_join
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
@@ -74,18 +74,16 @@ def is_plain(stream: TextIO | None) -> bool:
     """Whether to write plain text only: to a file or pipe, or if the user or the terminal asks for it."""
     if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return True
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a closed stream
         return not stream.isatty()
-    except (OSError, ValueError):  # a closed stream
-        return True
+    return True
 
 
 def terminal_width(otherwise: int = 80) -> int:
     """Columns of the terminal on standard output; ``otherwise`` for a file, and 80 if the terminal has no size."""
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    except (OSError, ValueError, AttributeError):
-        return otherwise
+    return otherwise
 
 
 LOADING = "loading ..."
@@ -113,12 +111,9 @@ def say(*lines: str) -> None:
 
     Raises UserError if they cannot be written, as to a file on a full disk.
     """
-    try:
+    # the reader of the output may have exited, as in `| head`
+    with contextlib.suppress(BrokenPipeError), os_errors_as(UserError, "standard output cannot be written"):
         print(*map(printable, lines), sep="\n", flush=True)
-    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        pass
-    except OSError as error:
-        raise UserError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def say_error(message: str) -> None:

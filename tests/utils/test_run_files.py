@@ -17,10 +17,10 @@ import train
 from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run, needs_extra
 from utils.environment import git_state
-from utils.errors import UserError
+from utils.errors import TrainingError, UserError
 from utils.files import replace
 from utils.paths import display_path, path_from
-from utils.run_folder import RunFolder
+from utils.run_folder import RunFolder, replace_files
 from utils.text import shell_join
 
 FILES = [
@@ -164,6 +164,12 @@ def test_a_run_that_is_compared(run: Path, tmp_path: Path) -> None:
 def test_the_job_of_another_run_may_be_anything(run: Path) -> None:
     (run / ".job").mkdir()
     assert RunFolder.of_job(str(run.parent.parent), "small", "1") is None
+
+
+def test_of_several_files_the_one_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    with pytest.raises(TrainingError, match=r"cannot write .*/first: Is a directory"):
+        replace_files(tmp_path, {"first": "1", "second": "2"})
 
 
 def test_a_working_directory_that_was_removed_hides_no_message(tmp_path: Path) -> None:

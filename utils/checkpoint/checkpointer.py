@@ -177,11 +177,10 @@ class Checkpointer:
 
 
 def _is_intact(path: Path) -> bool:
-    try:
+    with contextlib.suppress(CheckpointError):
         verify(path)
-    except CheckpointError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _reason(error: BaseException) -> str:

@@ -126,13 +126,12 @@ def _refused(value: Any, keys: Keys, problems: list[str], what: str = "") -> Any
 
 def _is_storable(value: Any) -> bool:
     """Whether a value loads as what it was."""
-    try:
+    with contextlib.suppress(Exception):  # any error: pickle runs the value's own code
         file = io.BytesIO()
         torch.save(value, file)
         file.seek(0)
         return type(torch.load(file, weights_only=True)) is type(value)
-    except Exception:  # any error: pickle runs the value's own code
-        return False
+    return False
 
 
 def _listed(problems: list[str]) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from base.data.images.cache import Decoded, Pixels, files_below
 from base.data.workers import read_once, worker_count
 from logger.console import counting
-from utils.errors import DataError
+from utils.errors import DataError, os_errors_as
 from utils.paths import display_path
 from utils.streams import say_error
 from utils.text import at_most, count
@@ -42,12 +42,9 @@ def class_name(folder: str) -> str:
 
 def class_folders(root: Path) -> list[str]:
     """The names of the class folders. Raises DataError if there are none, or if images lie next to them."""
-    try:
+    layout = "; data_dir should have train/CLASS/*.jpg and test/CLASS/*.jpg"
+    with os_errors_as(DataError, f"{root} cannot be read", advice=layout):
         entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"{root} cannot be read: {error.strerror}; data_dir should have train/CLASS/*.jpg and test/CLASS/*.jpg"
-        ) from error
     folders = [path.name for path in entries if path.is_dir()]
     beside = [path.name for path in entries if is_image(path.name) and path.is_file()]
     if beside or not folders:
