@@ -55,18 +55,13 @@ class ImageCache:
 
     def load(self, *, in_memory: bool) -> Images | None:
         """The images; None without a valid cache. in_memory: read the pixels; otherwise they stay on disk."""
-        try:
-            with self.notes.open("rb") as file, np.load(file) as notes:
-                if str(notes["made_from"]) != self.made_from:
-                    return None
-                labels = torch.from_numpy(notes["labels"])
-                expected = tuple(notes["file_signature"].tolist())
+        unreadable = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, DataError)
+        with contextlib.suppress(*unreadable), self.notes.open("rb") as file, np.load(file) as notes:
             pixels = ArrayFile.open(self.pixels)
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, DataError):
-            return None
-        if pixels.file_signature != expected or len(pixels) != len(labels):
-            return None
-        return Images(pixels.rows(slice(None)) if in_memory else pixels, labels)
+            signature = tuple(notes["file_signature"].tolist())
+            if str(notes["made_from"]) == self.made_from and signature == pixels.file_signature:
+                return Images(pixels.rows(slice(None)) if in_memory else pixels, torch.from_numpy(notes["labels"]))
+        return None
 
     def keep(self, decode: Callable[[], Decoded], *, in_memory: bool) -> Images:
         """Write the images, unless another process has, and load them. On any error, no cache is left."""
