@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from base.array_file import ArrayFile
 from base.build import build_experiment, build_training
 from base.data.batches import Batches
 from base.data.device_cache import DeviceCache
@@ -187,9 +189,17 @@ def test_a_source_of_ones_own_stays_on_the_cpu_unless_asked() -> None:
     assert source.inputs.is_cpu
 
 
-def test_what_is_not_in_memory_is_refused() -> None:
-    with pytest.raises(DataError, match="only tensors in memory"):
-        DeviceCache().keep(as_source([1, 2, 3]), torch.device("cpu"))  # type: ignore[arg-type]
+def test_what_is_not_in_memory_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "targets.npy", np.arange(4))
+    half_on_disk = TensorSource(torch.zeros(4, 2), ArrayFile.open(tmp_path / "targets.npy"))
+    for source in (as_source([1, 2, 3]), half_on_disk):  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="only tensors in memory"):
+            DeviceCache().keep(source, CPU)
+
+
+def test_plain_tensors_are_kept_on_the_device() -> None:
+    source: Any = DeviceCache(if_suitable=True).keep(TensorSource(torch.zeros(4, 2), torch.zeros(4)), META)
+    assert source.inputs.is_meta
 
 
 def test_worker_processes_are_refused_with_it(fit: Fit) -> None:
