@@ -4,9 +4,9 @@ import enum
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
-from annotated_types import Predicate
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -176,8 +176,8 @@ def are_several(value: Any) -> TypeGuard[dict[str, Any]]:
 SEVERAL_BY_NAME = ("validation", "loss", "optimizer", "lr_scheduler")
 """Keys that accept several components by name."""
 ONE, SEVERAL = "<one>", "<several>"  # appear in the paths of pydantic's errors
-# "args" would be taken for the arguments of a single one
-ComponentName = Annotated[str, Field(pattern=IDENTIFIER), Predicate(lambda name: name != "args")]
+# "args" would be taken for the arguments of a single one; "" is refused by the pattern
+ComponentName = Annotated[str, Field(pattern=IDENTIFIER), BeforeValidator(lambda name: "" if name == "args" else name)]
 OneOrSeveral = Annotated[
     Annotated[T, Tag(ONE)] | Annotated[dict[ComponentName, T], Tag(SEVERAL)],
     Discriminator(lambda value: SEVERAL if are_several(value) else ONE),

@@ -87,8 +87,7 @@ def changes(before: Any, now: Any, path: KeyPath = (), component: str | None = N
     if before == now or (before is _MISSING and now == _default(path)):
         return []
     if not _change_one_by_one(before, now, path):
-        rule = rule_of(path, component)
-        assert rule is not None, f"utils/schema.py has no rule for {dotted(path)}"
+        rule = rule_of(path, component) or OnResume.REFUSED  # a key of earlier code
         return [Change(path, before, now, rule)]
     old, new = (dict[Any, Any](enumerate(each) if isinstance(each, list) else each) for each in (before, now))
     keys = {**old, **new}

@@ -20,7 +20,8 @@ from base.training.schedule_state import ScheduleState
 from tests.conftest import small_config
 from tests.helpers import Fit, copy_run, lines, needs_extra, same, state, temporarily
 from utils import arguments
-from utils.config.resume import rule_of
+from utils.config import load_config
+from utils.config.resume import changes_since, rule_of, saved_config
 from utils.config.schedulers import make_scheduler
 from utils.errors import UserError
 from utils.optimizers import INITIAL_ONLY, adapt_state, start_state
@@ -222,6 +223,17 @@ def test_a_hand_edited_config_is_held_to_the_same_law(killed: Path) -> None:
     (killed / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r'optimizer.type: cannot change .* this run has "SGD", got "AdamW"'):
         train.main(["-r", str(killed)])
+
+
+def test_a_key_that_only_earlier_code_had_is_refused(killed: Path) -> None:
+    config = saved_config(load_config(killed / "config.json").config)
+    earlier = {**config, "trainer": {**config["trainer"], "log_images": 4}, "data": {"folder": "data"}}
+    refused = [change.refusal(epoch_steps=0) for change in changes_since(earlier, config)]
+    message = "cannot change when a run is resumed: this run has"
+    assert [(problem.path, problem.message) for problem in refused if problem] == [
+        (("trainer", "log_images"), f"{message} 4, got nothing"),
+        (("data",), f'{message} {{"folder": "data"}}, got nothing'),
+    ]
 
 
 def test_a_refused_change_leaves_a_run_that_can_be_resumed(killed: Path) -> None:
