@@ -12,7 +12,7 @@ from utils.arguments import LISTS, inside, json_type
 from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
-from utils.registry import REGISTRIES, setting_at
+from utils.registry import REGISTRIES, registry_inside, setting_at
 from utils.schema import SEVERAL_BY_NAME, Component, KeyPath, are_several, is_below
 from utils.schema_fields import alternatives, section_at
 from utils.text import OVERRIDE, closest, dotted
@@ -164,13 +164,17 @@ def _expected(config: dict[str, Any], path: KeyPath) -> Parameter | None:
     if not _is_argument(path):
         return setting_at(path, None)
     _, component = inside(config, path[:-2])
-    argument = setting_at(path, str(component.get("type", REGISTRIES[str(path[0])].default)))
+    registry = REGISTRIES[str(path[0])]
+    if "args" in path[:-2]:
+        registry = registry_inside(registry)
+    argument = registry.parameters(str(component.get("type", registry.default))).get(str(path[-1]))
     return argument.replace(annotation=json_type(argument.annotation)) if argument else None
 
 
 def _is_argument(path: KeyPath) -> bool:
-    """Whether a path leads to an argument of a component, which may be one of several by name."""
-    return len(path) in (3, 4) and path[-2] == "args" and path[0] in REGISTRIES and section_at(path[:-2]) is not None
+    """Whether a path leads to an argument of a component, which may be inside the arguments of another one."""
+    is_component = "args" in path[:-2] or section_at(path[:-2]) is not None
+    return path[-2:-1] == ("args",) and path[0] in REGISTRIES and is_component
 
 
 def _may_be_component(config: dict[str, Any], path: KeyPath) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests.configs import message, sound
+from tests.helpers import temporarily
 from utils.config import load_config, to_json
 from utils.config.sources import read_config
+from utils.registry import MODELS
 from utils.schema import Config
 
 Extend = Callable[..., Config]
@@ -75,6 +77,7 @@ def test_another_type_inherits_nothing_inside_arguments_either(write: Callable[.
         ({"type": "B"}, {"type": "B"}),
         ({"type": "A", "args": {"bias": True}}, {"type": "A", "args": {"width": 3, "bias": True}}),
         ({"args": {"width": 4}}, {"type": "A", "args": {"width": 4}}),
+        ({"args": {"width": None}}, {"type": "A", "args": {}}),
     ):
         read = read_config(write("child.json", extends="base.json", model={"args": {"inner": inner}})).value
         assert read["model"]["args"] == {"inner": expected, "depth": 2}
@@ -103,6 +106,17 @@ def test_null_takes_away(extend: Extend) -> None:
     assert config.optimizers[""].args == {"lr": 0.01}
     assert (config.trainer.monitor, config.trainer.epochs) == (None, 10)
     assert "validation_split" not in config.data_loader.args
+
+
+def test_null_stays_where_it_is_a_value(write: Callable[..., Path]) -> None:
+    def inner_net(*, width: int | None = 3, name: str = "") -> None: ...
+
+    inner = {"type": "inner_net", "args": {"width": 4, "name": "5"}}
+    write("base.json", model={"type": "M", "args": {"inner": inner}})
+    with temporarily(MODELS, inner_net):
+        path = write("child.json", extends="base.json", model={"args": {"inner": {"args": {"width": None}}}})
+        read = read_config(path, ["model.args.inner.args.name=6"]).value
+    assert read["model"]["args"]["inner"]["args"] == {"width": None, "name": "6"}
 
 
 def test_null_for_what_must_be_there_is_a_mistake_of_the_child(write: Callable[..., Path]) -> None:
