@@ -101,7 +101,7 @@ def _checked(
 
 def to_json(config: Config, *, folder: Path = PROJECT) -> str:
     """The whole config with all defaults filled in, as ``train.py -c`` reads it. folder: where it is saved."""
-    values = escaped(config.model_dump(by_alias=True, exclude={"schema_path", "variables"}))
+    values = escaped(config.model_dump(exclude={"schema_path", "variables"}))
     return as_json(({"$schema": config.schema_path} if config.schema_path else {}) | values, folder)
 
 
@@ -154,11 +154,10 @@ def _scheduler_conflicts(config: Config) -> Iterator[Problem]:
 
 
 def _metric_conflicts(config: Config) -> Iterator[Problem]:
-    losses = list(filter(None, config.losses))
     values: list[tuple[KeyPath, str]] = [
         *((("metrics", index), metric.logged_name) for index, metric in enumerate(config.metrics)),
         *((("trainer", "type"), name) for name in getattr(TRAINERS.get(config.trainer.type), "logs", ())),
-        *((("loss", name), name) for name in losses),
+        *((("loss", name), name) for name in filter(None, config.losses)),
     ]
     logged = ["loss", *(name for _, name in values)]
     in_validation: list[tuple[KeyPath, str]] = [

@@ -45,7 +45,7 @@ class Change:
 
 def with_all_defaults(config: Config) -> dict[str, Any]:
     """A checked config, for ``changes``: also with the defaults of omitted component arguments."""
-    filled = config.model_dump(by_alias=True, exclude={"schema_path"})
+    filled = config.model_dump(exclude={"schema_path"})
     filled["trainer"]["save_dir"] = str(project_path(config.trainer.save_dir).resolve())
     _fill(filled)
     return filled

@@ -167,6 +167,27 @@ def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expe
     assert not text[0].isdigit(), "one mistake is one message"
 
 
+SEVERAL = 'optimizer={"one": {"type": "SGD", "params": ["*"]}}'
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.ema={}", "runtime.strategy=fsdp"], 'trainer.ema: weights sharded by "fsdp" cannot be averaged yet'),
+        ([SEVERAL, "runtime.strategy=fsdp"], 'runtime.strategy: several optimizers need "ddp"'),
+        (
+            [SEVERAL, "runtime.precision=fp16", "trainer.accumulate_steps=2"],
+            "runtime.precision: with several optimizers and accumulate_steps > 1, the loss scale would change",
+        ),
+        (['lr_scheduler={"one": {"type": "ConstantLR"}}'], 'unknown optimizer "one"; the config has one optimizer'),
+    ],
+)
+def test_keys_that_contradict_each_other(explain: Callable[..., str], overrides: list[str], expected: str) -> None:
+    assert expected in explain(sound(), *overrides)
+    for left_out in overrides:
+        assert expected not in explain(sound(), *(each for each in overrides if each != left_out))
+
+
 CHAINED = {"type": "ChainedScheduler", "args": {"schedulers": ["ConstantLR"]}}
 
 

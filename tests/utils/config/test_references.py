@@ -104,6 +104,14 @@ def test_a_default_stands_for_a_variable_that_is_not_there(load: Load) -> None:
     assert load(trainer__epochs="${env:NOT_THERE:7}").config.trainer.epochs == 7
     assert load(trainer__save_dir="${env:NOT_THERE:/a:b}/runs").config.trainer.save_dir == "/a:b/runs"
     assert load(name="x${env:NOT_THERE:}").config.name == "x"
+    assert load(name="x${env:NOT_THERE:1e3}").config.name == "x1e3"  # the text as it is, inside a longer string
+
+
+def test_a_config_that_is_not_run_needs_no_environment(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='"NOT_THERE" is not set'):
+        load(data_loader__args__batch_size="${env:NOT_THERE}")
+    lenient = load_config(tmp_path / "config.json", ["optimizer.args.lr=-1"], partial=True, dry_run=False)
+    assert lenient.config.name == "digits"
 
 
 def test_a_plain_dollar_brace_is_escaped_and_stays_so_in_the_run(load: Load, tmp_path: Path) -> None:
@@ -112,6 +120,7 @@ def test_a_plain_dollar_brace_is_escaped_and_stays_so_in_the_run(load: Load, tmp
     (tmp_path / "again.json").write_text(to_json(config, folder=tmp_path))
     assert load_config(tmp_path / "again.json").config == config
     assert '"variables"' not in to_json(config)
+    assert load(trainer__save_dir="$${").config.trainer.save_dir == "${"
 
 
 def test_overrides_may_hold_references_and_set_variables(load: Load) -> None:
@@ -139,8 +148,12 @@ MANY_TIMES = {"X0": 1, **{f"X{number}": [f"${{X{number - 1}}}"] * 10 for number 
         ({"seed": "${A-B}"}, "is not a reference; possible forms"),
         ({"seed": "${}"}, "is not a reference; possible forms"),
         ({"seed": "${A}", "variables": {"A": "x"}}, r'seed: should be an integer, got "x"'),
+        ({"seed": "${A.B}"}, "is not a reference; possible forms"),
+        ({"name": "a${A}", "variables": {"A": None}}, "null, which cannot be part of a string"),
+        ({"name": "a${A}", "variables": {"A": {}}}, "{}, which cannot be part of a string"),
         ({"name": "a${A}", "variables": {"A": [1]}}, r"\[1\], which cannot be part of a string"),
         ({"variables": {"A": 1}}, r'variables\.A: "\$\{A\}" is not used'),
+        ({"variables": {"A B": 1}}, r"variables\.A B: a name has letters, digits and _"),
         ({"variables": [1]}, "variables: should be an object"),
         ({"seed": "${data.num_classes}"}, "seed: .*only arguments of other components"),
         ({"data_loader__args__batch_size": "${data.num_classes}"}, "batch_size: .*only arguments of other"),
@@ -157,13 +170,15 @@ def test_a_mistake_is_shown_at_the_line_of_the_reference(load: Load, values: dic
 
 
 def test_a_variable_whose_use_is_replaced_is_no_mistake(load: Load, tmp_path: Path) -> None:
-    values = {"seed": "${A}", "variables": {"A": "${B}", "B": 1}}
+    values = {"seed": "${A}", "variables": {"A": "${B}", "B": "${env:NOT_THERE}"}}
     assert load("seed=3", **values).config.seed == 3
     extending = tmp_path / "extending.json"
     extending.write_text('{"extends": "config.json", "seed": 4}')
     assert load_config(extending).config.seed == 4
     with pytest.raises(ConfigError, match=r'override variables\.A=2: variables\.A: "\$\{A\}" is not used'):
         load("seed=3", "variables.A=2", **values)
+    with pytest.raises(ConfigError, match=r'variables\.C: "\$\{C\}" is not used'):
+        load("seed=3", variables={"C": 1})
 
 
 # ------------------------------------------------------------------ facts of the data
