@@ -61,7 +61,6 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> Document:
     if len(extending) > MAX_EXTENDING:
         raise document.error(at, f"more than {MAX_EXTENDING} files, each of which extends the next one; merge some")
     base = _read_extended(extended, extending)
-    base.value.pop("$schema", None)  # relative to the other file's folder
     _merge(base, document.sources[()], base.value, document.value, ())
     return base
 
@@ -95,13 +94,11 @@ def _merge(base: Document, source: Source, below: dict[str, Any], above: dict[st
     for key, value in above.items():
         here = (*path, key)
         inherited = below.get(key)
-        if not path and key in REGISTRIES:
-            has_type = any(isinstance(each, dict) and "type" in each for each in (value, inherited))
-            if are_several(value) != are_several(inherited) and has_type:
-                inherited = None  # one component replaces several by name, or vice versa
-            inherited, value = _same_component(key, inherited, value)
-        elif len(path) == 1 and path[0] in SEVERAL_BY_NAME and are_several(below):
-            inherited, value = _same_component(str(path[0]), inherited, value)
+        by_name = len(path) == 1 and path[0] in SEVERAL_BY_NAME and are_several(below)
+        if not path and key in SEVERAL_BY_NAME and are_several(value) and not are_several(inherited):
+            inherited = None  # several by name replace a single one
+        elif by_name or (not path and key in REGISTRIES):
+            inherited, value = _same_component(str(here[0]), inherited, value)
         elif "args" in path and isinstance(inherited, dict) and isinstance(value, dict) and "type" in value:
             inherited = inherited if inherited.get("type") == value["type"] else None
         if isinstance(inherited, dict) and isinstance(value, dict):
@@ -132,8 +129,7 @@ def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
     expected = _expected(config, path)
     if expected is None:
         return _is_argument(path)
-    kinds = set(alternatives(expected.annotation))
-    takes_null = expected.default is None or not kinds.isdisjoint({None, type(None), Any})
+    takes_null = not _kinds(config, path).isdisjoint({type(None), Any})
     return expected.default is not expected.empty and not takes_null
 
 
@@ -143,13 +139,8 @@ def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
     return str in kinds and not kinds & {int, float, bool}
 
 
-def _is_number(config: dict[str, Any], path: KeyPath) -> bool:
-    kinds = _kinds(config, path)
-    return bool(kinds & {int, float}) and str not in kinds
-
-
 def _is_list(config: dict[str, Any], path: KeyPath) -> bool:
-    kinds = _kinds(config, path) - {None, type(None)}
+    kinds = _kinds(config, path) - {type(None)}
     return bool(kinds) and all(get_origin(kind) in LISTS for kind in kinds)
 
 
@@ -181,8 +172,6 @@ def _may_be_component(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether the value at a path is a component, or inside the arguments of one, where it may be."""
     if section := section_at(path):
         return issubclass(section, Component)
-    if not _is_argument(path):
-        return "args" in path[:-1]
     expected = _expected(config, path)
     return expected is None or any(get_origin(kind) is dict for kind in alternatives(expected.annotation))
 
@@ -266,7 +255,7 @@ def value_at(config: dict[str, Any], path: KeyPath, text: str, name: str) -> Any
     try:
         value = parse(text, name).value
     except ConfigError as error:
-        if _JSON_NUMBER.fullmatch(text) and _is_number(config, path):
+        if _JSON_NUMBER.fullmatch(text) and _kinds(config, path) & {int, float}:
             raise  # it is too large
         if text[:1] in ("{", "[", '"'):
             quotes = "" if '"' in text else f"\nDid the shell remove the quotes? {_quoting()}"
