@@ -14,7 +14,7 @@ from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
 from utils.registry import REGISTRIES, markers
 from utils.schema import Config, KeyPath, LossConfig, MetricConfig, OnResume
-from utils.schema_fields import field_at, section_at
+from utils.schema_fields import field_at
 from utils.text import dotted
 
 _MISSING = object()
@@ -107,19 +107,12 @@ def _change_one_by_one(before: Any, now: Any, path: KeyPath) -> bool:
 
     As a whole: plain lists, and one component that is replaced by several by name.
     """
-    if path[-1:] == ("args",):
-        return True
-    in_args = "args" in path
     if isinstance(before, dict) and isinstance(now, dict):
-        is_section = in_args or not path or section_at(path) is not None
-        return is_section and bool(before and now) and ("type" in before) == ("type" in now)
-    if isinstance(before, list) and isinstance(now, list):
-        if in_args:
-            return bool(before and now) and all(isinstance(each, dict) for each in (*before, *now))
+        return ("type" in before) == ("type" in now)
+    if isinstance(before, list) and isinstance(now, list) and before and now:
         # metrics and writers that are added or removed are best seen in the whole list
-        is_section = section_at((*path, 0)) is not None
         comparable = len(before) == len(now) or path not in (("metrics",), ("trainer", "writers"))
-        return is_section and comparable and bool(before and now)
+        return comparable and all(isinstance(each, dict) for each in (*before, *now))
     return False
 
 
@@ -133,9 +126,7 @@ def rule_of(path: KeyPath, component: str | None = None) -> OnResume | None:
 
 def _default(path: KeyPath) -> Any:
     field = field_at(path)
-    if field is None or field.is_required():
-        return _MISSING
-    return plain(field.get_default(call_default_factory=True, validated_data={}))
+    return _MISSING if field is None else plain(field.get_default(call_default_factory=True))
 
 
 def shown(value: Any) -> str:
