@@ -32,9 +32,7 @@ def make_scheduler(entry: Any, optimizer: "Optimizer", length: int, build: Build
             make_scheduler(inner, optimizer, part, build, (*path, "args", "schedulers", index))
             for index, (inner, part) in enumerate(zip(args["schedulers"], lengths, strict=True))
         ]
-    if name != "ChainedScheduler":
-        args["optimizer"] = optimizer
-    return build(path, name, args)
+    return build(path, name, args | {"optimizer": optimizer})
 
 
 def follows_monitor(name: str) -> bool:

@@ -17,6 +17,7 @@ from utils.config.sources import value_at
 from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
+from utils.schema import WeightsConfig
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
             {"type": "OneCycleLR", "args": {"max_lr": [0.1, 0.2]}},
             "lr_scheduler.args: OneCycleLR rejects",
         ),
+        ("lr_scheduler", {"type": "OneCycleLR", "args": {"max_lr": 1, "epochs": 3}}, "args: OneCycleLR rejects this"),
         ("metrics", [{"type": "F1Score", "args": {"task": "binary", "k": 1}}], 'F1Score has no argument "k"'),
         (
             "loss",
@@ -268,6 +270,7 @@ def test_a_renamed_key_names_its_home(explain: Callable[..., str]) -> None:
         ("loss.args.weight.0=1", "the config does not give loss.args.weight; set the whole list"),
         ("name.x=1", 'name has no keys; it is "digits"'),
         ("trainer.monitor.x=1", 'trainer.monitor has no keys; it is "min val_loss"'),
+        ("runtime.args.x=1", 'runtime.args: unknown key "args"'),
         ("data_loader.type.x=1", 'data_loader.type has no keys; it is "RandomTensorLoader"'),
         ("model.5=1", 'model.5: unknown key "5"'),
         ("optimizer.params=5", "optimizer.params: should be a list, got 5"),
@@ -308,8 +311,13 @@ def test_an_override_opens_a_bare_name(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(SOUND)
     loaded = load_config(
-        path, ["lr_scheduler=null", "loss.args.label_smoothing=0.1", "metrics.0.name=acc", "optimizer=Adam"]
+        path,
+        [
+            *("lr_scheduler=null", "loss.args.label_smoothing=0.1", "metrics.0.name=acc", "optimizer=Adam"),
+            *("model.weights=a.pth", 'model.weights.skip=["fc*"]'),
+        ],
     )
+    assert loaded.config.model.weights == WeightsConfig(file="a.pth", skip=["fc*"])
     assert loaded.config.loss is not None
     assert loaded.config.losses[""].args == {"label_smoothing": 0.1}
     assert loaded.config.metrics[0].name == "acc"
@@ -478,3 +486,4 @@ def test_an_override_that_a_later_one_removes_is_refused(explain: Callable[..., 
     assert explain(SOUND, "optimizer.args.lr=0.5", later).startswith(expected)
     assert "replaces optimizer" not in explain(SOUND, "optimizer.args.lr=0.5", later, "optimizer.args.lr=0.6")
     assert "replaces optimizer" not in explain(SOUND, later, "optimizer.args.lr=0.5")
+    assert explain(SOUND, "optimizer.args.lr=0.5", later, "seed=1").startswith(expected)
