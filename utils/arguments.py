@@ -24,7 +24,7 @@ from utils.text import closest, hint
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 DICTS = (dict, collections.abc.Mapping)
-PLAIN = (int, float, bool, str, None, type(None), list, tuple, dict)
+PLAIN = (int, float, bool, str, type(None), list, tuple, dict)
 NOT_JSON = ", which JSON cannot express; register your own component that creates it"
 # pydantic's terms, and those of JSON
 WORDS = {
@@ -227,8 +227,7 @@ def json_type(annotation: Any) -> Any:
 def is_tensor(annotation: Any) -> bool:
     """Whether an argument can only be a tensor, such as class weights: a config gives a list of numbers."""
     kinds = set(typing.get_args(annotation)) - {type(None)} if _union(annotation) else {annotation}
-    tensor = _of_torch("Tensor")
-    return tensor is not None and kinds == {tensor}
+    return kinds == {_of_torch("Tensor")}
 
 
 def is_settings(annotation: Any) -> bool:
@@ -264,7 +263,7 @@ def describe(annotation: Any) -> str:
         if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
             return f"[{', '.join(map(describe, kinds))}]"
         return f"list of ({describe(kinds[0])})" if _union(kinds[0]) else f"list of {describe(kinds[0])}"
-    if isinstance(annotation, type) and not typing.get_args(annotation):
+    if isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 

@@ -13,7 +13,18 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.arguments import NotJson, describe, either, in_json_words, inside, json_type, parameters, problems, shortened
+from utils.arguments import (
+    NotJson,
+    describe,
+    either,
+    in_json_words,
+    inside,
+    json_type,
+    parameters,
+    problems,
+    shortened,
+    takes_any_keyword,
+)
 
 NOTHING = inspect.Parameter.empty
 
@@ -22,12 +33,12 @@ NOTHING = inspect.Parameter.empty
 class Settings:
     size: int
     scales: list[float] = field(default_factory=lambda: [1.0])
-    fixed: int = field(default=1, init=False)
+    own: list[int] = field(default_factory=list, init=False)
 
 
 class Model(pydantic.BaseModel):
     kind: str = Field(alias="type")
-    size: int = 3
+    size: PositiveInt = 3
 
 
 @pytest.mark.parametrize(
@@ -56,7 +67,7 @@ class Model(pydantic.BaseModel):
         (tuple[int, ...], tuple[int, ...], "list of int"),
         (Mapping[str, Settings], dict[str, dict[str, Any]], None),
         (list[int], list[int], "list of int"),
-        (dict[str, int], dict[str, int], "dict[str, int]"),
+        (dict[str, Any], dict[str, Any], "dict[str, Any]"),
         (Callable[[int], int], NotJson, "Callable[[int], int]"),
         (Callable[[int], int] | int, int, "Callable[[int], int] or int"),
         (Callable[[int], int] | None, NotJson, "Callable[[int], int] or null"),
@@ -69,18 +80,22 @@ def test_what_a_config_can_give(annotation: Any, kind: Any, description: str | N
     assert description is None or describe(annotation) == description
 
 
-def component(size: int, factor: float = 1, *, on: torch.device, none: int = None) -> None:  # type: ignore # noqa: RUF013
+Weights = Annotated[Tensor | None, "one per class"]
+
+
+def component(size: int, factor: float = 1, *, on: torch.device, none: int = None, w: Weights = None) -> None:  # type: ignore # noqa: RUF013
     pass
 
 
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ({"size": 1, "on": "cpu"}, ["on takes device, which JSON cannot express"]),
+        ({"size": 1, "on": "cpu", "w": 0}, ["on takes device, which JSON cannot express"]),
         ({"size": 1, "none": None, "factor": 2}, ['component needs the argument "on": device, which JSON cannot']),
-        ({"size": 1.5, "on": 0, "factor": None}, ["size should be an integer, got", "on takes", "factor should be a"]),
+        ({"size": 1.5, "on": 0, "factor": None}, ["size should be an integer, got", "on takes", "factor should be"]),
+        ({"size": 1, "none": 0.5, "on": 0}, ["none should be an integer, got 0.5", "on takes"]),
         ({"sise": 1, "on": 0}, ['sise component has no argument "sise"; did you mean "size"?', "on takes"]),
-        ({"x": 1, "on": 0}, ['x component has no argument "x"; it takes: size', "on takes", 'the argument "size": int']),
+        ({"x": 1, "on": 0}, ['x component has no argument "x"; it takes: ', "on takes", 'the argument "size": int']),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit(args: dict[str, Any], expected: list[str]) -> None:
@@ -99,18 +114,27 @@ def test_arguments_that_do_not_fit(args: dict[str, Any], expected: list[str]) ->
 def test_parameters_of_settings() -> None:
     assert {name: each.default for name, each in parameters(Settings).items()} == {"size": NOTHING, "scales": [1.0]}
     assert {name: each.default for name, each in parameters(Model).items()} == {"type": NOTHING, "size": 3}
+    assert describe(parameters(Model)["size"].annotation) == "int > 0"
+
+
+def test_what_takes_any_keyword() -> None:
+    class Bare:
+        pass
+
+    assert [takes_any_keyword(each) for each in (Bare, component, lambda **_: None)] == [False, False, True]
 
 
 def test_annotations_that_only_a_type_checker_resolves_are_anything() -> None:
-    def own(a: "Unknown", b: "1 | 2", c: "torch.nothing", d: "not python", e: "int | None") -> None: ...  # type: ignore # noqa: F821
+    def own(a: "Unknown", b: "1 | 2", c: "torch.nothing", d: "a note", e: "int | None", f: "'Net' | None") -> None: ...  # type: ignore # noqa: F722, F821
 
-    assert [each.annotation for each in parameters(own).values()] == [Any, 3, Any, Any, int | None]
+    assert [each.annotation for each in parameters(own).values()] == [Any, 3, Any, Any, int | None, Any]
 
 
 def test_what_exists_of_a_path_and_the_value_there() -> None:
     value = {"a": [{"b": 1}]}
     assert inside(value, ("a", 0, "b")) == (("a", 0, "b"), 1)
     assert inside(value, ("a", "list[int]", 0, "b", "int")) == (("a", 0, "b"), 1)
+    assert inside(value, ("x", "a", 0, 0, "b")) == (("a", 0, "b"), 1)
     assert inside(value, ("a", 1)) == (("a",), [{"b": 1}])
 
 
