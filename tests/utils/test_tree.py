@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.tree import by_keys, copied, describe_batch, map_tensors, map_with_keys, same, tensors, to_device
+from utils.tree import (
+    by_keys,
+    copied,
+    describe_batch,
+    digest,
+    has_strides,
+    map_tensors,
+    map_with_keys,
+    same,
+    stored_values,
+    tensors,
+    to_device,
+)
 
 
 @dataclass
@@ -81,3 +93,61 @@ def test_a_copy_shares_nothing_that_can_change() -> None:
     nest["seen"].add(2)  # type: ignore[attr-defined]
     nest["bytes"] += b"2"  # type: ignore[operator]
     assert copy == {"seen": {1}, "bytes": b"1"}
+
+
+SPARSE = torch.eye(3).to_sparse()
+NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"a": X}, {"a": X.clone()}, True),
+        ({"a": X}, {"b": X}, False),
+        ({"a": X}, [X], False),
+        ([X], {0: X}, False),
+        ([X], [X, X], False),
+        ([X], X, False),
+        ((X, None), [X, None], True),
+        (Graph(X, EDGES), Frozen(X, EDGES), False),
+        ("a", "a", True),
+        (1, 2, False),
+        (1, 1.0, False),
+        (1, X, False),
+        (X, 1, False),
+        (X, -X, False),
+        (X, X.double(), False),
+        (X, X[:1], False),
+        (SPARSE, SPARSE.clone(), True),
+        (SPARSE, 2 * SPARSE, False),
+        (SPARSE, SPARSE.to_dense(), False),
+        (NESTED, NESTED.clone(), True),
+        (NESTED, 2 * NESTED, False),
+        (NESTED, X, False),
+        (X, NESTED, False),
+    ],
+)
+def test_what_is_the_same(one: Any, other: Any, expected: bool) -> None:
+    assert same(one, other) is expected
+
+
+def test_stored_values() -> None:
+    assert [has_strides(each) for each in (X, SPARSE, NESTED)] == [True, False, False]
+    twice = torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,), check_invariants=True)
+    assert stored_values(X) is X
+    assert stored_values(twice).tolist() == [3.0]
+    assert stored_values(NESTED).tolist() == [1.0] * 5
+
+
+def test_a_digest_is_of_the_values_alone() -> None:
+    values = torch.arange(6.0).view(2, 3)
+    assert digest(values.t().contiguous()) == digest(values.t()) != digest(values)
+    assert digest(values.clone().requires_grad_()) == digest(values)
+
+
+def test_a_batch_of_many_tensors_is_described_by_the_first() -> None:
+    shape = "(3, 2) float32"
+    assert describe_batch([X] * 9) == ", ".join([shape] * 9)
+    assert describe_batch([X] * 10) == ", ".join([*[shape] * 8, "and 2 more tensors"])
+    assert describe_batch({"a": [X], 1: X}) == f"a: {shape}, {shape}"
+    assert describe_batch([]) == "list"

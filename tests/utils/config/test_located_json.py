@@ -96,3 +96,8 @@ def test_a_caret_points_at_the_place_after_wide_characters() -> None:
 @pytest.mark.slow
 def test_many_values_in_one_line_take_no_more_than_their_text() -> None:
     assert len(parse("[" + "1, " * 200_000 + "1]", "x").value) == 200_001
+
+
+def test_a_line_is_shown_without_what_a_terminal_would_obey() -> None:
+    shown = str(parse('{"a":\t1, "b": "\u009b\u200e"}  ', "x.json").error(("b",), "no"))
+    assert shown == 'x.json:1:10: b: no\n    1 | {"a": 1, "b": "  "}\n                 ^'
