@@ -133,7 +133,7 @@ def test_what_is_the_same(one: Any, other: Any, expected: bool) -> None:
 
 def test_stored_values() -> None:
     assert [has_strides(each) for each in (X, SPARSE, NESTED)] == [True, False, False]
-    twice = torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,), check_invariants=True)
+    twice = torch.sparse_coo_tensor(torch.tensor([[0, 0]]), torch.tensor([1.0, 2.0]), (3,), check_invariants=True)
     assert stored_values(X) is X
     assert stored_values(twice).tolist() == [3.0]
     assert stored_values(NESTED).tolist() == [1.0] * 5
