@@ -2,6 +2,7 @@
 
 python new_project.py ../my_project
 python new_project.py ../my_project --minimal    # without extras/ too
+python new_project.py ../my_gan --recipe gan     # with the files of docs/recipes/gan.md
 python new_project.py --update ../my_project     # merges later changes of the template into it
 """
 
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import recipe
 from dev.project_files import create
 from dev.update_project import update
+from utils.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,24 +31,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--update", action="store_true", help="merge later changes of the template into the project NAME"
     )
+    parser.add_argument("--recipe", metavar="RECIPE", help="with the files of a recipe of docs/recipes, such as gan")
     options = parser.parse_args(argv)
     target: Path = options.name
     try:
         if options.update and options.minimal:
             raise ValueError("--update cannot be combined with --minimal; a minimal project stays minimal")
+        if options.recipe and (options.update or options.minimal):
+            raise ValueError("--recipe cannot be combined with --update or --minimal")
         if options.update:
             return update(target)
+        commands = recipe.commands(options.recipe) if options.recipe else ["make train"]
         create(target, minimal=options.minimal)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        if options.recipe:
+            recipe.write(options.recipe, target)
+    except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    print(
-        f'{target} is ready. Next:\n  cd {target}\n  git init && git add . && git commit -m "Start from the template"'
-    )
-    print(
-        "  make train\nWrite your own README.md. To merge later changes of the template, run in the template's folder:"
-    )
+    first = [f"cd {target}", 'git init && git add . && git commit -m "Start from the template"']
+    print(f"{target} is ready. Next:", *first, *commands, sep="\n  ")
+    print("Write your own README.md. To merge later changes of the template, run in the template's folder:")
     print(f"  python new_project.py --update {target}")
     return 0
 

@@ -16,7 +16,7 @@ LEFT_OUT = (
     "docs/performance.md", "CHANGELOG.md", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE",
 )  # fmt: skip
 MINIMAL = (
-    "extras", "predict.py", "export.py", "sweep.py",
+    "extras", "predict.py", "export.py", "sweep.py", "recipe.py",
     "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
 )  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages

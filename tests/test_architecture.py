@@ -19,7 +19,7 @@ FOLDERS = [*FLOORS[:3], *FLOOR_OF, "extras", "dev"]
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))])
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
 # what a project adds, in its folders or beside train.py, may be longer, and draw
-OUR_SCRIPTS = {"train.py", "test.py", "sweep.py", "predict.py", "export.py", "new_project.py"}
+OUR_SCRIPTS = {"train.py", "test.py", "sweep.py", "predict.py", "export.py", "recipe.py", "new_project.py"}
 OWN = [
     path
     for path in SOURCES

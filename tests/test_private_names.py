@@ -25,7 +25,7 @@ FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "extras
 OURS = set(FOLDERS) - {"data_loader", "model", "trainer"}  # what a project does in its own folders is its own matter
 SCRIPTS = [
     ROOT / name
-    for name in ("train.py", "test.py", "sweep.py", "predict.py", "new_project.py")
+    for name in ("train.py", "test.py", "sweep.py", "predict.py", "recipe.py", "new_project.py")
     if (ROOT / name).exists()
 ]
 SOURCES = sorted([*SCRIPTS, *(path for folder in OURS for path in ROOT.glob(f"{folder}/**/*.py"))])

@@ -11,19 +11,12 @@ import pytest
 
 import train
 from extras.check import preflight
+from recipe import files
 from tests.conftest import load_script
-from tests.helpers import ROOT, Json, identical, make_module, own_components, resumed
+from tests.helpers import Json, identical, make_module, own_components, resumed
 from utils.config import load_config
 
-PAGES = ROOT / "docs" / "recipes"
-NAMES = sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "README")
-BLOCK = re.compile(r"```(\w+)\n# (\S+)\n(.*?)```", re.DOTALL)
 MANY = ("trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.pictures_every=0", "trainer.verbosity=1")
-
-
-def files(name: str) -> dict[str, str]:
-    """The text of each file of a recipe, by its path."""
-    return {path: text for _, path, text in BLOCK.findall((PAGES / f"{name}.md").read_text())}
 
 
 def config(name: str, path: str = "") -> Json:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.docs.recipes import PAGES, RecipeRun, config, installed, run_script, trained, user_lines
+from recipe import PAGES
+from tests.docs.recipes import RecipeRun, config, installed, run_script, trained, user_lines
 from tests.helpers import lines, same, state
 from utils.registry import DATA_LOADERS
 
