@@ -14,7 +14,9 @@ from tests.helpers import curves, lines, same, state
 
 pytestmark = pytest.mark.slow
 
-NAMES = ["gan", "fine_tuning", "segmentation", "recurrent", "gpt", "vae", "distillation", "reinforcement_learning"]
+NAMES = [
+    "gan", "fine_tuning", "segmentation", "recurrent", "gpt", "vae", "distillation", "reinforcement_learning", "dqn",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,3 +117,15 @@ def test_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_ci
         assert "divergence/train" in curves(recipe.run)
         recipe.expected = ("",)
         recipe.assert_sound(capsys, step=4, tested={"loss", "accuracy"})
+
+
+def test_dqn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # the buffer is full, and old transitions are overwritten, before the step that the run resumes from
+    length = ("trainer.epochs=2", "trainer.save_every_steps=300")
+    with trained("dqn", tmp_path, *length, "trainer.args.capacity=3000") as recipe:
+        first, last = lines(recipe.run)
+        assert last["return"] > 2 * first["return"]
+        saved = state(recipe.run, "step-00000600.pth")
+        assert int(saved["memory"]["count"]) == 600 * 8
+        assert not same(saved["target"], saved["model"])
+        recipe.assert_sound(capsys, step=600, tested={"loss", "return"})
