@@ -33,6 +33,12 @@ TESTS = "tests/project"
 """The tests of a project, there in tests/: of whatever components and configs it has. The others are the template's."""
 ORIGIN = ".template.json"
 """In a project: the template's commit from which it was made."""
+UNTYPED = """
+# your own code may be without types: take this out to have it checked, too
+[[tool.mypy.overrides]]
+module = ["model.*", "data_loader.*", "trainer.*"]
+ignore_errors = true
+"""
 README = """\
 # {name}
 
@@ -81,6 +87,8 @@ def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple
         content = content.partition(b"      - run: make test-minimal\n")[0]  # that, and other systems
     if name == "requirements-dev.txt":
         content = content.partition(b"# only for the template's own tests")[0]
+    if name == "pyproject.toml":
+        content += UNTYPED.encode()
     if name in ("README.md", "docs/architecture.md"):
         content = without_mentions(content.decode(), left_out).encode()
     return "TEMPLATE.md" if name == "README.md" else name.replace(f"{TESTS}/", "tests/"), content

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from tests.docs.recipes import config, installed, run_script, trained
 from tests.docs.test_recipes_tasks import check_lines
 from tests.helpers import lines, state
+from utils.config import load_config
 from utils.registry import DATA_LOADERS
 
 transformers = pytest.importorskip("transformers")
@@ -77,7 +77,7 @@ def test_all_weights_of_a_text_are_trained_as_by_a_plain_loop(folder: Path, tmp_
     length = "data_loader.args.length=20"
     with trained(NAME, tmp_path, *overrides, *settings, length) as recipe:
         loader = DATA_LOADERS["LanguageData"](
-            **train.load_config(recipe.config, [*overrides, length]).config.data_loader.args
+            **load_config(recipe.config, [*overrides, length]).config.data_loader.args
         )
         network = transformers.AutoModelForCausalLM.from_pretrained(folder / "without_dropout").train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.001, fused=True)  # as in the run
