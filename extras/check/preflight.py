@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -36,7 +36,6 @@ from base.training.first_batch import (
 from base.training.loss import with_count_and_parts
 from base.training.metrics import Metrics
 from base.training.observer import Observer
-from base.training.schedule import Schedule, ScheduledOptimizer
 from base.training.state import own_parts
 from base.training.summary import parameter_groups
 from extras.check import data_checks, exactness_checks, model_checks, schedule_checks
@@ -93,28 +92,6 @@ def preflight(loaded: LoadedConfig) -> int:
     return 1 if failed else 0
 
 
-def _unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
-    schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, length=1)
-    return replace(optimizer, schedule=schedule)
-
-
-@contextmanager
-def _base_rates(training: Training) -> Iterator[None]:
-    """The optimizers' own learning rates instead of those of their schedules, which may begin at 0."""
-
-    def groups() -> list[dict[str, Any]]:  # loading a state replaces them
-        return [group for each in training.optimizers.values() for group in each.optimizer.param_groups]
-
-    rates = [group["lr"] for group in groups()]
-    for group in groups():
-        group["lr"] = group.get("initial_lr", group["lr"])
-    try:
-        yield
-    finally:
-        for group, rate in zip(groups(), rates, strict=True):
-            group["lr"] = rate
-
-
 class _Check:
     """One batch, and the checks on it."""
 
@@ -126,7 +103,7 @@ class _Check:
         """Seconds to load a batch."""
         self.metrics_failed = False
         # the schedule is unaffected: its length is that of the run
-        constant = {name: _unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
+        constant = {name: schedule_checks.unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         of_subclass = vars(trainer).keys() - trainer.base_attributes.keys()
         trainer.begin(replace(training, optimizers=constant), Outputs(Writers({}), nowhere, Observer()))
@@ -177,7 +154,7 @@ class _Check:
         yield from self._smallest_batch()
         yield from self._validation()
         cause = "state of the trainer or the model that another batch has changed"
-        with _base_rates(self.training):
+        with schedule_checks.base_rates(self.training):
             yield from tried("repetition", partial(self._costs, result, measure), cause=cause, lenient=True)
             yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
             yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)

@@ -1,9 +1,12 @@
-"""The learning rates of a whole run, before it starts."""
+"""The learning rates of a whole run, before it starts; and constant ones, for the other checks."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from base.experiment import Training
-from base.training.schedule import ScheduledOptimizer
+from base.training.schedule import Schedule, ScheduledOptimizer
 from extras.check.check_result import CheckResult
 from utils.errors import ConfigError
 
@@ -47,3 +50,26 @@ def _description(optimizer: ScheduledOptimizer, rates: Sequence[Sequence[float]]
         points[len(shown)] = f"{shown[-1]:.4g} in the last of {len(shown):,}"
     of_group = f" of {name}" if len(rates) > 1 and name else ""
     return f"{type(schedule.scheduler).__name__}: lr{of_group} {', '.join(points[index] for index in sorted(points))}"
+
+
+def unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
+    """An optimizer whose learning rate stays as it is."""
+    schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, length=1)
+    return replace(optimizer, schedule=schedule)
+
+
+@contextmanager
+def base_rates(training: Training) -> Iterator[None]:
+    """The optimizers' own learning rates instead of those of their schedules, which may begin at 0."""
+
+    def groups() -> list[dict[str, Any]]:  # loading a state replaces them
+        return [group for each in training.optimizers.values() for group in each.optimizer.param_groups]
+
+    rates = [group["lr"] for group in groups()]
+    for group in groups():
+        group["lr"] = group.get("initial_lr", group["lr"])
+    try:
+        yield
+    finally:
+        for group, rate in zip(groups(), rates, strict=True):
+            group["lr"] = rate
