@@ -183,6 +183,8 @@ class Batches:
 
     def part(self, batch_range: BatchRange) -> BatchRange:
         """This process's part of a batch; empty for some if the batch has fewer samples than there are processes."""
+        if self.world_size == 1:
+            return batch_range
         passes, start, _ = batch_range
         first = batch_range.size * self.rank // self.world_size
         end = batch_range.size * (self.rank + 1) // self.world_size
