@@ -349,8 +349,8 @@ class BaseDataLoader(ABC):
         if given is not None:
             weights = check_weights(given, len(source), kind=kind)
             weights = weights if train is None else weights[train]
-            if not weights.any():
-                raise DataError(f"{kind}.sample_weights() is 0 for every sample to train on, so none can be drawn")
+            if not torch.finfo(torch.float64).tiny <= (total := weights.sum()) < torch.inf:
+                raise DataError(f"{kind}.sample_weights() adds up to {total:g} in training: none can be drawn")
             return weights
         if not self.balanced:
             return once(len(source) if train is None else len(train))
