@@ -11,6 +11,7 @@ where to leave its report}. All are run one after the other in the same processe
 log: the file for what they print.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -29,6 +30,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.nn.functional import all_gather
 from torch.distributions import Categorical
 
+import recipe
 import train
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
@@ -39,6 +41,7 @@ from tests.base.data.test_orders import UnevenLengths
 from tests.base.data.test_stream import ResumableStream, Stream
 from tests.base.training.test_optimizers import LearntScale, PlainPair, Steady
 from tests.conftest import leave_out_waste, load_script
+from tests.docs import recipes
 from tests.helpers import PATIENCE, ROOT, blocks
 from tests.small_data import SmallSamples, SmallTensors, images
 from trainer.trainer import Trainer
@@ -354,9 +357,8 @@ def register() -> None:
         TRAINERS.register(trainer)
     parallel.UNIT_PARAMETERS = 50  # so that small models have several units
     exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)
-    if (ROOT / "tests" / "docs").exists():  # not in a project without extras/
-        recipes = importlib.import_module("tests.docs.recipes")
-        for name in recipes.NAMES:
+    for name in recipe.names():
+        with contextlib.suppress(ModuleNotFoundError):  # transformers, which only one of them needs
             recipes.install(name)
 
 
