@@ -36,7 +36,7 @@ from base.training.schedule import gradient_norm
 from base.training.state import own_parts
 from base.training.training_log import TrainingLog
 from utils.errors import ConfigError, Stopped, TrainingError
-from utils.optimizers import load_exactly
+from utils.optimizers import check_gradients, load_exactly
 from utils.schema import TrainerConfig, validation_names
 
 
@@ -183,6 +183,8 @@ class BaseTrainer(Checkpointed):
             loss = closure_step(self, step)
         else:
             loss = self.compute_gradients(step)
+            if not self.has_started:
+                check_gradients(self.training.optimizer, self.training.frozen.parameters)
             schedule = self.training.scheduled.schedule
             stepped = self.runtime.step(self.training.optimizer, wait=schedule.per_step)
             schedule.after_step(stepped=stepped)

@@ -151,7 +151,8 @@ def laid_out_like(value: Any, parameter: Tensor) -> Any:
     """
     if not isinstance(value, Tensor) or value.shape != parameter.shape or value.layout != parameter.layout:
         return value
-    if value.stride() == parameter.stride():
+    strides = zip(parameter.shape, value.stride(), parameter.stride(), strict=True)
+    if all(size == 1 or own == other for size, own, other in strides):  # of a size of 1, any is the same
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -168,6 +169,20 @@ def check_layouts(optimizer: Optimizer, parameters: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"the first step gave {name} another memory format, in which {type(optimizer).__name__} would take its "
                 "state for that of other weights; assign values in place, as in weight.copy_(values)"
+            )
+
+
+def check_gradients(optimizer: Optimizer, parameters: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a fused kernel would apply gradients to other weights: one has another memory format.
+
+    torch's own never has, but the user may replace them. parameters: by name.
+    """
+    for name, parameter in parameters.items() if optimizer.defaults.get("fused") else ():
+        if laid_out_like(parameter.grad, parameter) is not parameter.grad:
+            raise ConfigError(
+                f"compute_gradients gave {name} a gradient in another memory format, which "
+                f"{type(optimizer).__name__} would take for that of other weights; assign it in place, as in "
+                "weight.grad.copy_(values)"
             )
 
 

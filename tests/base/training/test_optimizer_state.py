@@ -268,3 +268,60 @@ def test_without_a_fused_kernel_a_step_may_change_the_memory_format(fit: Fit) ->
     with temporarily(TRAINERS, Transposing):
         changed = fit("trainer.type=Transposing", optimizer="RMSprop").run_dir
     torch.testing.assert_close(state(changed)["model"], state(fit(optimizer="RMSprop").run_dir)["model"])
+
+
+class Thin(BaseModel):
+    """Strides of dimensions of size 1, which both its weights have, mean nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.second(self.first(inputs.view(-1, 1, 2, 3)).relu()).mean((2, 3))  # type: ignore[no-any-return]
+
+
+class Rescaling(Trainer):
+    """As weight normalization, which sets weights by their rows."""
+
+    def optimizer_step(self, step: StepBatches) -> Any:
+        loss = super().optimizer_step(step)
+        for weight in (parameter for parameter in self.model.parameters() if parameter.dim() == 4):
+            weight.data = weight.data.reshape(len(weight), -1).contiguous().view(weight.shape)
+        return loss
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_a_step_may_change_the_strides_of_dimensions_of_size_1(fit: Fit, optimizer: Any) -> None:
+    with temporarily(MODELS, Thin), temporarily(TRAINERS, Rescaling):
+        changed = fit("trainer.type=Rescaling", model="Thin", optimizer=optimizer).run_dir
+        plain = fit(model="Thin", optimizer=optimizer).run_dir
+    torch.testing.assert_close(state(changed)["model"], state(plain)["model"])
+
+
+class Replacing(Trainer):
+    """As gradient surgery, which gives each weight a part of one vector."""
+
+    def compute_gradients(self, step: StepBatches, **more: Any) -> Any:
+        loss = super().compute_gradients(step, **more)
+        for parameter in self.model.parameters():
+            assert parameter.grad is not None
+            parameter.grad = parameter.grad.flatten().view(parameter.shape)
+        return loss
+
+
+class Wide(Thin):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(4, 3, 2)
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_gradients_in_another_memory_format_than_their_weights_are_refused(fit: Fit, optimizer: Any) -> None:
+    with temporarily(MODELS, Wide), temporarily(MODELS, Thin), temporarily(TRAINERS, Replacing):
+        fit("trainer.type=Replacing", model="Thin", optimizer=optimizer)
+        with pytest.raises(ConfigError, match=r"gave second.weight a gradient in another memory format"):
+            fit("trainer.type=Replacing", model="Wide", optimizer=optimizer)
+        replaced = fit("trainer.type=Replacing", model="Wide", optimizer="RMSprop").run_dir
+        plain = fit(model="Wide", optimizer="RMSprop").run_dir
+    torch.testing.assert_close(state(replaced)["model"], state(plain)["model"])
