@@ -80,15 +80,18 @@ def create(target: Path, *, minimal: bool = False) -> None:
 
 
 def as_in_a_project(name: str, content: bytes, left_out: Sequence[str]) -> tuple[str, bytes]:
-    """The name and content of a template file in a project. The README becomes TEMPLATE.md; its tests move up."""
+    """The name and content of a template file in a project. The README becomes TEMPLATE.md; its tests move up.
+
+    left_out: without "tests" for an early project, which had the template's tests, CI and pyproject.toml.
+    """
     if name == "Makefile":
         return name, without_targets(content.decode(), left_out).encode()
-    if name.startswith(".github/workflows/"):
+    if name.startswith(".github/workflows/") and "tests" in left_out:
         content = content.partition(b"      - run: make test-minimal\n")[0]  # that, and other systems
     if name == "requirements-dev.txt":
         content = content.partition(b"# only for the template's own tests")[0]
-    if name == "pyproject.toml":
-        content += UNTYPED.encode()
+    if name == "pyproject.toml" and "tests" in left_out:
+        content = content.replace(b'    "error",\n', b"") + UNTYPED.encode()  # libraries may warn of what is deprecated
     if name in ("README.md", "docs/architecture.md"):
         content = without_mentions(content.decode(), left_out).encode()
     return "TEMPLATE.md" if name == "README.md" else name.replace(f"{TESTS}/", "tests/"), content

@@ -26,7 +26,11 @@ def update(project: Path) -> int:
     if subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=template, capture_output=True).returncode:
         raise ValueError(f"{project / ORIGIN}: {template} has no commit {commit}; try git fetch there (--unshallow)")
     before, after = template_at(commit, minimal=minimal), template_at(head, minimal=minimal)
-    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    changed = [
+        name
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name) and (name in after or (project / name).exists())
+    ]
     tracked = git(project, "ls-files", "-z").stdout.decode().split("\0")
     there = [name for name in changed if name in before or (project / name).exists()]
     # what the user has deleted stays deleted, and what git does not know stays as it is
@@ -48,8 +52,8 @@ def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
     archive = subprocess.run(["git", "archive", commit], cwd=project_files.ROOT, capture_output=True, check=True).stdout
     found = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        if TESTS not in files.getnames():  # projects made then have all of the template's tests
-            left_out = tuple(name for name in left_out if name != "tests")
+        if TESTS not in files.getnames():  # projects made then have these, too
+            left_out = tuple(name for name in left_out if name not in ("tests", "docs/performance.md", ".ci"))
         for member in files:
             content = files.extractfile(member) if member.isfile() else None
             if content and not is_left_out(PurePosixPath(member.name), left_out):

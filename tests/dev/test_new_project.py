@@ -159,6 +159,24 @@ def test_an_update_replaces_the_templates_tests_of_an_earlier_project(
     assert tests == {"tests/test_project.py": "the project's\n", "tests/test_mine.py": "mine\n"}
 
 
+def test_an_update_brings_the_settings_of_a_project_to_an_earlier_one(
+    make: Make, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workflow, settings = "      - run: make test\n", '[tool.pytest]\nwarnings = [\n    "error",\n]\n'
+    early = {".github/workflows/test.yml": f"{workflow}      - run: make test-minimal\n", "pyproject.toml": settings}
+    tests = {"tests/project/test_project.py": None, "tests/dev/test_bench.py": "the template's\n"}
+    commit(tmp_path / "template", **early, **tests)
+    project = make(**early)
+    commit(
+        tmp_path / "template", **{"tests/project/test_project.py": "the project's\n", "tests/dev/test_bench.py": None}
+    )
+    capsys.readouterr()
+    assert script.main(["--update", str(project)]) == 0
+    assert contents(project)[".github/workflows/test.yml"] == workflow
+    assert contents(project)["pyproject.toml"] == settings.replace('    "error",\n', "") + project_files.UNTYPED
+    assert "left unchanged" not in capsys.readouterr().out, "it has no such file"
+
+
 def test_conflicts_are_marked_and_listed_and_nothing_is_lost(
     make: Make, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
