@@ -53,7 +53,7 @@ def template_at(commit: str, *, minimal: bool) -> dict[str, bytes]:
     found = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         if TESTS not in files.getnames():  # projects made then have these, too
-            left_out = tuple(name for name in left_out if name not in ("tests", "docs/performance.md", ".ci"))
+            left_out = tuple(name for name in left_out if name not in ("tests", "docs/performance.md"))
         for member in files:
             content = files.extractfile(member) if member.isfile() else None
             if content and not is_left_out(PurePosixPath(member.name), left_out):
