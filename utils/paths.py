@@ -1,5 +1,6 @@
 """The project's folder, and paths relative to it."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ def code_digests() -> dict[str, str]:
 def _digest(files: Sequence[Path]) -> str:
     hashed = hashlib.sha256()
     for path in files:
-        hashed.update(path.name.encode() + path.read_bytes())
+        hashed.update(os.fsencode(path.name))
+        with contextlib.suppress(OSError):  # a folder, a link that leads nowhere, or no permission
+            hashed.update(path.read_bytes())
     return hashed.hexdigest()[:16]
 
 

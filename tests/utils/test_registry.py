@@ -1,6 +1,7 @@
 """What a registry offers of a library, whatever its version."""
 
 import importlib
+import os
 import types
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
     monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
     import_components()
     assert code_digests()["model"]
+
+
+def test_files_that_cannot_be_read_are_left_out_of_the_digest_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model" / "folder.py").mkdir(parents=True)
+    (tmp_path / "model" / "__init__.py").touch()
+    (tmp_path / "model" / "gone.py").symlink_to("nowhere")
+    (tmp_path / "model" / os.fsdecode(b"\xff.py")).touch()
+    monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
+    before = code_digests()["model"]
+    (tmp_path / "model" / "net.py").touch()
+    assert code_digests()["model"] != before
 
 
 def test_the_home_of_nobody_is_not_a_traceback() -> None:

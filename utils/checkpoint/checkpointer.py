@@ -55,8 +55,8 @@ class Checkpointer:
         try:
             thread.start()
         except RuntimeError:  # no more threads, as by ulimit -u
-            self._write(step, copy, best_step)
             self._join = lambda: None
+            self._write(step, copy, best_step)
 
     def wait(self) -> bool:
         """Wait for the last save, and warn if it failed. Returns whether it is on disk."""
