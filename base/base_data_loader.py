@@ -23,8 +23,8 @@ from base.data.orders import (
     Order,
     Shuffled,
     Weighted,
-    as_numbers,
     balanced_sample_weights,
+    check_lengths,
     check_weights,
     class_indices,
     class_weights,
@@ -335,7 +335,7 @@ class BaseDataLoader(ABC):
             order = Weighted(partial(self._weights, source, train), seed)
         if lengths is None:
             return order
-        lengths = as_numbers(f"{type(self).__name__}.lengths()", lengths, len(source))
+        lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
     def _has_weights(self) -> bool:

@@ -131,7 +131,7 @@ def check_weights(weights: Tensor, count: int, *, kind: str) -> Tensor:
 
     kind: the class of the data loader.
     """
-    weights = as_numbers(f"{kind}.sample_weights()", weights, count)
+    weights = _as_numbers(f"{kind}.sample_weights()", weights, count)
     wrong = ~torch.isfinite(weights) | (weights < 0)
     if wrong.any():
         index = int(wrong.nonzero()[0])
@@ -155,7 +155,18 @@ def class_weights(counts: Tensor) -> list[float]:
     return [float(counts.sum()) / (len(counts) * each) if each else 0.0 for each in counts.tolist()]
 
 
-def as_numbers(hook: str, values: Any, count: int) -> Tensor:
+def check_lengths(lengths: Tensor, count: int, *, kind: str) -> Tensor:
+    """Validate the lengths of all training samples; float64 of shape (count,). Raises DataError.
+
+    kind: the class of the data loader.
+    """
+    lengths = _as_numbers(f"{kind}.lengths()", lengths, count)
+    if lengths.isnan().any():
+        raise DataError(f"{kind}.lengths() returned NaN for sample {int(lengths.isnan().nonzero()[0])}")
+    return lengths
+
+
+def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
     """What a hook returned, copied to float64 of shape (count,). Raises DataError."""
     try:
         numbers = torch.as_tensor(values).detach()
@@ -165,6 +176,8 @@ def as_numbers(hook: str, values: Any, count: int) -> Tensor:
     if numbers.shape != (count,):
         shape = tuple(numbers.shape)
         raise DataError(f"{hook} returned shape {shape} for {count} training samples; expected ({count},)")
+    if numbers.is_complex():
+        raise DataError(f"{hook} returned complex numbers; expected real ones")
     return numbers.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
 
 

@@ -28,8 +28,10 @@ def _held_out(count: int, validation_split: float, folds: int | None, fold: int 
         if folds > count:
             raise DataError(f"data_loader.args.folds: {count} training samples are not enough for {folds} folds")
         return order[count * fold // folds : count * (fold + 1) // folds]
+    if not validation_split:
+        return order[:0]
     split = validation_split
-    held_out = max(1, round(split * count)) if split and isinstance(split, float) else int(split)
+    held_out = max(1, round(split * count)) if isinstance(split, float) else split
     if held_out >= count:
         raise DataError(
             f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"

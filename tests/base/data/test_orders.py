@@ -248,6 +248,23 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ([*[1.0] * 49, float("nan")], r"Uneven.lengths\(\) returned NaN for sample 49"),
+        ([1j] * 50, r"lengths\(\) returned complex numbers"),
+        ([1.0] * 40, r"lengths\(\) returned shape \(40,\) for 50 training samples"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(
+    fit: Fit, lengths: list[Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Uneven, "hook", "lengths")
+    monkeypatch.setattr(Uneven, "lengths", lambda _: lengths)
+    with temporarily(DATA_LOADERS, Uneven), pytest.raises(UserError, match=says):
+        fit(data_loader={"type": "Uneven"} | SIZES)
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_weights_that_cannot_be_are_refused(fit: Fit, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Uneven, "weights", WRONG[case][0])
