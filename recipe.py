@@ -26,7 +26,7 @@ def names() -> list[str]:
 def page(name: str) -> str:
     """The text of a recipe. Raises UserError for an unknown name."""
     if name not in names():
-        raise UserError(f'there is no recipe "{name}"; {hint(name, names())}\nTo list them: python recipe.py')
+        raise UserError(f'unknown recipe "{name}"; {hint(name, names())}\nTo list them: python recipe.py')
     return (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 

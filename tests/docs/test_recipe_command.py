@@ -73,7 +73,7 @@ def test_a_file_that_differs_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_wrong_name_lists_the_right_ones(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(recipe.main, [name]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'error: there is no recipe "{name}"')
+    assert error.startswith(f'error: unknown recipe "{name}"')
     assert said in error
 
 
