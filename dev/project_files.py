@@ -17,7 +17,7 @@ LEFT_OUT = (
 )  # fmt: skip
 MINIMAL = (
     "extras", "predict.py", "export.py", "sweep.py", "recipe.py",
-    "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
+    "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes", "--check", "--list",
 )  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages
 FILES = [

@@ -32,7 +32,7 @@ def code_digests() -> dict[str, str]:
 def _digest(files: Sequence[Path]) -> str:
     hashed = hashlib.sha256()
     for path in files:
-        hashed.update(os.fsencode(path.name))
+        hashed.update(os.fsencode(path.relative_to(PROJECT).as_posix()))
         with contextlib.suppress(OSError):  # a folder, a link that leads nowhere, or no permission
             hashed.update(path.read_bytes())
     return hashed.hexdigest()[:16]

@@ -334,3 +334,4 @@ def test_the_menu_of_the_readme_has_no_dead_links(minimal: bool) -> None:
     assert "train" in links
     assert links <= headings
     assert ("search" in links) == (not minimal)
+    assert ("--check" in text and "--list" in text) == (not minimal)

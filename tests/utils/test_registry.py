@@ -105,6 +105,19 @@ def test_files_that_cannot_be_read_are_left_out_of_the_digest_of_the_code(
     assert code_digests()["model"] != before
 
 
+def test_the_digest_of_the_code_changes_with_the_folder_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("small", "large"):
+        (tmp_path / "model" / folder).mkdir(parents=True)
+    (tmp_path / "model" / "__init__.py").touch()
+    (tmp_path / "model" / "small" / "net.py").write_text("WIDTH = 1\n")
+    monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
+    before = code_digests()["model"]
+    (tmp_path / "model" / "small" / "net.py").rename(tmp_path / "model" / "large" / "net.py")
+    assert code_digests()["model"] != before
+
+
 def test_the_home_of_nobody_is_not_a_traceback() -> None:
     with pytest.raises(UserError, match="~nobody-here/data: unknown home directory"):
         project_path("~nobody-here/data")
