@@ -42,9 +42,9 @@ from utils.text import listed
 class BaseDataLoader(ABC):
     """A data set and its batches.
 
-    Subclasses define ``training_data`` and ``test_data``, returning any map-style torch data set; a ``TensorSource``,
-    which is many times as fast for small images that fit in memory; or a ``StreamSource`` for data that can only be
-    read in its own order. Data is read when first needed.
+    Subclasses define ``training_data`` and, for test.py, ``test_data``, returning any map-style torch data set; a
+    ``TensorSource``, which is many times as fast for small images that fit in memory; or a ``StreamSource`` for data
+    that can only be read in its own order. Data is read when first needed.
 
     batch_size: samples per training batch.
     eval_batch_size: samples per validation or test batch; None: batch_size.
@@ -88,8 +88,7 @@ class BaseDataLoader(ABC):
             raise ValueError(
                 '"device_cache" builds batches on the device, which "num_workers" cannot; use only one of them'
             )
-        changes = type(self).begin_epoch is not BaseDataLoader.begin_epoch
-        if device_cache and changes:
+        if device_cache and self.defines("begin_epoch"):
             raise ValueError(
                 f'"device_cache" copies data once, but {type(self).__name__}.begin_epoch may change it; leave one out'
             )
@@ -102,7 +101,7 @@ class BaseDataLoader(ABC):
         self.num_workers = num_workers
         self.drop_last = drop_last
         self.balanced = balanced
-        asked = not (num_workers or changes) if device_cache is None else device_cache
+        asked = not (num_workers or self.defines("begin_epoch")) if device_cache is None else device_cache
         self.device_cache = DeviceCache(if_suitable=device_cache is None) if asked else None
         self.device = torch.device("cpu")
         """Where data is kept with device_cache: the training device, once it is known."""
@@ -111,9 +110,9 @@ class BaseDataLoader(ABC):
     def training_data(self, *, augment: bool) -> Source | Dataset[Any]:
         """The training data. augment is False for the held-out validation part."""
 
-    @abstractmethod
     def test_data(self) -> Source | Dataset[Any]:
-        """The test data, never augmented. Only called by test.py and --check."""
+        """The test data, never augmented. Only called by test.py, export.py and --check."""
+        raise DataError(f"{type(self).__name__} has no test data; let it define test_data()")
 
     def split(self, count: int) -> tuple[Tensor, Tensor]:
         """Indices of the samples of ``training_data`` to train on, (N,), and of those to hold out, (M,).
@@ -283,7 +282,7 @@ class BaseDataLoader(ABC):
 
     def _as_source(self, data: Source | Dataset[Any]) -> Source:
         # the loader is sent to the workers only for its own collate: it may hold the data, and much else
-        collate = collate_samples if type(self).collate is BaseDataLoader.collate else self.collate
+        collate = self.collate if self.defines("collate") else collate_samples
         if isinstance(data, IterableDataset):
             data = StreamSource(data)
         if isinstance(data, StreamSource):
@@ -296,7 +295,7 @@ class BaseDataLoader(ABC):
         asked = {
             self._holds_out(): True,
             "balanced": self.balanced,
-            "sample_weights()": self._has_weights(),
+            "sample_weights()": self.defines("sample_weights"),
             "lengths()": call_hook(self, "lengths") is not None,
         }
         if names := [name for name, given in asked.items() if name and given]:
@@ -324,7 +323,7 @@ class BaseDataLoader(ABC):
         train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
         lengths = call_hook(self, "lengths")
-        weighted = self.balanced or self._has_weights()
+        weighted = self.balanced or self.defines("sample_weights")
         if not self.shuffle:
             if weighted or lengths is not None:
                 what = "balanced, sample_weights() or lengths()"
@@ -338,8 +337,9 @@ class BaseDataLoader(ABC):
         lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
-    def _has_weights(self) -> bool:
-        return type(self).sample_weights is not BaseDataLoader.sample_weights
+    def defines(self, name: str) -> bool:
+        """Whether the subclass defines an optional method."""
+        return getattr(type(self), name) is not getattr(BaseDataLoader, name)
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""
@@ -365,7 +365,7 @@ class BaseDataLoader(ABC):
 
     def _holds_out(self) -> str:
         """The argument or hook by which samples are held out; "" if none are."""
-        if type(self).split is not BaseDataLoader.split:
+        if self.defines("split"):
             return "split()"
         return "folds" if self.folds is not None else "validation_split" if self.validation_split else ""
 

@@ -260,7 +260,7 @@ class TrainerConfig(Section):
     clip_grad_norm: Changeable[PositiveFloat | None] = None
     """Maximum total norm of each optimizer's gradients; null: no clipping."""
     clip_grad_value: Changeable[PositiveFloat32 | None] = None
-    """Maximum absolute value of each gradient; null: no clipping."""
+    """Maximum absolute value of each gradient, before clip_grad_norm; null: no clipping."""
     freeze: Changeable[list[FreezeConfig]] = Field(default_factory=list)
     """Parameters to freeze, for some epochs or for the whole run."""
     ema: AllCommands[Fixed[EmaConfig | None]] = None

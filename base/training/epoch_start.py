@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from base.base_data_loader import BaseDataLoader
 from base.training.parameters import Parameters
 from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
@@ -19,9 +18,8 @@ from utils.user_code import format_error, user_line
 
 def begins_epochs(trainer: TrainerInterface) -> bool:
     """Whether a trainer or its data loader defines ``begin_epoch``."""
-    data = type(trainer.experiment.data)
     own = type(trainer).begin_epoch is not TrainerInterface.begin_epoch
-    return own or data.begin_epoch is not BaseDataLoader.begin_epoch
+    return own or trainer.experiment.data.defines("begin_epoch")
 
 
 def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
@@ -44,7 +42,7 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
 def _begin_epoch(trainer: TrainerInterface, epochs: int) -> None:
     """Call ``begin_epoch`` of the data loader and the trainer."""
     data = trainer.experiment.data
-    data_changes = type(data).begin_epoch is not BaseDataLoader.begin_epoch
+    data_changes = data.defines("begin_epoch")
     before = {name: parameter.data for name, parameter in _known_parameters(trainer).items()}
     try:
         with isolated(trainer.experiment.seed, "epoch", epochs):

@@ -104,7 +104,8 @@ def end_summary(
         was = "finite" if any(name in epoch for epoch in history) else "measured"
         yield _row("best", f"none: {name} was not {was} in any epoch, so no best.pth was saved")
     yield _row("run", display_path(folder.path))
-    yield _row("test", f"python {shell_path(PROJECT / 'test.py')} -r {shell_path(folder.path)}")
+    if trainer.experiment.data.defines("test_data"):
+        yield _row("test", f"python {shell_path(PROJECT / 'test.py')} -r {shell_path(folder.path)}")
     settings = loaded.config.trainer
     if settings.writes_tensorboard:
         yield _row("view", f"tensorboard --logdir {shell_path(folder.path.parent)}")

@@ -339,7 +339,8 @@ class _Check:
         return model | {name: state[name] for name in parts}
 
     def _test_data(self) -> None:
-        self.experiment.data.test()
+        if self.experiment.data.defines("test_data"):
+            self.experiment.data.test()
 
 
 def _shape(value: Any) -> Any:

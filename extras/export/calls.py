@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,13 @@ def record_calls(trainer: BaseTrainer) -> list[Call]:
 
 
 def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:
-    """The test data in batches of this size, and of the first few the one with the smallest tensors."""
+    """The test data in batches of this size, and of the first few the one with the smallest tensors.
+
+    Of the training data, not augmented, if there is no test data.
+    """
     data.eval_batch_size = size
+    if not data.defines("test_data"):
+        data.test_data = partial(data.training_data, augment=False)  # type: ignore[method-assign]
     try:
         batches = data.test()
         first = itertools.islice(batches.one_pass(), tried)

@@ -166,7 +166,7 @@ def _compare(kind: Format, exportable: Exportable, expected: list[list[Tensor]],
     finite = torch.cat([each.double()[each.isfinite()] for outputs in expected for each in outputs])
     allowed = TOLERANCE * max(1.0, float(finite.abs().max()) if len(finite) else 0.0)
     samples = exportable.calls[0].samples
-    shown = f"largest difference {difference:.2g} over {samples} test samples and over one alone"
+    shown = f"largest difference {difference:.2g} over {samples} samples and over one alone"
     if not difference <= allowed:
         raise UserError(f"the exported file's outputs differ from the model's: {shown}")
     return shown

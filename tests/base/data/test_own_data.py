@@ -246,6 +246,31 @@ def test_the_parts_of_a_batch_that_is_a_dict_are_named(fit: Fit) -> None:
         fit(data_loader={"type": "OwnData", "args": {"fault": "dict"}})
 
 
+class TrainingData(BaseDataLoader):
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(INPUTS, TARGETS)
+
+
+def test_test_data_may_be_left_out(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with temporarily(DATA_LOADERS, TrainingData):
+        data = {"type": "TrainingData", "args": {"batch_size": 8, "validation_split": 8}}
+        run = fit("trainer.verbosity=1", data_loader=data).run_dir
+        assert "python test.py" not in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"TrainingData has no test data; let it define test_data\(\)"):
+            load_script("test").main(["-r", str(run)])
+    assert not (run / "test").exists()
+
+
+@needs_extra("check")
+def test_a_check_does_not_ask_for_test_data(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporarily(DATA_LOADERS, TrainingData):
+        data = {"type": "TrainingData", "args": {"batch_size": 8, "validation_split": 8}}
+        train.main(["-c", str(write_config(data_loader=data)), "--check"])
+    assert "test data" not in capsys.readouterr().out
+
+
 class Standardized(BaseDataLoader):
     """Inputs over a scale that is measured on the training data."""
 
