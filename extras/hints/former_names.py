@@ -5,7 +5,10 @@ from typing import Any
 
 FORMER_KEYS = {
     "arch": '"model"',
-    "n_gpu": '"runtime": {"device": ...}; several processes are started with torchrun',
+    **dict.fromkeys(
+        ("n_gpu", "gpus", "devices", "device_ids", "accelerator", "num_nodes"),
+        '"runtime": {"device": ...}; several processes are started with torchrun',
+    ),
     "save_freq": '"save_period"',
     "len_epoch": '"steps_per_epoch", under "trainer"',
     "data_loader_args": '"data_loader": {"args": ...}',
@@ -19,6 +22,30 @@ FORMER_KEYS = {
         '"accumulate_steps", under "trainer"',
     ),
     **dict.fromkeys(("amp", "fp16", "mixed_precision"), '"precision", under "runtime"'),
+    **dict.fromkeys(
+        ("max_epochs", "num_epochs", "n_epochs", "num_train_epochs", "nb_epochs"), '"epochs", under "trainer"'
+    ),
+    **dict.fromkeys(("max_steps", "total_steps", "num_steps"), '"steps_per_epoch" and "epochs", under "trainer"'),
+    **dict.fromkeys(("learning_rate", "base_lr"), '"lr", under optimizer.args'),
+    **dict.fromkeys(
+        ("warmup", "warmup_steps", "warmup_epochs"), 'a "SequentialLR" (docs/training.md: Warm-up and decay)'
+    ),
+    **dict.fromkeys(("criterion", "loss_fn", "loss_function"), '"loss"'),
+    **dict.fromkeys(("net", "network", "backbone"), '"model"'),
+    **dict.fromkeys(("dataset", "datamodule", "train_loader", "train_dataloader"), '"data_loader"'),
+    **dict.fromkeys(("transform", "transforms", "augmentation"), "a data loader of your own (docs/data.md)"),
+    **dict.fromkeys(("pretrained", "init_from", "load_from"), '"weights": {"file": ...}, under "model"'),
+    **dict.fromkeys(("logger", "loggers", "wandb", "mlflow"), '"writers", under "trainer"'),
+    **dict.fromkeys(("output_dir", "out_dir", "log_dir", "checkpoint_dir"), '"save_dir", under "trainer"'),
+    **dict.fromkeys(("save_top_k", "save_total_limit"), '"keep_last", under "trainer"; best.pth is kept, too'),
+    **dict.fromkeys(("val_check_interval", "eval_steps", "eval_every"), '"validate_every_steps", under "trainer"'),
+    **dict.fromkeys(("resume", "resume_from_checkpoint", "ckpt_path"), "the command: python train.py -r RUN"),
+    "mode": '"monitor": "min NAME" or "max NAME", under "trainer"',
+    "early_stopping": '"early_stop", under "trainer"',
+    "callbacks": "a trainer of your own (docs/training.md)",
+    "ema_decay": '"ema": {"decay": ...}, under "trainer"',
+    "param_groups": '"groups"',
+    "gradient_checkpointing": "torch.utils.checkpoint in the model",
 }
 
 FORMER_NAMES = {

@@ -1,6 +1,7 @@
 """Loading a config: every mistake is found, those of one kind all at once, each at its line."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from utils.config.sources import value_at
 from utils.errors import ConfigError
 from utils.paths import PROJECT
 from utils.registry import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
-from utils.schema import WeightsConfig
+from utils.schema import Config, ModelConfig, OptimizerConfig, RuntimeConfig, TrainerConfig, WeightsConfig
+from utils.schema_fields import keys_of
 
 
 @pytest.fixture
@@ -132,6 +134,8 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         pytest.param("trainer", {"n_gpu": 1}, "; use ", marks=needs_extra("hints")),
         pytest.param("trainer", {"patience": 1}, 'use "early_stop", under "trainer"', marks=needs_extra("hints")),
         pytest.param("trainer", {"grad_clip": 1}, 'use "clip_grad_norm"', marks=needs_extra("hints")),
+        pytest.param("optimizer", {"type": "SGD", "param_groups": []}, 'use "groups"', marks=needs_extra("hints")),
+        pytest.param("trainer", {"max_epochs": 1}, 'use "epochs", under "trainer"', marks=needs_extra("hints")),
         pytest.param("metrics", ["acc"], 'use "accuracy"', marks=needs_extra("hints")),
         ("metrics", ["nll_loss"], 'unknown metric "nll_loss"; expected one of: '),
         ("loss", "cosine", 'unknown loss "cosine"; expected one of: '),
@@ -167,6 +171,17 @@ def test_one_wrong_value(explain: Callable[..., str], key: str, value: Any, expe
     text = explain(sound() | {key: value})
     assert expected in text
     assert not text[0].isdigit(), "one mistake is one message"
+
+
+@needs_extra("hints")
+def test_keys_of_other_frameworks_name_keys_that_exist() -> None:
+    from extras.hints.former_names import FORMER_KEYS
+
+    sections = (Config, OptimizerConfig, ModelConfig, TrainerConfig, RuntimeConfig)
+    known = {key for section in sections for key in keys_of(section)} | {"lr"}
+    named = {found[1] for former in FORMER_KEYS.values() if (found := re.match(r'"(\w+)"', former))}
+    assert named <= known
+    assert not FORMER_KEYS.keys() & known
 
 
 SEVERAL = 'optimizer={"one": {"type": "SGD", "params": ["*"]}}'
