@@ -175,15 +175,18 @@ class Predictor:
         inputs = self.task.inputs
         if inputs.shape is None:
             return ""
-        shape = ", ".join(map(str, inputs.shape))
-        return f"\nIn training, the inputs were {inputs.dtype} of shape (B, {shape})."
+        shape = "".join(f" {size}," for size in inputs.shape).rstrip(",")
+        return f"\nIn training, the inputs were {inputs.dtype} of shape (B,{shape})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert an input to the dtype that the model takes. Raises DataError.
 
         Integers keep their values, and floats are rounded. Whole numbers that are stored as floats, as from a table,
-        become integers for a model that takes those.
+        become integers for a model that takes those. A row with one number is that number for a model that takes one.
         """
+        shape = self.task.inputs.shape
+        if shape is not None and not len(shape) and tensor.shape == (1,):
+            tensor = tensor[0]
         wanted = getattr(torch, self.task.inputs.dtype or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor

@@ -186,6 +186,37 @@ def test_a_table_of_integers_is_read_for_a_model_that_takes_them(fit: Fit, ask: 
             assert "the input is float32 of shape (2,).\nIn training, the inputs were int64" in errors
 
 
+class Users(UserItemPairs):
+    """Inputs of shape ()."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(torch.arange(8), torch.linspace(0, 1, 8)[:, None])
+
+
+class UserFactors(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Embedding(8, 1)
+
+    def forward(self, users: Tensor) -> Tensor:
+        return self.factors(users)  # type: ignore[no-any-return]  # (B,) -> (B, 1)
+
+
+def test_a_table_of_one_column_is_read_for_a_model_that_takes_one_number(fit: Fit, ask: Ask) -> None:
+    with temporarily(DATA_LOADERS, Users), temporarily(MODELS, UserFactors):
+        data = {"type": "Users", "args": {"batch_size": 4}}
+        trainer = {"monitor": "min loss"}
+        run = fit(data_loader=data, model="UserFactors", loss="mse_loss", metrics=[], trainer=trainer).run_dir
+        np.save("a.npy", np.array([3, 5]))
+        np.save("column.npy", np.array([[3], [5]]))
+        Path("a.csv").write_text("user\n3\n5\n")
+        expected = values(ask(run, "a.npy")[1])
+        assert len(set(expected)) == 2
+        assert values(ask(run, "a.csv")[1]) == values(ask(run, "column.npy")[1]) == expected
+        Path("a.csv").write_text("user,item\n3,5\n")
+        assert "In training, the inputs were int64 of shape (B,).\n" in ask(run, "a.csv")[2]
+
+
 def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) -> None:
     Path("t.csv").write_text("a,b,c\n1,2,3\n1,,3\n1,2\n1,2,many\n3,2,1\n1e39,2,3\n1_5,2,3\nnan,2,3\n")
     status, output, errors = ask(regression, "t.csv")
