@@ -89,7 +89,9 @@ def call(
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return format_error_with_source(error).removeprefix("ValueError: ")
+        twice = re.search(r"got multiple values for keyword argument ('\w+')", str(error))
+        advice = f"\nThe code sets {twice[1]} itself: leave it out of the config." if twice else ""
+        return format_error_with_source(error).removeprefix("ValueError: ") + advice
     reasons = []
     for item in error.errors():
         message = in_json_words(item["msg"])

@@ -21,6 +21,11 @@ from utils.registry import LOSSES
 from utils.schema import Component, KeyPath
 from utils.tree import to_device
 
+# older versions of torch have no LinearCrossEntropyLoss
+CLASS_LOSSES: Any = tuple(
+    getattr(nn, name) for name in ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss") if hasattr(nn, name)
+)
+
 
 def build_loss(loaded: LoadedConfig, device: torch.device) -> tuple[Loss, bool]:
     """The loss, and whether it sums over the samples, from its argument or attribute "reduction".
@@ -85,14 +90,15 @@ def counted(loss: Callable[..., Tensor]) -> CountedLoss:
     """
     if callable(own_count := getattr(loss, "count", None)):
         return CountedLoss(loss, own_count)
-    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.reduction == "mean":
-        if type(loss).forward not in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
-            if loss.weight is None and loss.ignore_index == -100:
+    if isinstance(loss, CLASS_LOSSES) and loss.reduction == "mean":
+        ignore = -100 if loss.ignore_index is None else loss.ignore_index
+        if type(loss).forward not in [each.forward for each in CLASS_LOSSES]:
+            if loss.weight is None and ignore == -100:
                 count = functools.partial(count_targets, weight=None, ignore=-100)
                 return CountedLoss(loss, count, own_mean=True)
             raise ConfigError(OWN_MEAN.format(type(loss).__name__))
         total = _total(functools.partial(_with_reduction, loss))
-        return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=loss.ignore_index), total)
+        return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=ignore), total)
     if isinstance(loss, functools.partial) and loss.func.__name__ in ("cross_entropy", "nll_loss"):
         weight, ignore = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
         if loss.func.__module__ in ("model.loss", F.__name__) and loss.keywords.get("reduction", "mean") == "mean":
@@ -101,7 +107,7 @@ def counted(loss: Callable[..., Tensor]) -> CountedLoss:
     return CountedLoss(loss)
 
 
-def _with_reduction(loss: nn.CrossEntropyLoss | nn.NLLLoss, reduction: str) -> nn.Module:
+def _with_reduction(loss: Any, reduction: str) -> Any:
     changed = copy.copy(loss)
     changed.reduction = reduction
     return changed

@@ -89,6 +89,7 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
     yield from _different_counts(trainer, result)
     yield from _ignored_targets(trainer, result)
     yield from _broadcasting(trainer, result)
+    yield from _uncounted_rows(trainer, result)
     if trainer.supervised:
         yield from classification_warnings(result, trainer.criterion, trainer.experiment.data.class_names)
 
@@ -133,6 +134,23 @@ def _different_counts(trainer: BaseTrainer, result: StepResult) -> Iterator[str]
             f"the losses {', '.join(losses)} are means over different numbers of targets, so over several batches, "
             "micro-batches or processes the weight of their sum is a compromise (in validation and tests, each has its "
             "own number)"
+        )
+
+
+def _uncounted_rows(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
+    """A loss that may be a mean over rows which are not samples, such as the nodes of graphs, without a count."""
+    outputs, targets = result.outputs, result.targets
+    if result.count is not None or trainer.experiment.sum_loss:
+        return
+    if not all(isinstance(each, Tensor) and each.dim() for each in (outputs, targets)) or len(outputs) != len(targets):
+        return
+    batches = trainer.training.batches
+    samples = batches.part(next(batches.ranges(trainer.progress.position))).size
+    if samples and len(targets) % samples:  # else each sample may have the same number of rows
+        yield (
+            f"outputs and targets have {len(targets)} rows for {samples} samples, but losses of batches are weighted "
+            "by their samples. If the loss is a mean over rows, return StepResult(..., count=len(targets)), or give "
+            "the loss a method count (docs/training.md)"
         )
 
 

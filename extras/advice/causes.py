@@ -84,6 +84,11 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
             "a gradient in an evaluation, which runs without gradients: call self.backward(loss) only if "
             "torch.is_grad_enabled(), and compute any other gradient inside torch.enable_grad()"
         )
+    if "does not require grad" in str(error) and "grad" in called:  # torch.autograd.grad
+        return (
+            "a derivative of what has no graph: of an earlier torch.autograd.grad without create_graph=True, inside "
+            "torch.no_grad(), or with respect to an input without requires_grad_() or a parameter that is frozen"
+        )
     in_step = called[-1] in STEPS
     if in_step and re.search("values to unpack|cannot unpack non-iterable", str(error)):
         return OTHER_PARTS

@@ -224,7 +224,8 @@ class _Check:
             text = "the model, the loss or eval_step changes the batch in place"
             yield CheckResult("batch", "note", text, "x += 1 or x.relu_(); data in memory would change: x = x.clone()")
         if advice := find_extra("advice"):
-            for warning in advice.first_batch_warnings(self.trainer, result):
+            counted = with_count_and_parts(result, self.trainer.criterion)
+            for warning in advice.first_batch_warnings(self.trainer, counted):
                 yield CheckResult("first batch", "note", warning)
 
     def _lenient(self, result: CheckResult) -> CheckResult:

@@ -36,6 +36,8 @@ from utils.user_code import format_error_with_source
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
+STACKED = (Tensor, np.ndarray, np.generic, float, int, str, Mapping, Sequence)
+"""What ``default_collate`` makes a batch of."""
 COLUMNS = "--columns chooses the columns of a table that are inputs"
 
 
@@ -145,19 +147,24 @@ class Predictor:
         say_beside_bar(f"skipped {problem}")
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch."""
+        """Batches of inputs with the same shapes, which can be stacked; others follow in their own batch.
 
-        def shapes(item: Item) -> list[tuple[Any, ...]]:
-            return [(*tensor.shape, tensor.dtype) for tensor in tensors(item.value)]
+        An object of the user's own class, such as a graph, is a batch of its own.
+        """
 
-        for _, group in itertools.groupby(items, shapes):
-            while batch := list(itertools.islice(group, self.data.eval_batch_size)):
+        def kind(item: Item) -> list[Any]:
+            shapes = [(*tensor.shape, tensor.dtype) for tensor in tensors(item.value)]
+            return [isinstance(item.value, STACKED), *shapes]
+
+        for (stacked, *_), group in itertools.groupby(items, kind):
+            while batch := list(itertools.islice(group, self.data.eval_batch_size if stacked else 1)):
                 yield batch
 
     def _outputs(self, batch: Sequence[Item]) -> tuple[Any, Any]:
         """The inputs on the CPU, and the model's outputs for them."""
         trainer, file = self.trainer, batch[0].file
-        inputs = default_collate([item.value for item in batch])
+        values = [item.value for item in batch]
+        inputs = default_collate(values) if isinstance(values[0], STACKED) else values[0]
         self._check_shape(inputs, file)
         try:
             return inputs, trainer.predict_step(trainer.runtime.to_device(inputs))
@@ -175,15 +182,18 @@ class Predictor:
         inputs = self.task.inputs
         if inputs.shape is None:
             return ""
-        shape = ", ".join(map(str, inputs.shape))
-        return f"\nIn training, the inputs were {inputs.dtype} of shape (B, {shape})."
+        shape = "".join(f" {size}," for size in inputs.shape).rstrip(",")
+        return f"\nIn training, the inputs were {inputs.dtype} of shape (B,{shape})."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert an input to the dtype that the model takes. Raises DataError.
 
         Integers keep their values, and floats are rounded. Whole numbers that are stored as floats, as from a table,
-        become integers for a model that takes those.
+        become integers for a model that takes those. A row with one number is that number for a model that takes one.
         """
+        shape = self.task.inputs.shape
+        if shape is not None and not len(shape) and tensor.shape == (1,):
+            tensor = tensor[0]
         wanted = getattr(torch, self.task.inputs.dtype or "none", None)
         if not isinstance(wanted, torch.dtype) or tensor.dtype == wanted:
             return tensor.float() if wanted is None and tensor.dtype == torch.float64 else tensor

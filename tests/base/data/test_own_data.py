@@ -14,6 +14,7 @@ import train
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.data import TensorSource
+from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import load_script
 from tests.helpers import Fit, equal, fork, needs_extra, registering, temporarily
 from utils.errors import DataError, UserError
@@ -170,6 +171,21 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
 def test_a_mistake_in_the_data_is_named(fit: Fit, fault: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit(data_loader={"type": "OwnData", "args": {"fault": fault}})
+
+
+class Ordered(RandomTensorLoader):
+    def __init__(self, **batches: Any) -> None:
+        super().__init__(shuffle=False, **batches)
+
+
+def test_an_argument_that_the_constructor_sets_itself_is_named(fit: Fit) -> None:
+    data = {"type": "Ordered", "args": {"num_samples": 8, "input_shape": [6], "num_classes": 3, "batch_size": 8}}
+    with temporarily(DATA_LOADERS, Ordered):
+        fit("trainer.epochs=1", data_loader=data)
+        with pytest.raises(
+            UserError, match=rf"{HERE}super.*\nThe code sets 'shuffle' itself: leave it out of the config"
+        ):
+            fit("data_loader.args.shuffle=true", data_loader=data)
 
 
 @needs_extra("report", "tensorboard")

@@ -265,6 +265,17 @@ def test_it_counts_what_torch_divides_by(dtype: torch.dtype) -> None:
             assert loss.last_count == pytest.approx(count)
 
 
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="torch is older")
+@pytest.mark.parametrize(("weight", "count"), [(None, 4), ([0.2, 1.0, 5.0], 7.2)])
+def test_a_loss_with_its_own_layer_counts_its_targets(weight: list[float] | None, count: float) -> None:
+    module = nn.LinearCrossEntropyLoss(2, 3, weight=None if weight is None else torch.tensor(weight))
+    loss, targets = counted(module), torch.tensor([0, 1, 2, IGNORED, 1, IGNORED])
+    for inputs in (torch.randn(6, 2), torch.randn(6, 2, requires_grad=True)):
+        assert loss(inputs, targets).equal(module(inputs, targets))
+        assert loss.last_count == pytest.approx(count)
+        assert loss(inputs, torch.full((6,), IGNORED)).item() == 0
+
+
 def test_classes_may_be_uint8() -> None:
     loss = counted(nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 5.0]), ignore_index=255))
     loss(torch.randn(4, 3), torch.tensor([0, 2, 255, 1], dtype=torch.uint8))

@@ -26,6 +26,12 @@ def eval_step() -> None:
         torch.autograd.grad(LOGITS.square().sum(), LOGITS)
 
 
+def second_derivative() -> None:
+    inputs = X.clone().requires_grad_()
+    slopes = torch.autograd.grad(inputs.pow(3).sum(), inputs)[0]
+    torch.autograd.grad(slopes.sum(), inputs)
+
+
 def in_place() -> None:
     powers = LOGITS.exp()
     powers += 1
@@ -74,6 +80,8 @@ def elsewhere() -> Any:
         ),
         (twice, "a tensor that is kept from an earlier step with its graph"),
         (eval_step, "a gradient in an evaluation, which runs without gradients"),
+        (second_derivative, "a derivative of what has no graph"),
+        (lambda: torch.autograd.grad(LOGITS.sum(), X), "a derivative of what has no graph"),
         (lambda: F.cross_entropy(LOGITS, LABELS - 3), "a class index that is not below the number of the model's"),
         (lambda: cast("Any", [X]).shape, "samples that are lists of numbers"),
         (in_place, "an operation in place, such as x += 1"),

@@ -1,11 +1,16 @@
 """Warnings about a first batch that runs without an error."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+import train
+from base.base_data_loader import BaseDataLoader
 from base.experiment import Experiment
 from base.metric import StepResult
 from tests.base.test_training import REGRESSION
@@ -14,7 +19,7 @@ from tests.base.training.test_loss import SUM, UNEQUAL, on_two_targets
 from tests.base.training.test_own_step import StepsForItsProbe
 from tests.helpers import Fit, keep_on_device, registering, temporarily
 from trainer.trainer import Trainer
-from utils.registry import MODELS, TRAINERS
+from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 from utils.schema import TrainerConfig
 
 BROADCAST: dict[str, Any] = {
@@ -171,6 +176,49 @@ def test_means_over_different_numbers_are_warned_about(
     assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
     on_two_targets(fit, loss=SUM)  # every target counts
     assert "different numbers" not in capsys.readouterr().err
+
+
+class Nodes(Dataset[Any]):
+    """Graphs of 1 to 4 nodes: inputs (N, 6), targets (N, 1)."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        nodes = torch.ones(1 + index % 4, 6)
+        return nodes, nodes[:, :1]
+
+
+class NodeLoader(BaseDataLoader):
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return Nodes()
+
+    def test_data(self) -> Dataset[Any]:
+        return Nodes()
+
+    def collate(self, samples: list[Any]) -> Any:
+        return tuple(map(torch.cat, zip(*samples, strict=True)))
+
+
+class CountedMSE(nn.MSELoss):
+    def count(self, outputs: Tensor, targets: Tensor) -> int:
+        return len(targets)
+
+
+SUM_OF_SQUARES = {"type": "mse_loss", "args": {"reduction": "sum"}}
+
+
+@pytest.mark.parametrize(("loss", "warns"), [("mse_loss", True), ("CountedMSE", False), (SUM_OF_SQUARES, False)])
+def test_a_mean_over_rows_that_are_not_samples_is_warned_about(
+    fit: Fit, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], loss: Any, warns: bool
+) -> None:
+    data = {"type": "NodeLoader", "args": {"batch_size": 4, "shuffle": False}}  # 10 rows
+    config = {**BROADCAST, "data_loader": data, "loss": loss}
+    with temporarily(DATA_LOADERS, NodeLoader), temporarily(LOSSES, CountedMSE):
+        fit("trainer.epochs=1", "trainer.monitor=null", **config)
+        assert ("outputs and targets have 10 rows for 4 samples" in capsys.readouterr().err) is warns
+        train.main(["--check", "-c", str(write_config(**config, trainer={"epochs": 1}))])
+        assert ("10 rows for 4 samples" in " ".join(capsys.readouterr().out.split())) is warns
 
 
 def test_an_accuracy_of_ignored_targets_is_warned_about(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,37 @@ def test_a_table_of_integers_is_read_for_a_model_that_takes_them(fit: Fit, ask: 
             status, _, errors = ask(run, "a.csv")
             assert status == 2
             assert "the input is float32 of shape (2,).\nIn training, the inputs were int64" in errors
+
+
+class Users(UserItemPairs):
+    """Inputs of shape ()."""
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(torch.arange(8), torch.linspace(0, 1, 8)[:, None])
+
+
+class UserFactors(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Embedding(8, 1)
+
+    def forward(self, users: Tensor) -> Tensor:
+        return self.factors(users)  # type: ignore[no-any-return]  # (B,) -> (B, 1)
+
+
+def test_a_table_of_one_column_is_read_for_a_model_that_takes_one_number(fit: Fit, ask: Ask) -> None:
+    with temporarily(DATA_LOADERS, Users), temporarily(MODELS, UserFactors):
+        data = {"type": "Users", "args": {"batch_size": 4}}
+        trainer = {"monitor": "min loss"}
+        run = fit(data_loader=data, model="UserFactors", loss="mse_loss", metrics=[], trainer=trainer).run_dir
+        np.save("a.npy", np.array([3, 5]))
+        np.save("column.npy", np.array([[3], [5]]))
+        Path("a.csv").write_text("user\n3\n5\n")
+        expected = values(ask(run, "a.npy")[1])
+        assert len(set(expected)) == 2
+        assert values(ask(run, "a.csv")[1]) == values(ask(run, "column.npy")[1]) == expected
+        Path("a.csv").write_text("user,item\n3,5\n")
+        assert "In training, the inputs were int64 of shape (B,).\n" in ask(run, "a.csv")[2]
 
 
 def test_a_row_that_is_wrong_is_named_and_skipped(regression: Path, ask: Ask) -> None:
@@ -624,3 +656,67 @@ def test_inputs_of_several_parts_need_prepare_input(fit: Fit, ask: Ask) -> None:
         status, _, error = ask(run, "rows.npy")
     assert status == 2
     assert "In training, the inputs were not one tensor; define prepare_input in Pairs" in error
+
+
+class Graph:
+    """Nodes (N, 3) of some graphs, and the number of nodes of each."""
+
+    def __init__(self, nodes: Tensor, sizes: list[int]) -> None:
+        self.nodes, self.sizes = nodes, sizes
+
+    def to(self, device: Any) -> "Graph":
+        return Graph(self.nodes.to(device), self.sizes)
+
+
+@dataclass
+class Nodes:
+    """As above, of one graph."""
+
+    nodes: Tensor
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(self.nodes)]
+
+
+class Graphs(BaseDataLoader):
+    input_suffixes = (".npy",)
+
+    def training_data(self, *, augment: bool) -> Dataset[Any]:
+        return [(torch.randn(1 + index % 3, 3), torch.ones(1)) for index in range(8)]  # type: ignore[return-value]
+
+    def test_data(self) -> Dataset[Any]:
+        return self.training_data(augment=False)
+
+    def collate(self, samples: list[Any]) -> Any:
+        graphs, targets = zip(*samples, strict=True)
+        return Graph(torch.cat(graphs), [len(graph) for graph in graphs]), torch.stack(targets)
+
+    def prepare_input(self, raw: Any, facts: Mapping[str, Any]) -> Any:
+        nodes = torch.from_numpy(np.load(raw))
+        return Nodes(nodes) if len(nodes) == 2 else Graph(nodes, [len(nodes)])
+
+
+class OfGraphs(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, graphs: Graph | Nodes) -> Tensor:
+        return torch.stack([each.sum(0) for each in self.layer(graphs.nodes).split(graphs.sizes)])  # (B, 1)
+
+
+def test_objects_of_ones_own_are_predicted_one_by_one(fit: Fit, ask: Ask) -> None:
+    with temporarily(DATA_LOADERS, Graphs), temporarily(MODELS, OfGraphs):
+        data = {"type": "Graphs", "args": {"batch_size": 4}}
+        trainer = {"monitor": "min loss"}
+        run = fit(data_loader=data, model="OfGraphs", loss="mse_loss", metrics=[], trainer=trainer).run_dir
+        for number, size in enumerate((1, 1, 2, 2, 4)):
+            np.save(f"{number}.npy", np.full((size, 3), number, np.float32))
+        status, output, _ = ask(run, *(f"{number}.npy" for number in range(5)))
+    layer = torch.load(run / "checkpoints/best.pth")["model"]
+    bias, slope = float(layer["layer.bias"]), float(layer["layer.weight"].sum())
+    assert status == 0
+    assert values(output) == pytest.approx(
+        [size * (bias + n * slope) for n, size in enumerate((1, 1, 2, 2, 4))], rel=1e-4
+    )
