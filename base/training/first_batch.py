@@ -187,12 +187,12 @@ def check_first_backward(trainer: TrainerInterface) -> None:
         _check_gradients(trainer)
 
 
-def check_backward_was_called(trainer: TrainerInterface) -> None:
+def check_backward_was_called(trainer: TrainerInterface, *, weighted: bool) -> None:
     """Raise ConfigError if the trainer's first step computed gradients without ``self.backward``.
 
-    Allowed if nothing has to be weighted or scaled.
+    Allowed if nothing has to be weighted or scaled. weighted: whether ``self.backward`` weights gradients.
     """
-    if not trainer.called_backward and (trainer.waits_for_count or trainer.runtime.scaled):
+    if not trainer.called_backward and (weighted or trainer.runtime.scaled):
         _check_gradients(trainer)
 
 
