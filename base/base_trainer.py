@@ -191,7 +191,6 @@ class BaseTrainer(Checkpointed):
             stepped = self.runtime.step(self.training.optimizer, wait=schedule.per_step)
             schedule.after_step(stepped=stepped)
 
-        self.open_loss = None
         self.runtime.broadcast_buffers(self.model)
         if self.averaged_weights:
             self.averaged_weights.update()
@@ -205,11 +204,12 @@ class BaseTrainer(Checkpointed):
         measure: whether its batches count in the metrics.
         """
         runtime, scheduled = self.runtime, self.training.scheduled
-        step_loss = self.open_loss = self.begin_step(step)
+        step_loss = self.open_loss = self.new_step_loss(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
             runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
+        self.open_loss = None
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)
@@ -218,7 +218,7 @@ class BaseTrainer(Checkpointed):
 
     def several_step(self, batches: StepBatches, optimizers: SeveralOptimizers) -> Tensor | float:
         """Take a step of several optimizers, which ``train_step`` steps. Returns this process's part of its loss."""
-        loss = self.begin_step(batches)
+        loss = self.new_step_loss(batches)
         step = OpenStep(loss, len(batches.ranges), self.criterion, measure=self.logs_this_step())
         with optimizers.taking_step(step):
             for micro_batch in batches.micro_batches:
@@ -234,8 +234,8 @@ class BaseTrainer(Checkpointed):
         """Whether the current step ends a log interval."""
         return (self.progress.steps + 1) % self.settings.log_every_steps == 0
 
-    def begin_step(self, step: StepBatches) -> StepLoss:
-        """The loss accumulator of an optimizer step, before its first micro-batch."""
+    def new_step_loss(self, step: StepBatches) -> StepLoss:
+        """The accumulator for the loss of a step, before its first micro-batch."""
         alone = len(step.ranges) == 1 and self.runtime.process_group.world_size == 1
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 
