@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from base.data.batches import BatchRange, MicroBatch, StepBatches
@@ -20,8 +21,8 @@ from base.training.first_batch import (
     FORWARD_ERRORS,
     check_backward_was_called,
     check_epoch_was_counted,
-    check_first_backward,
     check_loss_was_called,
+    check_no_gradients,
     check_step_was_taken,
     checked_step,
     forward_error,
@@ -218,17 +219,15 @@ class BaseTrainer(Checkpointed):
 
     def several_step(self, batches: StepBatches, optimizers: SeveralOptimizers) -> Tensor | float:
         """Take a step of several optimizers, which ``train_step`` steps. Returns this process's part of its loss."""
-        loss = self.new_step_loss(batches)
-        step = OpenStep(loss, len(batches.ranges), self.criterion, measure=self.logs_this_step())
+        step = OpenStep(self.new_step_loss(batches), len(batches.ranges), self.criterion, measure=self.logs_this_step())
         with optimizers.taking_step(step):
             for micro_batch in batches.micro_batches:
                 step.begin_micro_batch(micro_batch.size)
-                self.run_micro_batch(micro_batch, loss)
-                step.end_micro_batch()
+                self.run_micro_batch(micro_batch, step.loss)
             if not self.has_started:
                 optimizers.check_use(type(self).__name__)
-        self.gradient_norm = step.gradient_norm()
-        return loss.finish([], self.runtime.process_group)
+        self.gradient_norm = get_total_norm([*step.norms.values()]) if step.norms else None
+        return step.loss.finish([], self.runtime.process_group)
 
     def logs_this_step(self) -> bool:
         """Whether the current step ends a log interval."""
@@ -245,7 +244,7 @@ class BaseTrainer(Checkpointed):
         step = self.train_step if batches.checked else checked_step(self, self.train_step, metrics, "training")
         try:
             result = step(self.runtime.to_device(micro_batch.data))
-            count = self.several_optimizers.after_train_step() if self.several_optimizers else None
+            count = self.several_optimizers.end_train_step() if self.several_optimizers else None
             result = with_count_and_parts(result, self.criterion, earlier_count=count)
             weight = step_loss.add(result.loss, result.count, size)
             if step_loss.waiting:
@@ -271,7 +270,8 @@ class BaseTrainer(Checkpointed):
         """
         check_loss(loss, "self.backward got a loss")
         if not self.called_backward:
-            check_first_backward(self)
+            if not self.training.several:
+                check_no_gradients(self)
             self.called_backward = True
         open_loss = self.several_optimizers.open_loss() if self.several_optimizers else self.open_loss
         if open_loss is None or open_loss.alone:

@@ -278,10 +278,6 @@ class StepLoss:
         self.waiting: list[Tensor] = []
         """Losses of the current micro-batch whose backward pass waits for the weight that ``add`` returns."""
 
-    def empty(self) -> "StepLoss":
-        """Another accumulator for the same step."""
-        return StepLoss(self.samples, alone=self.alone, sum_loss=self.sum_loss)
-
     def take_waiting(self) -> Tensor:
         """The losses that wait, summed: DDP allows one backward pass per forward pass."""
         [first, *others], self.waiting = self.waiting, []

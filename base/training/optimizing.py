@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.data.batches import StepBatches
 from base.experiment import Training
@@ -66,26 +66,9 @@ class OpenStep:
     norms: dict[str, Tensor] = field(default_factory=dict)
     """The gradient norm of each optimizer before clipping, if anything is clipped."""
 
-    def gradient_norm(self) -> Tensor | None:
-        """The norm of all gradients, shape (); None if nothing is clipped."""
-        return nn.utils.get_total_norm([*self.norms.values()]) if self.norms else None
-
     def begin_micro_batch(self, size: int) -> None:
         self.size, self.count = size, None
         self.used.append([])
-
-    def end_micro_batch(self) -> None:
-        """Raise ConfigError for a block that some micro-batches use twice or not at all."""
-        first, current = self.used[0], self.used[-1]
-        names = [name for block in current for name in block]
-        if self.micro_batches == 1 or (len(set(names)) == len(names) and set(current) == set(first)):
-            return
-        uses, first_uses = (" and ".join(map(_block, blocks)) or "no block" for blocks in (current, first))
-        raise ConfigError(
-            f"micro-batch {len(self.used)} of {self.micro_batches} uses {uses}, and the first one {first_uses}. With "
-            "trainer.accumulate_steps, use each block once in all micro-batches of a step or in none; decide by "
-            "self.progress.steps, which counts whole steps"
-        )
 
 
 class SeveralOptimizers:
@@ -105,10 +88,10 @@ class SeveralOptimizers:
     @contextmanager
     def taking_step(self, step: OpenStep) -> Iterator[None]:
         """Inside the block, a step is taken. Then the schedules step."""
-        self.step = step
         optimizers = self.training.optimizers.values()
         for optimizer in optimizers:  # one may not step this time
             self.runtime.zero_grad(optimizer.optimizer)
+        self.step = step
         try:
             yield
         finally:
@@ -128,22 +111,22 @@ class SeveralOptimizers:
                 expected = ", ".join(optimizers)
                 raise ConfigError(f"the trainer steps the optimizer {name!r}, but the config has {expected}")
         self._begin_block(tuple(name for name in optimizers if name in names or not names))
-        own_ids = {id(parameter) for name in self.block for parameter in optimizers[name].parameters}
-        others = [each for each in self.training.parameters if id(each) not in own_ids and each.requires_grad]
+        others = [each for name in optimizers.keys() - self.block for each in optimizers[name].parameters]
+        frozen = [each for each in others if each.requires_grad]
         try:
-            for parameter in others:
+            for parameter in frozen:
                 parameter.requires_grad_(False)
             yield
             self._end_block()
         finally:
             self.block = ()
-            for parameter in others:
+            for parameter in frozen:
                 parameter.requires_grad_(True)
 
     def open_loss(self) -> StepLoss | None:
         """The accumulator of the open block; None outside of a step.
 
-        Outside of a block, a supervised trainer's loss belongs to all optimizers: opens a block of all.
+        Outside of a block, a supervised trainer's loss belongs to all optimizers: begins a block of all.
         """
         if not self.block and not self.supervised:
             names = self.training.optimizers
@@ -157,12 +140,38 @@ class SeveralOptimizers:
             self._begin_block(tuple(self.training.optimizers))
         return self.step.losses[self.block]
 
-    def after_train_step(self) -> Tensor | float | None:
-        """End the block that ``backward`` opened. Returns what the config's loss was averaged over in the blocks."""
+    def end_train_step(self) -> Tensor | float | None:
+        """End the block that ``open_loss`` began. Returns what the config's loss was averaged over in the blocks.
+
+        Raises ConfigError for a block that some micro-batches of a step use twice or not at all.
+        """
         if self.block:
             self._end_block()
             self.block = ()
-        return self.step.count if self.step else None
+        assert self.step is not None
+        first, current = self.step.used[0], self.step.used[-1]
+        names = [name for block in current for name in block]
+        if self.step.micro_batches > 1 and (len(set(names)) < len(names) or set(current) != set(first)):
+            uses, first_uses = (" and ".join(map(_block, blocks)) or "no block" for blocks in (current, first))
+            raise ConfigError(
+                f"micro-batch {len(self.step.used)} of {self.step.micro_batches} uses {uses}, and the first one "
+                f"{first_uses}. With trainer.accumulate_steps, use each block once in all micro-batches of a step or "
+                "in none; decide by self.progress.steps, which counts whole steps"
+            )
+        return self.step.count
+
+    def check_use(self, trainer: str) -> None:
+        """Raise ConfigError if ``train_step`` of the named class stepped no optimizer, or one without a loss."""
+        losses = self.step.losses if self.step else {}
+        if not losses:
+            raise ConfigError(
+                f"the config has several optimizers, but {trainer}.train_step steps none of them: "
+                f"with self.optimizing({next(iter(self.training.optimizers))!r}): self.backward(loss)"
+            )
+        for names in losses:
+            parameters = [each for name in names for each in self.training.optimizers[name].parameters]
+            if all(each.grad is None for each in parameters) and not self.runtime.sharded:
+                raise ConfigError(f"{_block(names)} steps without gradients; call self.backward(loss) in the block")
 
     def _begin_block(self, names: Names) -> None:
         if self.block:
@@ -170,15 +179,15 @@ class SeveralOptimizers:
                 f"{_block(names)} inside {_block(self.block)}; let one block follow the other, "
                 f"or step both at once: {_block(self.training.optimizers)}"
             )
-        self.block = names
-        if self.step is None:
+        self.block, step = names, self.step
+        if step is None:
             return
-        self.step.used[-1].append(names)
-        if len(self.step.used) == 1 or names not in self.step.losses:
+        step.used[-1].append(names)
+        if len(step.used) == 1 or names not in step.losses:
             for name in names:
                 self.runtime.zero_grad(self.training.optimizers[name].optimizer)
-            self.step.losses[names] = self.step.loss.empty()
-        self.step.losses[names].waiting.clear()  # of a block that raised an error, which train_step caught
+            step.losses[names] = StepLoss(step.loss.samples, alone=step.loss.alone, sum_loss=step.loss.sum_loss)
+        step.losses[names].waiting.clear()  # of a block that raised an error, which train_step caught
 
     def _end_block(self) -> None:
         """Run the backward passes that wait and, in the last micro-batch, step the optimizers."""
@@ -208,19 +217,6 @@ class SeveralOptimizers:
             last = optimizer is optimizers[-1]
             if not runtime.step(optimizer.optimizer, wait=optimizer.schedule.per_step, last=last):
                 step.skipped.add(optimizer.name)
-
-    def check_use(self, trainer: str) -> None:
-        """Raise ConfigError if ``train_step`` of the named class stepped no optimizer, or one without a loss."""
-        losses = self.step.losses if self.step else {}
-        if not losses:
-            raise ConfigError(
-                f"the config has several optimizers, but {trainer}.train_step steps none of them: "
-                f"with self.optimizing({next(iter(self.training.optimizers))!r}): self.backward(loss)"
-            )
-        for names in losses:
-            parameters = [each for name in names for each in self.training.optimizers[name].parameters]
-            if all(each.grad is None for each in parameters) and not self.runtime.sharded:
-                raise ConfigError(f"{_block(names)} steps without gradients; call self.backward(loss) in the block")
 
 
 def _block(names: Iterable[str]) -> str:
