@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from base.data.batches import BatchRange, MicroBatch, StepBatches
@@ -20,8 +21,8 @@ from base.training.first_batch import (
     FORWARD_ERRORS,
     check_backward_was_called,
     check_epoch_was_counted,
-    check_first_backward,
     check_loss_was_called,
+    check_no_gradients,
     check_step_was_taken,
     checked_step,
     forward_error,
@@ -29,7 +30,7 @@ from base.training.first_batch import (
 from base.training.loss import with_count_and_parts
 from base.training.loss_counts import check_counts
 from base.training.metrics import StepLoss
-from base.training.optimizing import SeveralOptimizers, closure_step
+from base.training.optimizing import OpenStep, SeveralOptimizers, closure_step
 from base.training.saved_data import SavedData
 from base.training.saving import Checkpointed
 from base.training.schedule import gradient_norm
@@ -53,7 +54,8 @@ class BaseTrainer(Checkpointed):
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.several_optimizers: SeveralOptimizers | None = None
-        self.waiting_losses: list[Tensor] = []
+        self.open_loss: StepLoss | None = None
+        """The accumulator for what ``backward`` gets; None outside of a step, where gradients have no weight."""
         self.gradient_norm: Tensor | None = None
         """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.base_attributes = {name: type(value) for name, value in vars(self).items()}
@@ -71,7 +73,8 @@ class BaseTrainer(Checkpointed):
                 f"{type(self).__name__}.compute_gradients is not called, since the config has several optimizers, each "
                 "with its own gradients; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
             )
-        self.several_optimizers = SeveralOptimizers(self) if training.several else None
+        if training.several:
+            self.several_optimizers = SeveralOptimizers(training, self.runtime, supervised=self.supervised)
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)
         self.saved_data.check_processes(self.runtime.process_group)
         for part in own_parts(self.stateful()).values():
@@ -178,7 +181,7 @@ class BaseTrainer(Checkpointed):
     def optimizer_step(self, step: StepBatches) -> Tensor | float:
         """Take one optimizer step. Returns this process's part of its loss, from ``to_scalar``."""
         if self.several_optimizers:
-            loss = self.several_optimizers.take_step(step)
+            loss = self.several_step(step, self.several_optimizers)
         elif self.training.needs_closure:
             loss = closure_step(self, step)
         else:
@@ -189,7 +192,6 @@ class BaseTrainer(Checkpointed):
             stepped = self.runtime.step(self.training.optimizer, wait=schedule.per_step)
             schedule.after_step(stepped=stepped)
 
-        self.waits_for_count = False
         self.runtime.broadcast_buffers(self.model)
         if self.averaged_weights:
             self.averaged_weights.update()
@@ -203,25 +205,37 @@ class BaseTrainer(Checkpointed):
         measure: whether its batches count in the metrics.
         """
         runtime, scheduled = self.runtime, self.training.scheduled
-        step_loss = self.begin_step(step)
+        step_loss = self.open_loss = self.new_step_loss(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
             runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
+        self.open_loss = None
         runtime.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)
         self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())
         return loss
 
+    def several_step(self, batches: StepBatches, optimizers: SeveralOptimizers) -> Tensor | float:
+        """Take a step of several optimizers, which ``train_step`` steps. Returns this process's part of its loss."""
+        step = OpenStep(self.new_step_loss(batches), len(batches.ranges), self.criterion, measure=self.logs_this_step())
+        with optimizers.taking_step(step):
+            for micro_batch in batches.micro_batches:
+                step.begin_micro_batch(micro_batch.size)
+                self.run_micro_batch(micro_batch, step.loss)
+            if not self.has_started:
+                optimizers.check_use(type(self).__name__)
+        self.gradient_norm = get_total_norm([*step.norms.values()]) if step.norms else None
+        return step.loss.finish([], self.runtime.process_group)
+
     def logs_this_step(self) -> bool:
         """Whether the current step ends a log interval."""
         return (self.progress.steps + 1) % self.settings.log_every_steps == 0
 
-    def begin_step(self, step: StepBatches) -> StepLoss:
-        """The loss accumulator of an optimizer step, before its first micro-batch."""
+    def new_step_loss(self, step: StepBatches) -> StepLoss:
+        """The accumulator for the loss of a step, before its first micro-batch."""
         alone = len(step.ranges) == 1 and self.runtime.process_group.world_size == 1
-        self.waits_for_count = not alone
         return StepLoss(step.samples, alone=alone, sum_loss=self.experiment.sum_loss)
 
     def run_micro_batch(self, micro_batch: MicroBatch, step_loss: StepLoss, *, measure: bool = True) -> None:
@@ -230,17 +244,18 @@ class BaseTrainer(Checkpointed):
         step = self.train_step if batches.checked else checked_step(self, self.train_step, metrics, "training")
         try:
             result = step(self.runtime.to_device(micro_batch.data))
-            count = self.several_optimizers.after_train_step() if self.several_optimizers else None
+            count = self.several_optimizers.end_train_step() if self.several_optimizers else None
             result = with_count_and_parts(result, self.criterion, earlier_count=count)
             weight = step_loss.add(result.loss, result.count, size)
-            self.finish_backward(weight)
+            if step_loss.waiting:
+                self.runtime.backward(step_loss.take_waiting(), weight)
             if measure:
                 metrics.update(result, samples=size, share=size / step_loss.samples)
         except FORWARD_ERRORS as error:
             raise forward_error(self, error, batches, micro_batch, "training") from error
         if not batches.checked:
             check_loss_was_called(self)
-            check_backward_was_called(self)
+            check_backward_was_called(self, weighted=not step_loss.alone)
             batches.checked = True
             self.saved_data.first_batch(micro_batch.data, result)
             self.observer.first_batch(self, result)
@@ -255,14 +270,14 @@ class BaseTrainer(Checkpointed):
         """
         check_loss(loss, "self.backward got a loss")
         if not self.called_backward:
-            check_first_backward(self)
+            if not self.training.several:
+                check_no_gradients(self)
             self.called_backward = True
-        if self.several_optimizers is not None:
-            self.several_optimizers.ensure_block()
-        if self.waits_for_count:
-            self.waiting_losses.append(loss)
-        else:
+        open_loss = self.several_optimizers.open_loss() if self.several_optimizers else self.open_loss
+        if open_loss is None or open_loss.alone:
             self.runtime.backward(loss)
+        else:
+            open_loss.waiting.append(loss)
 
     def optimizing(self, *names: str) -> AbstractContextManager[None]:
         """Let one of several optimizers, or some at once, step on the losses passed to ``backward`` inside the block:
@@ -281,12 +296,6 @@ class BaseTrainer(Checkpointed):
             f"the trainer steps the optimizer {names[0]!r}, but the config's single optimizer has no name; name each: "
             f'"optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}'
         )
-
-    def finish_backward(self, weight: Tensor | float) -> None:
-        """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
-        waiting, self.waiting_losses = self.waiting_losses, []
-        if waiting:  # summed: DDP allows one backward pass per forward pass
-            self.runtime.backward(sum(waiting[1:], waiting[0]), weight)
 
     # ------------------------------------------------------------------ the ends of intervals and epochs
 

@@ -84,12 +84,11 @@ class EvaluationLoop(TrainerInterface):
 
         It, the loss and the modules that a subclass adds to ``stateful`` are in evaluation mode.
         """
-        parts = [loss_module(self.experiment.criterion), *own_parts(self.stateful()).values()]
-        others = [part for part in parts if isinstance(part, nn.Module)]
-        modes = {module: module.training for root in (self.model, *others) for module in root.modules()}
-        self.model.eval()
-        for other in others:
-            other.eval()
+        parts = [self.model, loss_module(self.experiment.criterion), *own_parts(self.stateful()).values()]
+        roots = [part for part in parts if isinstance(part, nn.Module)]
+        modes = {module: module.training for root in roots for module in root.modules()}
+        for root in roots:
+            root.eval()
         # random numbers drawn in evaluation do not affect training
         key = self.runtime.process_group.key
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
@@ -103,7 +102,7 @@ class EvaluationLoop(TrainerInterface):
             ):
                 yield
         finally:
-            for root in (self.model, *others):
+            for root in roots:
                 root.train(modes[root])  # a model's own method may do more than set the mode
             for module, training in modes.items():
                 module.training = training

@@ -181,22 +181,16 @@ def check_loss_was_called(trainer: TrainerInterface) -> None:
     )
 
 
-def check_first_backward(trainer: TrainerInterface) -> None:
-    """At the first ``self.backward``, raise ConfigError if the trainer's step has already computed gradients."""
-    if not trainer.training.several:
-        _check_gradients(trainer)
-
-
-def check_backward_was_called(trainer: TrainerInterface) -> None:
+def check_backward_was_called(trainer: TrainerInterface, *, weighted: bool) -> None:
     """Raise ConfigError if the trainer's first step computed gradients without ``self.backward``.
 
-    Allowed if nothing has to be weighted or scaled.
+    Allowed if nothing has to be weighted or scaled. weighted: whether ``self.backward`` weights gradients.
     """
-    if not trainer.called_backward and (trainer.waits_for_count or trainer.runtime.scaled):
-        _check_gradients(trainer)
+    if not trainer.called_backward and (weighted or trainer.runtime.scaled):
+        check_no_gradients(trainer)
 
 
-def _check_gradients(trainer: TrainerInterface) -> None:
+def check_no_gradients(trainer: TrainerInterface) -> None:
     """Raise ConfigError if there are gradients that ``self.backward`` has not computed."""
     if any(parameter.grad is not None for parameter in trainer.training.parameters):
         raise ConfigError(

@@ -275,6 +275,13 @@ class StepLoss:
         self.loss: Tensor | float = 0.0
         self.count: Tensor | float = 0.0
         self.counts_samples = True
+        self.waiting: list[Tensor] = []
+        """Losses of the current micro-batch whose backward pass waits for the weight that ``add`` returns."""
+
+    def take_waiting(self) -> Tensor:
+        """The losses that wait, summed: DDP allows one backward pass per forward pass."""
+        [first, *others], self.waiting = self.waiting, []
+        return sum(others, first)
 
     def add(self, loss: Tensor, count: Tensor | float | None, samples: int) -> Tensor | float:
         """Add a micro-batch of this many samples. Returns the weight of its gradients. count: None: samples."""

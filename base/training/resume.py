@@ -178,42 +178,36 @@ def _apply_monitor(
     Raises ConfigError for another value of a finished run.
     before: the checkpoint's "monitor". new_metrics: those that it does not have, or under whose name it has another.
     """
+    settings, progress = trainer.settings, trainer.progress
     in_validation = [each for name in new_metrics for each in validation_names(name, trainer.training.validation)]
-    is_new = trainer.settings.monitored_name in (*new_metrics, *in_validation)
-    if is_new:
-        trainer.progress.reset_best()
-    _recompute_best_and_schedules(trainer, before, folder)
-    if trainer.finished() and (is_new or before != trainer.settings.monitor):
+    is_new = settings.monitored_name in (*new_metrics, *in_validation)
+    differs = before != settings.monitor
+    states = trainer.training.schedule_states.values()
+    schedules = [each for each in states if each.changed or (differs and before and each.schedule.follows_monitor)]
+    if is_new or differs:
+        progress.reset_best()
+    if differs or schedules:
+        values = _monitored(trainer, folder)
+        if differs:
+            for value, epoch, step in values:
+                progress.update_best(value, lower_is_better=settings.lower_is_better, epoch=epoch, step=step)
+        for schedule in schedules:
+            schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in values])
+    if trainer.finished() and (is_new or differs):
         # config.json is written with the next step, so that it would not say by which value best.pth was chosen
         message = f"the monitored value cannot change once a run is finished; {how_to_train_longer(trainer)}"
         raise loaded.error(("trainer", "monitor"), message)
 
 
-def _recompute_best_and_schedules(trainer: BaseTrainer, monitor: str | None, folder: RunFolder) -> None:
-    """Compare the finished epochs by a new monitored value, and recompute a schedule that has changed or follows it.
-
-    monitor: the checkpoint's; None if it had none.
-    """
-    progress = trainer.progress
-    judges = monitor != trainer.settings.monitor
-    states = trainer.training.schedule_states.values()
-    schedules = [each for each in states if each.changed or (judges and monitor and each.schedule.follows_monitor)]
-    if not judges and not schedules:
-        return
-    epochs = trainer.runtime.process_group.broadcast_object(folder.epochs)
-    name, lower_is_better = trainer.settings.monitored_name, trainer.settings.lower_is_better
+def _monitored(trainer: BaseTrainer, folder: RunFolder) -> list[tuple[float, int, int]]:
+    """The monitored value of each finished epoch that has one, with the numbers of the epoch and the step."""
+    name = trainer.settings.monitored_name
     # null means a value that is not finite; a metric added later has none
-    judged = [
+    return [
         (math.nan if record[name] is None else record[name], record["epoch"], record["step"])
-        for record in epochs
-        if record.keys() >= {"epoch", "step", name} and record["epoch"] <= progress.epochs
+        for record in trainer.runtime.process_group.broadcast_object(folder.epochs)
+        if record.keys() >= {"epoch", "step", name} and record["epoch"] <= trainer.progress.epochs
     ]
-    if judges:
-        progress.reset_best()
-        for value, epoch, step in judged:
-            progress.update_best(value, lower_is_better=lower_is_better, epoch=epoch, step=step)
-    for schedule in schedules:
-        schedule.lay_out(progress.epochs, progress.epoch_steps, [value for value, _, _ in judged])
 
 
 def _restart(trainer: BaseTrainer, folder: RunFolder) -> None:

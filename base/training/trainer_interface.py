@@ -48,8 +48,6 @@ class TrainerInterface(ABC):
         self.observer = Observer()  # that of the outputs, once training begins
         self.has_started = False
         """Whether this process has taken a step, or saved."""
-        self.waits_for_count = False
-        """Whether ``backward`` waits until ``train_step`` returns, whose result determines the gradients' weight."""
         self.called_backward = False
         """Whether ``backward`` has been called."""
         self.warned_of_counts = False

@@ -145,10 +145,9 @@ class _Check:
             yield CheckResult(name, "ok", text)
         yield self._lenient(model_checks.check_independence(self.model, trace, self.first.size))
         yield self._lenient(model_checks.check_gradients(self.model, self.training.optimizers.values()))
-        self.trainer.waits_for_count = self.config.trainer.accumulate_steps > 1  # backward() weights the gradients
+        weighted = self.config.trainer.accumulate_steps > 1
         yield from tried("loss", partial(check_loss_was_called, self.trainer))
-        yield from tried("gradients", partial(check_backward_was_called, self.trainer))
-        self.trainer.waits_for_count = False
+        yield from tried("gradients", partial(check_backward_was_called, self.trainer, weighted=weighted))
         if evaluated and self.trainer.supervised and not self.experiment.sum_loss and not self.runtime.dtype:
             yield from check_halves(self._copied(), self.first.size, self._loss_and_count)
         yield from self._smallest_batch()

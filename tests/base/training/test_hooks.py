@@ -85,6 +85,18 @@ class Reversing(Trainer):
         return loss
 
 
+class Penalizing(Trainer):
+    """Adds the gradients of a penalty to those of a step once they are complete."""
+
+    def compute_gradients(self, step: StepBatches, **more: Any) -> Any:
+        loss = super().compute_gradients(step, **more)
+        parameters: list[Any] = self.training.parameters
+        expected = [each.grad + each for each in parameters]
+        self.backward(sum(each.square().sum() for each in parameters) / 2)
+        torch.testing.assert_close([each.grad for each in parameters], expected)
+        return loss
+
+
 class Showing(Still):
     """Puts the whole model into evaluation mode to show samples, and leaves it there."""
 
@@ -171,6 +183,12 @@ def test_a_trainer_may_change_the_gradients_of_a_step(fit: Fit) -> None:
     with temporarily(TRAINERS, Reversing):
         reversed_twice = fit("trainer.type=Reversing", "optimizer.args.maximize=true").run_dir
     assert same(state(reversed_twice)["model"], state(fit().run_dir)["model"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_trainer_may_add_gradients_to_those_of_a_step(fit: Fit, accumulate: int) -> None:
+    with temporarily(TRAINERS, Penalizing):
+        fit("trainer.type=Penalizing", "trainer.epochs=1", f"trainer.accumulate_steps={accumulate}")
 
 
 @pytest.mark.parametrize(

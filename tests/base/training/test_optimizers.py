@@ -825,6 +825,51 @@ def test_each_loss_keeps_its_count_if_all_are_computed_before_a_step(fit: Fit) -
     assert large.last["loss"] == pytest.approx(small.last["loss"], rel=1e-5)
 
 
+class Derived(Layers):
+    """Returns a loss that is computed from the one it has stepped on."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        result = super().train_step(batch)
+        return result._replace(loss=result.loss * 1)
+
+
+def test_a_loss_computed_from_that_of_a_block_counts_as_it(fit: Fit) -> None:
+    sizes = ("trainer.epochs=1", "data_loader.args.batch_size=8", "trainer.accumulate_steps=3")
+    with temporarily(TRAINERS, Derived):
+        derived, plain = (fit(f"trainer.type={name}", *sizes, **LAYERS) for name in ("Derived", "Layers"))
+    assert derived.last["loss"] == plain.last["loss"]
+
+
+class Repeating(Trainer):
+    """Steps one layer twice."""
+
+    model: Any
+
+    def train_step(self, batch: Any) -> StepResult:
+        weight = self.model.fc2.weight
+        for _ in range(2):
+            with self.optimizing("second"):
+                outputs = self.model(batch[0])
+                loss = self.criterion(outputs, batch[1])
+                [expected] = torch.autograd.grad(loss, weight, retain_graph=True)
+                self.backward(loss)
+            torch.testing.assert_close(weight.grad, expected)
+        return StepResult(loss, outputs, batch[1])
+
+
+def test_an_optimizer_that_steps_twice_has_the_gradients_of_one_block_at_a_time(fit: Fit) -> None:
+    with temporarily(TRAINERS, Repeating):
+        fit("trainer.type=Repeating", "trainer.epochs=1", **LAYERS)
+
+
+def test_a_frozen_parameter_stays_frozen_after_the_block_of_another_optimizer(fit: Fit) -> None:
+    rates = ("optimizer.first.args.lr=0.1", "trainer.save_every_steps=1", "trainer.keep_last=null")
+    run = fit("trainer.type=Layers", *rates, 'trainer.freeze=[{"params": ["fc1.bias"]}]', **LAYERS).run_dir
+    first, last = (state(run, name)["model"] for name in ("step-00000001.pth", "last.pth"))
+    assert same(first["fc1.bias"], last["fc1.bias"])
+    assert not same(first["fc1.weight"], last["fc1.weight"])
+
+
 @pytest.mark.parametrize("trainer", ["Sometimes", "SometimesOdd"])
 def test_an_optimizer_that_only_some_micro_batches_step_is_an_error(fit: Fit, trainer: str) -> None:
     fit(f"trainer.type={trainer}", **LAYERS)
