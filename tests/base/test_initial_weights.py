@@ -470,3 +470,12 @@ def test_all_weights_of_a_run_that_do_not_match_are_named() -> None:
     model, other = (nn.Sequential(*(nn.Linear(2, size) for _ in range(4))) for size in (3, 4))
     with pytest.raises(CheckpointError, match=r"do not match this model:\nsize mismatch(.|\n)*3\.weight(.|\n)*3\.bias"):
         load_weights(model, other.state_dict(), Path("a.pth"))
+
+
+def test_an_error_that_a_model_raises_as_it_loads_is_named() -> None:
+    class Strict(nn.Linear):
+        def load_state_dict(self, *_: Any, **__: Any) -> Any:
+            raise KeyError("scale")
+
+    with pytest.raises(CheckpointError, match=r"a\.pth do not match this model:\nKeyError: 'scale'"):
+        load_weights(Strict(1, 1), {}, Path("a.pth"))

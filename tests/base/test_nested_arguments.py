@@ -46,6 +46,13 @@ class Head(pydantic.BaseModel):
     classes: int = pydantic.Field(gt=0)
     block: Block | None = None
 
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _known(cls, classes: int) -> int:
+        if classes == 7:
+            raise ValueError("7 is unlucky")
+        return classes
+
     @pydantic.model_validator(mode="after")
     def _few(self) -> "Head":
         if self.classes > 100:
@@ -202,6 +209,7 @@ def test_a_mistake_is_located_at_the_nested_key(
     [
         ({"blocks": [{"width": 13}]}, r"model\.args\.blocks\.0: Block cannot be built: 13 is unlucky"),
         ({"head": {"classes": 101}}, r"model\.args\.head: Head cannot be built: too many classes\n"),
+        ({"head": {"classes": 7}}, r"model\.args\.head: Head cannot be built: classes: 7 is unlucky\n"),
         ({"backbone": {"type": "Backbone", "args": {"width": 13}}}, r"model\.args\.backbone\.args: Backbone cannot be"),
     ],
 )
