@@ -99,12 +99,10 @@ class StreamSource:
         samples = list[Any]()
         number = first = numbers[0]
         transform = self.transform
-        seeded = bool(self.generators.names)
         try:
             iterator = self._seek(first, key)
             for number in range(self._position, numbers[-1] + 1):
-                if seeded:
-                    self.generators.seed(key, number)
+                self.generators.seed(key, number)
                 sample = next(iterator, END)
                 if sample is END:
                     iterator, sample = self._next_pass(key, number)

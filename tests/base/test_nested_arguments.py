@@ -18,7 +18,7 @@ from tests.helpers import Fit, equal, fork, lines, registering, same, state, tem
 from trainer.trainer import Trainer
 from utils.arguments import parameters, problems
 from utils.config import load_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.nested_arguments import built
 from utils.paths import PROJECT
 from utils.registry import LOSSES, MODELS, TRAINERS
@@ -217,6 +217,17 @@ def test_what_only_the_code_refuses_is_located_too(fit: Fit, tmp_path: Path, arg
     with pytest.raises(ConfigError, match=says):
         fit(model=model(**args))
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_message_for_the_user_is_shown_as_it_is(fit: Fit) -> None:
+    class Needing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            raise UserError("a package is missing")
+
+    with temporarily(MODELS, Needing), pytest.raises(UserError) as raised:
+        fit(model="Needing")
+    assert str(raised.value) == "a package is missing"
 
 
 def test_a_validator_of_ones_own_speaks_for_itself(fit: Fit) -> None:
