@@ -143,7 +143,7 @@ def _load_as_in_validation(
         trainer.load_for_evaluation(state, source)
         return
     trainer.load_for_evaluation(copied(state), source)  # parts may keep what they load, and begin_epoch change it
-    epoch = progress["epochs"] + (not progress["epochs"] or bool(progress.get("epoch_steps")))
+    epoch = progress["epochs"] + bool(progress.get("epoch_steps"))
     try:
         with isolated(trainer.experiment.seed, "epoch", epoch - 1):
             trainer.begin_epoch(epoch)

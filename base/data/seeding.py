@@ -70,8 +70,7 @@ class DrawnGenerators:
             self.own.restore(own_before, self.names)
             numpy_random.set_bit_generator(numpy_generator)
             _numpy_memory.raw = before["numpy"]
-            if "python" in self.names:
-                _restore_python(before["python"])
+            _restore_python(before["python"])
             if "torch" in self.names:
                 torch.set_rng_state(torch.frombuffer(bytearray(before["torch"]), dtype=torch.uint8))
 

@@ -80,7 +80,7 @@ class StreamSource:
             self.check_first_sample(random.key)
         with OneThread():
             batch, state = self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
-        if not self._has_state():
+        if not self.has_state():
             return batch, None
         return batch, {"position": self._position, "passes": self._passes, "state": state}
 
@@ -92,19 +92,17 @@ class StreamSource:
             batch = (self.collate or collate_samples)(samples)
         except Exception as error:
             raise collate_error(error, type(self.samples).__name__, numbers) from error
-        return batch, self._state() if self._has_state() else None
+        return batch, self._state() if self.has_state() else None
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
         samples = list[Any]()
         number = first = numbers[0]
         transform = self.transform
-        seeded = bool(self.generators.names)
         try:
             iterator = self._seek(first, key)
             for number in range(self._position, numbers[-1] + 1):
-                if seeded:
-                    self.generators.seed(key, number)
+                self.generators.seed(key, number)
                 sample = next(iterator, END)
                 if sample is END:
                     iterator, sample = self._next_pass(key, number)
@@ -135,7 +133,7 @@ class StreamSource:
         with suppress(Exception):  # it may need several samples
             (self.collate or collate_samples)(samples)
 
-    def _has_state(self) -> bool:
+    def has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
 
     def _state(self) -> Any:
@@ -150,7 +148,7 @@ class StreamSource:
     def _seek(self, start: int, key: RandomKey) -> Iterator[Any]:
         """Go to a known position before a sample: the current one, that where a run was resumed, or the start."""
         known = self.snapshot if self.snapshot is not None and self.snapshot["position"] <= start else None
-        if self._iterator is not None and (known["position"] if known else 0) <= self._position <= start:
+        if self._iterator is not None and self._position <= start:
             return self._iterator
         self._position, self._passes = (known["position"], known["passes"]) if known else (0, 0)
         return self._begin_pass(key, known["state"] if known else None)
@@ -158,7 +156,7 @@ class StreamSource:
     def _begin_pass(self, key: RandomKey, state: Any = None) -> Iterator[Any]:
         """A new iterator. state: to restore; None: from the first sample."""
         self._iterator = None  # closes the former one, which may change the position that the data set keeps
-        if self._has_state():
+        if self.has_state():
             # only once: Hugging Face's tells a state that was loaded only after the next iter()
             if self._initial is None:
                 self._initial = copy.deepcopy(self.samples.state_dict())
@@ -166,7 +164,7 @@ class StreamSource:
         self.generators.seed(key, "set_epoch", self._passes)  # it may draw an order, as __iter__ may
         if hasattr(self.samples, "set_epoch"):  # after the initial state, which may hold the first pass's number
             self.samples.set_epoch(self._passes)
-        if self._has_state() and state is not None:  # after set_epoch, which may go to the start of the pass
+        if state is not None:  # after set_epoch, which may go to the start of the pass
             self.samples.load_state_dict(copy.deepcopy(state))
         self.generators.seed(key, "pass", self._passes)
         iterator: Iterator[Any] = iter(self.samples)
@@ -241,7 +239,7 @@ class StreamBatches(Batches):
         if state is not None and any(type(number) is not int for number in numbers):
             raise CheckpointError("the checkpoint has no valid stream position: data.stream")
         self.close()
-        self._trained = self.source.snapshot = state
+        self._trained = self.source.snapshot = state if self.source.has_state() else None  # its class may have changed
 
 
 def check_not_empty(batches: Batches) -> None:

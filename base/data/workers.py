@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
 from typing import Any
@@ -133,8 +133,7 @@ def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[
 
     Items that are not tensors need no shared memory, which is scarce in containers.
     """
-    if workers:
-        end_workers_at_exit()
+    end_workers_at_exit()
     loader = DataLoader(
         dataset,
         batch_size=chunk,
@@ -145,7 +144,7 @@ def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[
         generator=torch.Generator(),  # by default the loader would draw from the model's
     )
     with naming_dead_worker():
-        with starting_workers() if workers else nullcontext():
+        with starting_workers():
             items = iter(loader)
         yield from items
 

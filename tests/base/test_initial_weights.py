@@ -82,6 +82,7 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model": lambda found: {"model": found, "best": 0.5},
     "model_state_dict": lambda found: {"model_state_dict": found},
     "ddp": lambda found: {f"module.{name}": tensor for name, tensor in found.items()},
+    "beside others": lambda found: {"ema": {"hidden.weight": torch.zeros(5, 6)}, "model": found},
     "only one": lambda found: {"params": found, "optimizer": {"state": {}, "param_groups": []}},
     "ddp, compiled": lambda found: {f"_orig_mod.module.{name}": tensor for name, tensor in found.items()},
     "compiled ddp": lambda found: {
@@ -307,7 +308,9 @@ def test_nothing_in_a_file_is_run(fit: Fit, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("value", [[1, 2], {}, {3: 4}, 5, {"netG": weights(), "netD": weights(), "epoch": 3}])
+@pytest.mark.parametrize(
+    "value", [[1, 2], {}, {3: 4}, {3: torch.zeros(4)}, 5, {"netG": weights(), "netD": weights(), "epoch": 3}]
+)
 def test_a_file_without_one_state_dict_is_refused(fit: Fit, tmp_path: Path, value: Any) -> None:
     with pytest.raises(CheckpointError, match="does not contain one state dict"):
         fit(model=model(saved(tmp_path, value)))
@@ -402,7 +405,14 @@ def test_shards_are_read_by_their_index(fit: Fit, tmp_path: Path) -> None:
     (folder / shards["hidden.weight"]).unlink()
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors cannot be read: No such file"):
         fit(model=model(index))
-    for text in ("{}", '{"weight_map": {"a": "../a.pth"}}', '{"weight_map": {"a": ""}}'):
+    for text in (
+        "{}",
+        "[]",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../a.pth"}}',
+        '{"weight_map": {"a": ""}}',
+    ):
         index.write_text(text)
         with pytest.raises(CheckpointError, match="is not an index of shards"):
             fit(model=model(index))
@@ -460,3 +470,12 @@ def test_all_weights_of_a_run_that_do_not_match_are_named() -> None:
     model, other = (nn.Sequential(*(nn.Linear(2, size) for _ in range(4))) for size in (3, 4))
     with pytest.raises(CheckpointError, match=r"do not match this model:\nsize mismatch(.|\n)*3\.weight(.|\n)*3\.bias"):
         load_weights(model, other.state_dict(), Path("a.pth"))
+
+
+def test_an_error_that_a_model_raises_as_it_loads_is_named() -> None:
+    class Strict(nn.Linear):
+        def load_state_dict(self, *_: Any, **__: Any) -> Any:
+            raise KeyError("scale")
+
+    with pytest.raises(CheckpointError, match=r"a\.pth do not match this model:\nKeyError: 'scale'"):
+        load_weights(Strict(1, 1), {}, Path("a.pth"))

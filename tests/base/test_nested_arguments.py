@@ -18,7 +18,7 @@ from tests.helpers import Fit, equal, fork, lines, registering, same, state, tem
 from trainer.trainer import Trainer
 from utils.arguments import parameters, problems
 from utils.config import load_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.nested_arguments import built
 from utils.paths import PROJECT
 from utils.registry import LOSSES, MODELS, TRAINERS
@@ -45,6 +45,13 @@ class Head(pydantic.BaseModel):
 
     classes: int = pydantic.Field(gt=0)
     block: Block | None = None
+
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _known(cls, classes: int) -> int:
+        if classes == 7:
+            raise ValueError("7 is unlucky")
+        return classes
 
     @pydantic.model_validator(mode="after")
     def _few(self) -> "Head":
@@ -202,6 +209,7 @@ def test_a_mistake_is_located_at_the_nested_key(
     [
         ({"blocks": [{"width": 13}]}, r"model\.args\.blocks\.0: Block cannot be built: 13 is unlucky"),
         ({"head": {"classes": 101}}, r"model\.args\.head: Head cannot be built: too many classes\n"),
+        ({"head": {"classes": 7}}, r"model\.args\.head: Head cannot be built: classes: 7 is unlucky\n"),
         ({"backbone": {"type": "Backbone", "args": {"width": 13}}}, r"model\.args\.backbone\.args: Backbone cannot be"),
     ],
 )
@@ -209,6 +217,17 @@ def test_what_only_the_code_refuses_is_located_too(fit: Fit, tmp_path: Path, arg
     with pytest.raises(ConfigError, match=says):
         fit(model=model(**args))
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_message_for_the_user_is_shown_as_it_is(fit: Fit) -> None:
+    class Needing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            raise UserError("a package is missing")
+
+    with temporarily(MODELS, Needing), pytest.raises(UserError) as raised:
+        fit(model="Needing")
+    assert str(raised.value) == "a package is missing"
 
 
 def test_a_validator_of_ones_own_speaks_for_itself(fit: Fit) -> None:

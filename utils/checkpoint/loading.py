@@ -31,12 +31,12 @@ def read(path: Path, allocate: TensorAllocator | None = None) -> dict[str, Any]:
 def saved_progress(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The saved progress, with "epochs" and "steps" validated as counts. Raises CheckpointError."""
     progress = state.get("progress")
-    counts = [progress.get(name) for name in ("epochs", "steps")] if isinstance(progress, dict) else []
-    if not counts or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
+    counts = [progress.get("epochs"), progress.get("steps")] if isinstance(progress, dict) else [None]
+    if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
         raise CheckpointError(f"{path} has no valid progress; this project did not write it")
     if STEP_FILE.fullmatch(path.name) and step_of(path) != counts[1]:
         raise CheckpointError(f"{path} contains step {counts[1]}, which does not match its name")
-    return dict(progress or {})
+    return dict(state["progress"])
 
 
 def read_together(process_group: ProcessGroup, function: Callable[[], T]) -> T:

@@ -88,7 +88,7 @@ def _converted(value: Any, keys: Keys, problems: list[str]) -> Any:
     if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return _converted(value.item(), keys, problems)
     if isinstance(value, np.ndarray):
-        with contextlib.suppress(TypeError, ValueError):  # torch has no such dtype
+        with contextlib.suppress(TypeError):  # torch has no such dtype
             return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
     return value if len(keys) < MAX_DEPTH and _is_storable(value) else _refused(value, keys, problems)
 

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 
 from utils.checkpoint.file import DATA, TensorAllocator, as_checkpoint_errors
-from utils.errors import CheckpointError, os_errors_as
+from utils.errors import CheckpointError
 from utils.text import dotted
 from utils.tree import Keys, map_with_keys
 
@@ -125,9 +125,8 @@ class _Reader(FileSystemReader):
     def read_data(self, plan: Any, planner: Any) -> Any:
         for name in sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}):
             path = self.folder / name
-            with os_errors_as(CheckpointError, f"{path} cannot be read"):
-                if self.hashes[name] != _sha256(path):
-                    raise CheckpointError(f"{path} is damaged, or was not written by this project")
+            if self.hashes[name] != _sha256(path):
+                raise CheckpointError(f"{path} is damaged, or was not written by this project")
         return super().read_data(plan, planner)
 
 

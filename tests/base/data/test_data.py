@@ -4,7 +4,10 @@ import errno
 import itertools
 import random
 import sys
+import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,9 +22,9 @@ from base.data.batches import Batches, BatchRange, Position
 from base.data.images.image_loader import random_crop, random_flip
 from base.data.orders import Shuffled
 from base.data.sample_random import SampleRandom
-from base.data.sample_source import SampleSource
+from base.data.sample_source import SampleSource, as_source
 from base.data.sources import TensorSource
-from base.data.workers import read_once, start_method
+from base.data.workers import Workers, naming_dead_worker, read_once, start_method, starting_workers
 from data_loader.cifar10 import CIFAR10Loader
 from data_loader.random_tensor import RandomTensorLoader
 from utils.errors import DataError, UserError
@@ -361,12 +364,15 @@ def test_random_numbers_are_even() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Got pickle error")
-def test_what_cannot_be_sent_to_a_worker_process_is_told() -> None:
+@pytest.mark.parametrize(
+    ("transform", "says"), [(lambda inputs: inputs + 1, "lambda"), (partial(divmod, threading.Lock()), "lock")]
+)
+def test_what_cannot_be_sent_to_a_worker_process_is_told(transform: Any, says: str) -> None:
     before = torch.multiprocessing.get_start_method()
     torch.multiprocessing.set_start_method("spawn", force=True)
     try:
-        source = TensorSource(torch.zeros(8), torch.zeros(8), transform=lambda x: x + 1)
-        with pytest.raises(DataError, match=r'lambda.*\n.*"spawn".*define it at the top level of its file'):
+        source = TensorSource(torch.zeros(8), torch.zeros(8), transform=transform)
+        with pytest.raises(DataError, match=rf'{says}.*\n.*"spawn".*define it at the top level of its file'):
             next(Batches(source, batch_size=4, num_workers=1).one_pass())
     finally:
         torch.multiprocessing.set_start_method(before, force=True)
@@ -389,6 +395,22 @@ def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch
     for loaded in (Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(), read_once(samples, 1, 1)):
         with pytest.raises(UserError, match=f"cannot be started: {error.args[-1]}; set .*num_workers"):
             next(loaded)
+
+
+def test_other_errors_are_not_taken_for_those_of_worker_processes() -> None:
+    for explained in (naming_dead_worker, starting_workers):
+        with pytest.raises(RuntimeError, match="other"), explained():
+            raise RuntimeError("other")
+
+
+@pytest.mark.slow
+def test_an_error_in_the_order_of_samples_is_not_taken_for_one_of_sending() -> None:
+    def requests() -> Iterator[Any]:
+        raise TypeError("other")
+        yield
+
+    with pytest.raises(TypeError, match="other"):
+        Workers(as_source([1, 2]), 1, 0, repeats=False).load(requests())  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked by default")

@@ -80,6 +80,9 @@ class OwnData(BaseDataLoader):
         # a batch for training is shown before the run begins
         return inputs.scaled if self.fault == "pictures" and len(inputs) == 1 else None  # type: ignore[attr-defined]
 
+    def validation(self) -> Any:
+        return [INPUTS] if self.fault == "validation" else super().validation()
+
     def training_data(self, *, augment: bool) -> Any:
         data: dict[str, Callable[[], Any]] = {
             "pair": lambda: (INPUTS, TARGETS),
@@ -163,6 +166,7 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment_pair", r"augment_pair fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: "),
         ("fewer", rf"OwnData cannot be built: 40 inputs and 39 targets{HERE}"),
+        ("validation", "OwnData returns list; expected Batches or NoneType"),
         ("names", "OwnData.class_names is 3; expected a list of names, or None"),
         ("facts", r"OwnData.input_facts returned \[0.5\]; expected a dict"),
         ("super", r"data_loader: OwnData.__init__ does not call super\(\).__init__\(batch_size=batch_size, ...\)"),

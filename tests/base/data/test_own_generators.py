@@ -55,13 +55,33 @@ class Jitter:
         return cls.shared.random()
 
 
+class OnlyNamed(Jitter):
+    """Found by its name alone."""
+
+    shared = np.random.default_rng()
+
+
+class OnlyMade(Jitter):
+    """Only the function that creates an object knows it."""
+
+    shared = np.random.default_rng()
+
+
+def other_file() -> Any:
+    """A module, of which a test finds only one part, lest another test's part leads to it."""
+    made = ModuleType("other_file")
+    exec("import random\ngenerator = random.Random()\ndef draw():\n    return generator.random()", vars(made))
+    vars(made)["FILE_OF_VALUES"] = made  # as of files that import each other
+    return made
+
+
 MODULE_JITTER = Jitter()
 MODULE_STATE = {7: random.Random()}
 MODULE_LOCAL = threading.local()
 MODULE_LOCAL.generator = random.Random()
-OTHER_FILE: Any = ModuleType("other_file")
-exec("import random\ngenerator = random.Random()\ndef draw():\n    return generator.random()", vars(OTHER_FILE))
-IMPORTED = OTHER_FILE.draw
+OTHER_FILE = other_file()
+FILE_OF_VALUES = other_file()
+IMPORTED = other_file().draw
 
 
 @functools.cache
@@ -144,10 +164,10 @@ class Keeping:
         return MODULE_STATE[7].random()
 
     def draw_other_class(self) -> Any:
-        return Jitter.of_class()
+        return OnlyNamed.of_class()
 
     def draw_new_instance(self) -> Any:
-        return Jitter().of_class()
+        return OnlyMade().of_class()
 
     def draw_imported_function(self) -> Any:
         return IMPORTED()
@@ -156,7 +176,7 @@ class Keeping:
         return OTHER_FILE.draw()
 
     def draw_module_attribute(self) -> Any:
-        return OTHER_FILE.generator.random()
+        return FILE_OF_VALUES.generator.random()
 
     def draw_cached(self) -> Any:
         return cached("generator").random()
@@ -196,6 +216,15 @@ def test_functions_that_a_function_of_a_library_calls_are_not_searched(monkeypat
         monkeypatch.setitem(sys.modules, "own_file", there)
         exec(code, vars(there))
         assert len(OwnGenerators().snapshot(there.draw)) == found
+
+
+def test_of_a_library_the_generators_are_found_that_its_classes_draw_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "class Jitter:\n    kept = random.Random()\n    def __call__(self):\n        return generator.random()"
+    library = ModuleType("library")
+    vars(library).update(random=random, generator=random.Random(), __file__="/lib/site-packages/library.py")
+    monkeypatch.setitem(sys.modules, "library", library)
+    exec(code, vars(library))
+    assert len(OwnGenerators().snapshot(library.Jitter())) == 2
 
 
 class Late(Keeping):

@@ -168,6 +168,16 @@ def test_a_state_saves_reading_again() -> None:
             assert torch.equal(whole[1][rank * size : (rank + 1) * size], own[1])
 
 
+def test_a_stream_that_lost_its_state_reads_up_to_its_position_again() -> None:
+    """As with an older version of the library that it comes from."""
+    whole, resumed = batches_of(ResumableLines()), batches_of(Lines())
+    take(whole, 0, 6)
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.state_dict() is None
+    for one, other in zip(take(whole, 6, 10), take(resumed, 6, 10), strict=True):
+        assert torch.equal(one[0], other[0])
+
+
 @pytest.mark.parametrize("steps", [2, 4, 6, 10])
 def test_a_state_may_hold_the_number_of_the_pass(steps: int) -> None:
     expected = take(batches_of(Lines()), 0, 14)  # three passes, each in its own order

@@ -39,6 +39,7 @@ class Own(Tensor):
         (np.arange(6)[::-2], torch.tensor([5, 3, 1])),
         (np.arange(3, dtype=">i4"), torch.arange(3, dtype=torch.int32)),
         (torch.ones(2).as_subclass(Own), torch.ones(2)),
+        (nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))),
         ({np.int64(1): [(np.float32(2),)]}, {1: [(2.0,)]}),
         (Counter({"a": np.int64(2)}), Counter({"a": 2})),
         (OrderedDict(b=1, a=np.float64(2)), OrderedDict(b=1, a=2.0)),
@@ -73,6 +74,7 @@ def test_what_has_a_plain_form_is_stored_in_it(tmp_path: Path, value: Any, store
         10**1000,
         np.array(["text"]),
         np.datetime64("2020-01-01"),
+        np.longdouble(1),
         np.random.default_rng(),
         torch.Generator(),
         torch.empty(1, device="meta"),
@@ -97,6 +99,12 @@ def test_tensors_are_neither_copied_nor_read() -> None:
     made = checkpoint.plain({"model": weights})["model"]
     assert all(made[name] is weights[name] for name in weights)
     assert made._metadata == weights._metadata  # type: ignore[attr-defined]
+
+
+def test_what_a_state_has_as_an_attribute_is_converted_too() -> None:
+    weights: Any = OrderedDict()
+    weights._metadata = {"": {"version": np.int64(2)}}
+    assert type(checkpoint.plain({"model": weights})["model"]._metadata[""]["version"]) is int
 
 
 class Layer(nn.Linear):

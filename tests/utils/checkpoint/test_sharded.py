@@ -153,16 +153,18 @@ def test_an_abandoned_branch_can_be_loaded_again(fit: Fit) -> None:
     assert same(checkpoint.read(aside)["model"], before["model"])
 
 
+@pytest.mark.parametrize("where", ["utils.checkpoint.sharded.write", "utils.checkpoint.shards._Writer.write_data"])
 def test_a_failed_save_leaves_the_checkpoints_before_it(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
+    """At the last moment, or as torch writes the tensors."""
     run = fit(*OFTEN, SHARDED).run_dir
     before = state(run)
 
     def fails(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.checkpoint.sharded.write", fails)  # at the last moment
+    monkeypatch.setattr(where, fails)
     with pytest.raises(TrainingError, match=r"step-00000015.pth could not be written: .*No space left"):
         train.main(["-r", str(run), "trainer.epochs=3"])
     assert "the older checkpoints are intact" in capsys.readouterr().err
