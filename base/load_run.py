@@ -143,7 +143,7 @@ def _load_as_in_validation(
         trainer.load_for_evaluation(state, source)
         return
     trainer.load_for_evaluation(copied(state), source)  # parts may keep what they load, and begin_epoch change it
-    epoch = progress["epochs"] + bool(progress.get("epoch_steps"))
+    epoch = max(1, progress["epochs"] + bool(progress.get("epoch_steps")))  # 0 if it was stopped before its first step
     try:
         with isolated(trainer.experiment.seed, "epoch", epoch - 1):
             trainer.begin_epoch(epoch)

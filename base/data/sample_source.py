@@ -36,7 +36,7 @@ class SampleSource:
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
         """The samples, collated. For ``collate``, the generators are seeded too, from the batch's first draw."""
         numbers = as_tensor(indices).tolist()
-        draws = as_tensor(random.indices).tolist()
+        draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         try:
             with OneThread():
                 load = functools.partial(self._load, numbers, draws, random.key)

@@ -99,10 +99,12 @@ class StreamSource:
         samples = list[Any]()
         number = first = numbers[0]
         transform = self.transform
+        seeded = bool(self.generators.names)  # asked once: these are calls for each sample
         try:
             iterator = self._seek(first, key)
             for number in range(self._position, numbers[-1] + 1):
-                self.generators.seed(key, number)
+                if seeded:
+                    self.generators.seed(key, number)
                 sample = next(iterator, END)
                 if sample is END:
                     iterator, sample = self._next_pass(key, number)

@@ -1,8 +1,9 @@
 """The trained model of another run."""
 
 import json
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import train
 from base.build import build_experiment
 from base.load_run import load_run, load_trainer
 from tests.helpers import Fit, state, temporarily
-from utils.errors import CheckpointError, ConfigError
-from utils.registry import MODELS
+from trainer.trainer import Trainer
+from utils.errors import CheckpointError, ConfigError, Stopped
+from utils.registry import MODELS, TRAINERS
+from utils.run_folder import RunFolder
 
 
 def test_it_has_the_weights_that_a_test_evaluates(fit: Fit) -> None:
@@ -128,3 +131,25 @@ def test_a_run_without_a_checkpoint(fit: Fit) -> None:
         path.unlink()
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         load_run(run)
+
+
+class Noting(Trainer):
+    """Notes the epochs that begin."""
+
+    begun: ClassVar[list[int]] = []
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.begun.append(epoch)
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_loaded_in_its_first_epoch(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with temporarily(TRAINERS, Noting):
+        monkeypatch.setattr(Noting, "check_stateful", lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            fit("trainer.type=Noting", f"trainer.save_dir={tmp_path}")
+        run = RunFolder.newest(str(tmp_path), None).path
+        assert state(run)["progress"]["steps"] == 0
+        load_trainer(run)
+    assert Noting.begun == [1]
