@@ -159,7 +159,7 @@ def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace
     Otherwise prints that it is loading. Does not import torch, which takes seconds. Until ``run``, garbage collection
     is off: see utils/garbage_collection.py.
     """
-    if current().launched or os.environ.get("RANK"):
+    if os.environ.get("RANK"):
         gc.disable()
         return
 
@@ -208,8 +208,6 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         return _fail(error, 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return 128 + stopped.signal
-    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        return 1
     except KeyboardInterrupt:
         say_error("stopped immediately; earlier checkpoints are intact")
         return 130
