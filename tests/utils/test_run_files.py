@@ -18,7 +18,7 @@ from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run, needs_extra
 from utils.environment import git_state
 from utils.errors import TrainingError, UserError
-from utils.files import replace
+from utils.files import replace, sync_folder
 from utils.paths import display_path, path_from
 from utils.run_folder import RunFolder, replace_files
 from utils.text import shell_join
@@ -134,6 +134,8 @@ def test_a_file_system_without_locks_or_that_cannot_flush_folders(
     if number == errno.EIO:  # of a disk that fails
         with pytest.raises(UserError, match=r"cannot write to .*Input/output error"):
             train.main(["-r", str(run), "trainer.epochs=2"])
+        with pytest.raises(OSError, match="Input/output error"):
+            sync_folder(run)
         return
     assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
     assert capsys.readouterr().err.count(f"without locks ({os.strerror(number)}): let no other process") == 1
