@@ -1,9 +1,11 @@
 """Settings and components as arguments of a component: checked, completed in an editor, located, and built."""
 
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
@@ -138,6 +140,24 @@ def test_settings_and_components_are_built(write_config: Callable[..., Path]) ->
     assert blocks == [Block(2, bias=False), Block(3)]
     assert named == {"a": Block(7)}
     assert default == Block(4)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "objects"),
+    [
+        (tuple[int, Block], [3, {"width": 2}], [3, "Block"]),
+        (tuple[Block, ...], [{"width": 1}, {"width": 2}], ["Block", "Block"]),
+        (typing.List, [{"width": 1}], [{"width": 1}]),  # noqa: UP006
+        (str | nn.Module, "relu", "relu"),
+        (str | nn.Module, {"type": "Backbone"}, "Module"),
+        (Block | Literal["auto"], "auto", "auto"),
+        (nn.Module | None, None, None),
+    ],
+)
+def test_only_what_describes_an_object_is_built(annotation: Any, value: Any, objects: Any) -> None:
+    known = {"x": Parameter("x", Parameter.KEYWORD_ONLY, annotation=annotation)}
+    assert not list(problems("Own", known, {"x": value}, takes_any=False))
+    assert built(known, {"x": value}, lambda kind, *_: kind.__name__, ()) == {"x": objects}
 
 
 def test_a_run_resumes_and_is_tested(fit: Fit) -> None:
