@@ -24,7 +24,7 @@ SUFFIXES = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """The command line as a function. Returns the file. Raises UserError."""
-    parser = cli.parser(__doc__ or "", device=False)
+    parser = cli.parser(__doc__, device=False)
     add = parser.add_argument
     add("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")
     add(

@@ -23,7 +23,7 @@ from utils.extras import load_extra
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line as a function. Raises UserError, Stopped, or TrainingError if an input could not be read."""
     parser = cli.parser(
-        __doc__ or "", inputs="a picture, a folder of pictures, an array, a table or a pattern; -: names from stdin"
+        __doc__, inputs="a picture, a folder of pictures, an array, a table or a pattern; -: names from stdin"
     )
     add = parser.add_argument
     add("-r", "--resume", required=True, metavar="RUN", help="a run folder, or a checkpoint file in one")

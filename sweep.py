@@ -23,7 +23,7 @@ from utils.extras import load_extra
 
 def main(argv: Sequence[str] | None = None) -> Any:
     """The command line as a function: result.folder, .trials, .best. Raises UserError or Stopped instead of exiting."""
-    parser = cli.parser(__doc__ or "", values=", or the values to try, e.g. seed=0..4")
+    parser = cli.parser(__doc__, values=", or the values to try, e.g. seed=0..4")
     add = parser.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     add("-r", "--resume", metavar="FOLDER", help="resume the sweep in this folder")

@@ -264,9 +264,10 @@ def test_overrides_before_and_after_options(write_config: Write) -> None:
         (["runtime.device=cpu", "-d", "cuda"], "--device is short for runtime.device, and there is runtime"),
         (
             ["--init-from", str(ROOT), "model.weights.file=a.pth"],
-            "and there is model.weights.file=a.pth too; leave one",
+            "--init-from is short for model.weights.file, and there is model.weights.file=a.pth too; leave one",
         ),
         (["-r", "", "trainer.epochs=3"], "an argument after -r is empty; is a shell variable unset?"),
+        ([""], "an argument is empty; is a shell variable unset?"),
         (["--list", "--note", "wider"], "--list cannot be combined"),
     ],
 )

@@ -221,7 +221,7 @@ def json_type(annotation: Any) -> Any:
     if NotJson in kinds:
         return NotJson
     plain = dict if origin in DICTS else tuple if origin is tuple else list
-    return plain[tuple(kinds)]
+    return plain[tuple(kinds)] if kinds else plain  # without, as of typing.List
 
 
 def is_tensor(annotation: Any) -> bool:
@@ -258,8 +258,7 @@ def describe(annotation: Any) -> str:
         return "list of float"
     if typing.get_origin(annotation) is Literal:
         return " or ".join(json.dumps(value) for value in typing.get_args(annotation))
-    if typing.get_origin(annotation) in LISTS:
-        kinds = typing.get_args(annotation)
+    if typing.get_origin(annotation) in LISTS and (kinds := typing.get_args(annotation)):
         if typing.get_origin(annotation) is tuple and kinds[-1:] != (...,):
             return f"[{', '.join(map(describe, kinds))}]"
         return f"list of ({describe(kinds[0])})" if _union(kinds[0]) else f"list of {describe(kinds[0])}"

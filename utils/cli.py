@@ -41,14 +41,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def parser(about: str, *, inputs: str = "", values: str = "", device: bool = True) -> argparse.ArgumentParser:
+def parser(about: str | None, *, inputs: str = "", values: str = "", device: bool = True) -> argparse.ArgumentParser:
     """A parser with the common arguments. about: what the script does, then its examples, shown at the end of the help.
 
     inputs: what positional arguments other than overrides are; empty if the script accepts only overrides.
     values: what an override may give besides a value.
     device: whether to add --device.
     """
-    description, _, examples = about.strip().partition("\n\n")
+    description, _, examples = (about or "").strip().partition("\n\n")
     parser = _Parser(
         description=description,
         epilog=f"examples:\n{textwrap.indent(examples, '  ')}",
@@ -67,7 +67,7 @@ def parser(about: str, *, inputs: str = "", values: str = "", device: bool = Tru
 
 def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
     """The options of train.py."""
-    command_line = parser(about or "")
+    command_line = parser(about)
     add = command_line.add_argument
     add("-c", "--config", type=Path, metavar="FILE", help="the experiment (default: config.json)")
     run = "a run folder or checkpoint; default: the most recent run"
@@ -92,10 +92,10 @@ def train_options(about: str | None, argv: Sequence[str | Path] | None) -> argpa
 
 def test_options(about: str | None, argv: Sequence[str | Path] | None) -> argparse.Namespace:
     """The options of test.py."""
-    command_line = parser(about or "")
+    command_line = parser(about)
     which = command_line.add_mutually_exclusive_group()
     run = "a run folder, or a checkpoint file in one (default: the most recent run)"
-    which.add_argument("-r", "--resume", nargs="?", const="", default="", metavar="RUN", help=run)
+    which.add_argument("-r", "--resume", nargs="?", const="", metavar="RUN", help=run)
     which.add_argument("--compare", nargs="+", metavar="RUN", help="run folders, or folders of runs")
     out = "for the report (default: RUN/test) or the comparison (the runs' own)"
     command_line.add_argument("--out", type=Path, metavar="FOLDER", help=out)
@@ -159,7 +159,7 @@ def answer_early(about: str | None, options_of: Callable[..., argparse.Namespace
     Otherwise prints that it is loading. Does not import torch, which takes seconds. Until ``run``, garbage collection
     is off: see utils/garbage_collection.py.
     """
-    if current().launched or os.environ.get("RANK"):
+    if os.environ.get("RANK"):
         gc.disable()
         return
 
@@ -208,8 +208,6 @@ def _status(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] 
         return _fail(error, 2 if isinstance(error, UserError) else 1)
     except Stopped as stopped:
         return 128 + stopped.signal
-    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        return 1
     except KeyboardInterrupt:
         say_error("stopped immediately; earlier checkpoints are intact")
         return 130

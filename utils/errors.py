@@ -46,7 +46,5 @@ def os_errors_as(kind: type[Exception], what: str, *, advice: str = "") -> Itera
     """Inside the block, raise an OSError as this kind of error, "WHAT: REASON" and the advice."""
     try:
         yield
-    except BrokenPipeError:  # the reader of the output has exited, as in `| head`
-        raise
     except OSError as error:
         raise kind(f"{what}: {error.strerror or error}{advice}") from error

@@ -102,9 +102,9 @@ def _elements(annotation: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:
     for one in alternatives(annotation):
         origin, inner = typing.get_origin(one), typing.get_args(one)
         if isinstance(value, list) and origin in LISTS and inner:
-            fixed = origin is tuple and inner[-1] is not Ellipsis
+            kinds = [kind for kind in inner if kind is not Ellipsis]  # one for all, or one for each
             for index, item in enumerate(value):
-                yield index, inner[min(index, len(inner) - 1)] if fixed else inner[0], item
+                yield index, kinds[min(index, len(kinds) - 1)], item
             return
         if isinstance(value, dict) and origin in DICTS and inner:
             yield from ((_as_key(key, inner[0]), inner[1], item) for key, item in value.items())

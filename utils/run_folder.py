@@ -74,8 +74,7 @@ class RunFolder:
         parent = project_path(save_dir)
         runs = _runs(*([parent / name] if name else parent.glob("*/")))
         if not runs:
-            advice = "start one without -r" if name else "start one with python train.py"
-            raise CheckpointError(f"no run in {parent / (name or '')}; {advice}")
+            raise CheckpointError(f"no run in {parent / (name or '')}; start one with python train.py")
         return runs[-1]
 
     @classmethod

@@ -49,7 +49,7 @@ def _hidden_module(error: BaseException) -> str | None:
     if not name or Path(getattr(module, "__file__", None) or "") != Path(folder, f"{name}.py"):
         return None
     elsewhere = PathFinder.find_spec(name, [path for path in sys.path if path != folder])
-    return name if elsewhere or name in sys.stdlib_module_names else None
+    return name if elsewhere else None
 
 
 def _open(stream: TextIO | None, number: int) -> TextIO:
@@ -112,7 +112,7 @@ def say(*lines: str) -> None:
     Raises UserError if they cannot be written, as to a file on a full disk.
     """
     # the reader of the output may have exited, as in `| head`
-    with contextlib.suppress(BrokenPipeError), os_errors_as(UserError, "standard output cannot be written"):
+    with os_errors_as(UserError, "standard output cannot be written"), contextlib.suppress(BrokenPipeError):
         print(*map(printable, lines), sep="\n", flush=True)
 
 

@@ -1,5 +1,6 @@
 """Predictions as CSV, JSON or .npz."""
 
+import contextlib
 import io
 import json
 import math
@@ -45,8 +46,9 @@ def write(path: Path | None, sources: Sequence[Source], fields: Sequence[Field],
                 file.write(content)
             return
         text = content.decode()
-        sys.stdout.write(printable(text.replace("\x1b", "\\x1b")) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited, as in `| head`
+            sys.stdout.write(printable(text.replace("\x1b", "\\x1b")) if sys.stdout.isatty() else text)
+            sys.stdout.flush()
 
 
 def merged(batches: Sequence[Sequence[Field]]) -> list[Field]:

@@ -1,9 +1,11 @@
 """Settings and components as arguments of a component: checked, completed in an editor, located, and built."""
 
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
@@ -19,7 +21,7 @@ from trainer.trainer import Trainer
 from utils.arguments import parameters, problems
 from utils.config import load_config
 from utils.errors import ConfigError, UserError
-from utils.nested_arguments import built
+from utils.nested_arguments import built, plain
 from utils.paths import PROJECT
 from utils.registry import LOSSES, MODELS, TRAINERS
 
@@ -145,6 +147,32 @@ def test_settings_and_components_are_built(write_config: Callable[..., Path]) ->
     assert blocks == [Block(2, bias=False), Block(3)]
     assert named == {"a": Block(7)}
     assert default == Block(4)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "objects"),
+    [
+        (tuple[int, Block], [3, {"width": 2}], [3, ("Block", "x", 1)]),
+        (tuple[Block, ...], [{"width": 1}, {"width": 2}], [("Block", "x", 0), ("Block", "x", 1)]),
+        (typing.List, [{"width": 1}], [{"width": 1}]),  # noqa: UP006
+        (dict[str, int] | list[Block], [{"width": 1}], [("Block", "x", 0)]),
+        (dict[int, Block], {"7": {"width": 1}}, {7: ("Block", "x", "7")}),
+        (str | nn.Module, "relu", "relu"),
+        (str | nn.Module, {"type": "Backbone"}, ("Module", "x")),
+        (Path | Block, {"width": 1}, ("Block", "x")),
+        (Block | Literal["auto"], "auto", "auto"),
+        (nn.Module | None, None, None),
+    ],
+)
+def test_only_what_describes_an_object_is_built(annotation: Any, value: Any, objects: Any) -> None:
+    """objects: the class and the path of each."""
+    known = {"x": Parameter("x", Parameter.KEYWORD_ONLY, annotation=annotation)}
+    assert not list(problems("Own", known, {"x": value}, takes_any=False))
+    assert built(known, {"x": value}, lambda kind, _, path: (kind.__name__, *path), ()) == {"x": objects}
+
+
+def test_a_default_is_kept_as_a_config_would_give_it() -> None:
+    assert plain((0.9, [Block(2), Path("a")])) == [0.9, [{"width": 2, "bias": True, "scales": [1.0]}, "a"]]
 
 
 def test_a_run_resumes_and_is_tested(fit: Fit) -> None:

@@ -1,6 +1,7 @@
 """What an annotation lets a config give, how it is described, and what is said of arguments that do not fit."""
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,8 @@ class Model(pydantic.BaseModel):
         (Callable[[int], int] | None, NotJson, "Callable[[int], int] or null"),
         (list[torch.device], NotJson, "list of device"),
         (set[int], NotJson, "set[int]"),
+        (typing.List, list, "List"),  # noqa: UP006
+        (typing.Optional[typing.Tuple], tuple | None, "Tuple or null"),  # noqa: UP006, UP045
     ],
 )
 def test_what_a_config_can_give(annotation: Any, kind: Any, description: str | None) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import load_script, small_config
 from tests.helpers import PATIENCE, copy_run, needs_extra
 from utils.environment import git_state
 from utils.errors import TrainingError, UserError
-from utils.files import replace
+from utils.files import LogFile, replace, sync_folder
 from utils.paths import display_path, path_from
 from utils.run_folder import RunFolder, replace_files
 from utils.text import shell_join
@@ -89,6 +89,31 @@ def test_a_file_that_vanishes_while_the_run_trains_does_not_matter(run: Path, mo
     assert RunFolder.of(run)[0].path == run
 
 
+def test_what_a_killed_process_left_incomplete_is_removed(run: Path) -> None:
+    left = [run / ".environment.json.tmp", run / "checkpoints" / ".step-00000010.pth.tmp"]
+    for path in left:
+        path.touch()
+    (run / ".mine.tmp").mkdir()
+    with RunFolder(run).locked():
+        assert not any(path.exists() for path in left)
+    assert (run / ".mine.tmp").exists()
+
+
+def test_truncating_a_log_also_drops_what_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = LogFile(tmp_path / "log")
+    log.append(b"one ")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        log.append(b"two ")
+    assert log.length() == 8
+    log.truncate(4)
+    log.append(b"three")
+    assert log.path.read_bytes() == b"one three"
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "test"])
 def test_a_file_in_place_of_a_folder(run: Path, name: str) -> None:
     if (run / name).exists():
@@ -134,6 +159,8 @@ def test_a_file_system_without_locks_or_that_cannot_flush_folders(
     if number == errno.EIO:  # of a disk that fails
         with pytest.raises(UserError, match=r"cannot write to .*Input/output error"):
             train.main(["-r", str(run), "trainer.epochs=2"])
+        with pytest.raises(OSError, match="Input/output error"):
+            sync_folder(run)
         return
     assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
     assert capsys.readouterr().err.count(f"without locks ({os.strerror(number)}): let no other process") == 1

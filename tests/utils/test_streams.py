@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.helpers import PATIENCE, ROOT, needs_extra
 from utils import cli
 from utils.errors import UserError
 from utils.signals import SignalWatch
+from utils.streams import _hidden_module, say
 from utils.text import printable
 
 Write = Callable[..., Path]
@@ -67,6 +69,19 @@ def test_a_required_package_that_is_not_installed_is_named(name: str, status: in
     assert done.stderr.startswith("error: torch is not installed; activate the project's") == (status == 2)
 
 
+@pytest.mark.parametrize(("name", "hidden"), [("email", "email"), ("own", None)])
+def test_only_a_file_that_hides_a_module_is_to_be_renamed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, hidden: str | None
+) -> None:
+    module = ModuleType(name)
+    module.__file__ = str(tmp_path / f"{name}.py")
+    monkeypatch.setitem(sys.modules, name, module)
+    errors = (ImportError(name=f"{name}.message"), AttributeError(obj=module))
+    for folder in (tmp_path, ROOT):
+        monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+        assert {_hidden_module(error) for error in errors} == {hidden if folder == tmp_path else None}
+
+
 def test_a_component_with_such_a_name(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(train.main, ["-c", str(write_config(loss=EVIL))]) == 2
     assert not {"\x1b", "\x07", "\x9b"} & set(capsys.readouterr().err)
@@ -105,6 +120,17 @@ def test_a_result_that_cannot_be_printed_is_one_message(monkeypatch: pytest.Monk
         train.main(["--list", "LeNet"])
 
 
+def test_a_broken_pipe_is_ignored_only_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # of a process that reads data, say
+        cli.run(broken)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr("sys.stdout.flush", broken)
+    say("nobody reads this")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "streams",
@@ -139,6 +165,16 @@ def test_a_signal_is_taken_only_where_nobody_else_has_it(number: signal.Signals)
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
+
+
+def test_ctrl_c_ends_a_script_of_the_users_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """As k_fold.py of docs/recipes/k_fold.md, which leaves the signals to Python."""
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130
+    assert capsys.readouterr().err == "stopped immediately; earlier checkpoints are intact\n"
 
 
 def test_an_error_leaves_sigterm_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:

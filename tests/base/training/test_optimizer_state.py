@@ -15,6 +15,7 @@ from base.training.state import load_part
 from tests.helpers import Fit, copy_run, lines, registering, same, state, temporarily
 from trainer.trainer import Trainer
 from utils.errors import CheckpointError, ConfigError
+from utils.optimizers import forgets
 from utils.registry import MODELS, OPTIMIZERS, TRAINERS
 
 
@@ -143,6 +144,20 @@ def test_state_of_another_dtype_than_its_parameter_resumes_exactly(
     assert same(state(whole)["optimizer"], state(resumed)["optimizer"])
     assert same(state(whole)["model"], state(resumed)["model"])
     assert lines(whole) == lines(resumed)
+
+
+def test_the_state_of_an_inner_optimizer_must_be_saved_and_loaded() -> None:
+    class OnlySaved(SavedSAM):
+        load_state_dict = torch.optim.Optimizer.load_state_dict
+
+    class Sharing(SAM):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params)
+            self.base_optimizer.state = self.state
+
+    for kind, lost in ((SAM, True), (SavedSAM, False), (OnlySaved, True), (Sharing, False)):
+        optimizer = kind([nn.Parameter(torch.ones(1))])
+        assert forgets(optimizer, optimizer.base_optimizer) == lost, kind
 
 
 def test_an_optimizer_whose_checkpoint_would_lack_the_state_of_another_is_refused(fit: Fit, tmp_path: Path) -> None:

@@ -341,6 +341,17 @@ def test_a_full_disk_leaves_the_older_file(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_reader_of_the_output_may_have_exited(ask: Ask, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in predict.py ... | head."""
+
+    def closed(*_: Any) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout.write", closed)
+    status, _, errors = ask(two)
+    assert (status, errors.startswith("2 predictions by")) == (0, True), errors
+
+
 def test_a_signal_leaves_the_older_file(ask: Ask, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old.csv").write_text("older")
     original = SignalWatch.check
