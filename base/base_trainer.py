@@ -29,7 +29,7 @@ from base.training.first_batch import (
 from base.training.loss import with_count_and_parts
 from base.training.loss_counts import check_counts
 from base.training.metrics import StepLoss
-from base.training.optimizing import SeveralOptimizers, closure_step
+from base.training.optimizing import SeveralOptimizers, closure_step, unnamed_optimizer
 from base.training.saved_data import SavedData
 from base.training.saving import Checkpointed
 from base.training.schedule import gradient_norm
@@ -275,12 +275,9 @@ class BaseTrainer(Checkpointed):
         """
         if self.several_optimizers is not None:
             return self.several_optimizers.optimizing(*names)
-        if not names or not hasattr(self, "training"):  # a test, whose eval_step may call train_step
+        if not hasattr(self, "training"):  # a test, whose eval_step may call train_step
             return nullcontext()
-        raise ConfigError(
-            f"the trainer steps the optimizer {names[0]!r}, but the config's single optimizer has no name; name each: "
-            f'"optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}'
-        )
+        raise unnamed_optimizer(*names)
 
     def finish_backward(self, weight: Tensor | float) -> None:
         """Run the backward passes that wait. weight: the micro-batch's fraction of the optimizer step."""
