@@ -130,6 +130,8 @@ class BaseTrainer(Checkpointed):
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings, progress = self.settings, self.progress
+        if cache := self.experiment.data.device_cache:
+            cache.refresh()
         self.log.begin_epoch(progress, self.steps_per_epoch())
         try:
             if progress.validating:  # when the run was stopped

@@ -665,7 +665,7 @@ def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, preci
 def test_blocks_of_a_trainer_need_a_name_for_the_optimizer(fit: Fit) -> None:
     with (
         temporarily(TRAINERS, AllAtOnce),
-        pytest.raises(ConfigError, match='has no name; name it: "optimizer": {"all": {"type"'),
+        pytest.raises(ConfigError, match=r'has no name; name it: "optimizer": {"all": {"type"'),
     ):
         fit("trainer.type=AllAtOnce", optimizer="SGD", metrics=[])
 
