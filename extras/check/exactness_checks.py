@@ -4,6 +4,7 @@ import copy
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +242,12 @@ def _value(thing: Any) -> Any:
 
 
 def _set_value(thing: Any, value: Any) -> None:
-    """Restore what ``_value`` returned, in place. value: may be kept."""
-    if isinstance(thing, Tensor) and value is not None:
-        thing.data.copy_(value)
-    elif value is not None:
-        thing.load_state_dict(copied(value))
+    """Restore what ``_value`` returned, in place, unless it no longer fits, as a buffer that was None at first."""
+    with suppress(Exception):  # of the user's code
+        if isinstance(thing, Tensor) and value is not None:
+            thing.data.copy_(value)
+        elif value is not None:
+            thing.load_state_dict(copied(value))
 
 
 def _state(value: Any) -> Any:
