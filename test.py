@@ -113,6 +113,7 @@ def _test_data(run: TrainedRun, overrides: Sequence[str]) -> Batches:
     with process_group.main_process_first():
         name = f"{type(experiment.data).__name__}.test"
         test = call(run.loaded, ("data_loader",), name, experiment.data.test, Batches)
+        run.begin_epoch(experiment.data)  # which may change the data set that test_data has returned
         if advice := find_extra("advice"):
             for warning in advice.changed_facts_of_test(run, overrides):
                 experiment.console.warn(warning)

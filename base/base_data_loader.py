@@ -256,7 +256,7 @@ class BaseDataLoader(ABC):
         Use it to change what depends on the epoch, such as the image size, in the data set that ``training_data`` has
         returned once; its length must stay the same. Worker processes are then restarted, after the trainer's
         ``begin_epoch``, which may change the data set too; define this then, even if it does nothing. A loader that
-        defines it has no device_cache.
+        defines it has no device_cache. A test (after ``test_data``), a prediction and an export call it, too.
         """
 
     def pictures(self, inputs: Tensor) -> Tensor | None:

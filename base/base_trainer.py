@@ -30,7 +30,7 @@ from base.training.first_batch import (
 from base.training.loss import with_count_and_parts
 from base.training.loss_counts import check_counts
 from base.training.metrics import StepLoss
-from base.training.optimizing import OpenStep, SeveralOptimizers, closure_step
+from base.training.optimizing import OpenStep, SeveralOptimizers, closure_step, unnamed_optimizer
 from base.training.saved_data import SavedData
 from base.training.saving import Checkpointed
 from base.training.schedule import gradient_norm
@@ -133,6 +133,8 @@ class BaseTrainer(Checkpointed):
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings, progress = self.settings, self.progress
+        if cache := self.experiment.data.device_cache:
+            cache.refresh()
         self.log.begin_epoch(progress, self.steps_per_epoch())
         try:
             if progress.validating:  # when the run was stopped
@@ -290,12 +292,9 @@ class BaseTrainer(Checkpointed):
         """
         if self.several_optimizers is not None:
             return self.several_optimizers.optimizing(*names)
-        if not names or not hasattr(self, "training"):  # a test, whose eval_step may call train_step
+        if not hasattr(self, "training"):  # a test, whose eval_step may call train_step
             return nullcontext()
-        raise ConfigError(
-            f"the trainer steps the optimizer {names[0]!r}, but the config's single optimizer has no name; name each: "
-            f'"optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}'
-        )
+        raise unnamed_optimizer(*names)
 
     # ------------------------------------------------------------------ the ends of intervals and epochs
 

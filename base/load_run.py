@@ -105,6 +105,22 @@ class TrainedRun:
         """Identifies these weights in a report or file."""
         return {"checkpoint": self.checkpoint.name, "epoch": self.progress["epochs"], "step": self.progress["steps"]}
 
+    def begin_epoch(self, owner: BaseTrainer | BaseDataLoader) -> None:
+        """Call the ``begin_epoch`` of the trainer or the data loader with the checkpoint's epoch, as before validation.
+
+        It may use what only training has: then warns that its settings are missing.
+        """
+        progress = self.progress
+        epoch = max(1, progress["epochs"] + bool(progress.get("epoch_steps")))  # 0 if stopped before the first step
+        try:
+            with isolated(self.experiment.seed, "epoch", epoch - 1):
+                owner.begin_epoch(epoch)
+        except Exception as error:  # of the user's code
+            called = f"{type(owner).__name__}.begin_epoch({epoch})"
+            self.experiment.console.warn(
+                f"{called} failed without training ({format_error(error)}), so what it sets may not be as in validation"
+            )
+
 
 def load_trainer(
     run: Path, overrides: Sequence[str] = (), *, command: Command = Command.TEST, settings: Sequence[str] = ()
@@ -128,28 +144,19 @@ def load_trainer(
     trainer = build_trainer(loaded, experiment)
     load_weights(experiment.model, state["model"], file)
     progress = checkpoint.saved_progress(state, file)
-    _load_as_in_validation(trainer, state, file, progress)
-    return TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
+    trained = TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
+    _load_as_in_validation(trained)
+    if command is not Command.TEST:
+        trained.begin_epoch(experiment.data)
+    return trained
 
 
-def _load_as_in_validation(
-    trainer: BaseTrainer, state: dict[str, Any], source: Path, progress: Mapping[str, Any]
-) -> None:
-    """Load a checkpoint, with the ``begin_epoch`` of its epoch.
-
-    It may use what only training has: then warns that its settings are missing.
-    """
-    if type(trainer).begin_epoch is TrainerInterface.begin_epoch:
-        trainer.load_for_evaluation(state, source)
+def _load_as_in_validation(run: TrainedRun) -> None:
+    """Load the checkpoint, with the ``begin_epoch`` of its epoch."""
+    if type(run.trainer).begin_epoch is TrainerInterface.begin_epoch:
+        run.trainer.load_for_evaluation(run.state, run.checkpoint)
         return
-    trainer.load_for_evaluation(copied(state), source)  # parts may keep what they load, and begin_epoch change it
-    epoch = max(1, progress["epochs"] + bool(progress.get("epoch_steps")))  # 0 if it was stopped before its first step
-    try:
-        with isolated(trainer.experiment.seed, "epoch", epoch - 1):
-            trainer.begin_epoch(epoch)
-    except Exception as error:  # of the user's code
-        called = f"{type(trainer).__name__}.begin_epoch({epoch})"
-        trainer.console.warn(
-            f"{called} failed without training ({format_error(error)}), so what it sets may not be as in validation"
-        )
-    trainer.load_for_evaluation(state, source)  # as saved, whatever begin_epoch did to it
+    state = copied(run.state)  # parts may keep what they load, and begin_epoch change it
+    run.trainer.load_for_evaluation(state, run.checkpoint)
+    run.begin_epoch(run.trainer)
+    run.trainer.load_for_evaluation(run.state, run.checkpoint)  # as saved, whatever begin_epoch did to it

@@ -19,8 +19,8 @@ class DeviceCache:
 
     def __init__(self, *, if_suitable: bool = False) -> None:
         self.if_suitable = if_suitable
-        # by device and id of the original, which is kept alive: the original and its copy
-        self._copies: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+        # by device and id of the original, which is kept alive: the original, its copy, and the version that it has
+        self._copies: dict[tuple[torch.device, int], tuple[Tensor, Tensor, int]] = {}
 
     def keep(self, source: Source, device: torch.device) -> Source:
         """The source with its tensors on a device. Raises DataError if they are not in memory."""
@@ -38,8 +38,19 @@ class DeviceCache:
         assert isinstance(tensor, Tensor)
         key = device, id(tensor)
         if key not in self._copies:
-            self._copies[key] = tensor, tensor.to(device)
+            self._copies[key] = tensor, tensor.to(device), _version(tensor)
         return self._copies[key][1]
+
+    def refresh(self) -> None:
+        """Copy the tensors again that torch has changed in place, as a trainer's ``begin_epoch`` may."""
+        for key, (original, copy, version) in self._copies.items():
+            if _version(original) != version:
+                self._copies[key] = original, copy.copy_(original), _version(original)
+
+
+def _version(tensor: Tensor) -> int:
+    """torch's private count of changes in place, which tensors of inference mode do not have."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_suitable(source: Source) -> bool:

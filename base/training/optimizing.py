@@ -219,6 +219,18 @@ class SeveralOptimizers:
                 step.skipped.add(optimizer.name)
 
 
+def unnamed_optimizer(*names: str) -> ConfigError:
+    """For a block although the config's single optimizer, which steps after ``train_step``, has no name."""
+    if names:
+        steps, config = (
+            f"the optimizer {names[0]!r}",
+            f'each: "optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}',
+        )
+    else:
+        steps, config = "all optimizers", 'it: "optimizer": {"all": {"type": ..., "args": ..., "params": ["*"]}}'
+    return ConfigError(f"the trainer steps {steps}, but the config's single optimizer has no name; name {config}")
+
+
 def _block(names: Iterable[str]) -> str:
     """A block as in code: "self.optimizing('generator')"."""
     return f"self.optimizing({', '.join(map(repr, names))})"

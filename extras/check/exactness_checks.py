@@ -4,6 +4,7 @@ import copy
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ REPEATED = 3
 """Steps that are taken again from a restored state."""
 LARGE = 2**30
 """Bytes of a state of which no copies are made."""
+SMALL = 2**24
+"""Bytes up to which a tensor of a data loader is compared: labels or weights, but not all images."""
 _NOT_STEPPED = ("metrics", "writers", "config", "data")
 ADVICE = 'see "What breaks it" in docs/exactness.md'
 
@@ -43,6 +46,7 @@ class Fresh:
         self.trainer = trainer
         self._of_base = {*of_base, "base_attributes"}
         self._attributes = self._own()
+        self._values = [(each, _value(each)) for each in (*self._attributes.values(), *self._data().values())]
         roots = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self._plain = {
             f"{what}.{name}": (owner, name.rpartition(".")[2], copied(value))
@@ -52,8 +56,10 @@ class Fresh:
         }
 
     def restore(self) -> None:
-        """Undo all changes but those in parts of a checkpoint and inside objects."""
+        """Undo all changes but those inside objects that cannot load a state."""
         attributes = vars(self.trainer)
+        for each, value in self._values:
+            _set_value(each, value)
         for name in self._own():
             del attributes[name]
         attributes.update(self._attributes)
@@ -63,7 +69,16 @@ class Fresh:
     def contents(self) -> dict[str, Any]:
         """Copies of all values in the trainer's own attributes, and of the unsaved ones in modules, by name."""
         attributes = {name: copied(dict(_leaves(value))) for name, value in self._own().items()}
-        return attributes | {what: copied(getattr(owner, name)) for what, (owner, name, _) in self._plain.items()}
+        data = {f"data_loader.{name}": copied(value) for name, value in self._data().items()}
+        return (
+            attributes | data | {what: copied(getattr(owner, name)) for what, (owner, name, _) in self._plain.items()}
+        )
+
+    def _data(self) -> dict[str, Tensor]:
+        """The small tensors in attributes of the data loader, such as labels that ``begin_epoch`` changes."""
+        attributes = vars(self.trainer.experiment.data)
+        own = {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in own.items() if value.nbytes <= SMALL}
 
     def _own(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self._of_base}
@@ -216,6 +231,23 @@ def _leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
         yield keys, value.detach()
     elif isinstance(value, (int, float, str, bool)):
         yield keys, value
+
+
+def _value(thing: Any) -> Any:
+    """A copy of a tensor, or of the state of an object that can load it; None of others, and of large ones."""
+    if not isinstance(thing, Tensor):
+        loads = callable(getattr(thing, "load_state_dict", None)) and not isinstance(thing, type)
+        thing = thing.state_dict() if loads else None
+    return copied(thing) if size_of(thing) <= LARGE else None
+
+
+def _set_value(thing: Any, value: Any) -> None:
+    """Restore what ``_value`` returned, in place, unless it no longer fits, as a buffer that was None at first."""
+    with suppress(Exception):  # of the user's code
+        if isinstance(thing, Tensor) and value is not None:
+            thing.data.copy_(value)
+        elif value is not None:
+            thing.load_state_dict(copied(value))
 
 
 def _state(value: Any) -> Any:

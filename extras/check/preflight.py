@@ -362,8 +362,11 @@ def _try_own_validation(trainer: BaseTrainer) -> Iterator[CheckResult]:
     try:
         trainer.training = replace(training, validation=first)
         values = check_returned(trainer, "validate", trainer.validate())
-        if (trainer.settings.monitored_name or "").startswith("val_"):
-            trainer.monitored({f"val_{name}": value for name, value in values.items()})
+        name = trainer.settings.monitored_name or ""
+        measured = {f"val_{each}": value for each, value in values.items()}
+        if name.startswith("val_") and trainer.monitored(measured) is None:
+            text = f"{name} of trainer.monitor was not measured, only {listed(list(measured)) or 'nothing'}"
+            yield CheckResult("validation", "note", text, "another name in evaluate(), unless later epochs measure it")
     finally:
         trainer.training = training
         for hook in hooks:

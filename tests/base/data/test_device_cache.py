@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,11 +19,14 @@ from base.data.orders import Shuffled, Weighted
 from base.data.sample_random import SampleRandom
 from base.data.sample_source import as_source
 from base.data.sources import TensorSource
+from base.metric import StepResult
 from data_loader.cifar10 import CIFAR10Loader
+from data_loader.random_tensor import RandomTensorLoader
 from tests.helpers import Fit, lines, same, state, temporarily
+from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
-from utils.registry import DATA_LOADERS
+from utils.registry import DATA_LOADERS, TRAINERS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -200,6 +203,35 @@ def test_what_is_not_in_memory_is_refused(tmp_path: Path) -> None:
 def test_plain_tensors_are_kept_on_the_device() -> None:
     source: Any = DeviceCache(if_suitable=True).keep(TensorSource(torch.zeros(4, 2), torch.zeros(4)), META)
     assert source.inputs.is_meta
+
+
+class OwnLabels(RandomTensorLoader):
+    def training_data(self, *, augment: bool) -> TensorSource:
+        self.device = torch.device("cpu", 0)  # torch takes it for another device, to which it copies
+        source = super().training_data(augment=augment)
+        self.labels = source.targets
+        return source
+
+
+class PseudoLabels(Trainer):
+    seen: ClassVar[set[tuple[int, ...]]] = set()
+
+    def begin_epoch(self, epoch: int) -> None:
+        data: Any = self.experiment.data
+        data.labels.fill_(epoch)
+
+    def train_step(self, batch: Any) -> StepResult:
+        self.seen.add((self.progress.epochs + 1, *batch[1].unique().tolist()))
+        return super().train_step(batch)
+
+
+def test_data_that_a_trainer_changes_is_copied_again(fit: Fit) -> None:
+    args = {"num_samples": 16, "input_shape": [4], "num_classes": 4, "batch_size": 8, "device_cache": True}
+    model = {"type": "TwoLayerNet", "args": {"in_features": 4, "hidden_features": 3, "out_features": 4}}
+    keys: dict[str, Any] = {"data_loader": {"type": "OwnLabels", "args": args}, "model": model, "metrics": []}
+    with temporarily(DATA_LOADERS, OwnLabels), temporarily(TRAINERS, PseudoLabels):
+        fit("trainer.type=PseudoLabels", "trainer.epochs=2", loss="cross_entropy", **keys)
+    assert PseudoLabels.seen == {(1, 1), (2, 2)}
 
 
 def test_worker_processes_are_refused_with_it(fit: Fit) -> None:

@@ -13,10 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+import test
 import train
 from base.data.batches import StepBatches
 from base.experiment import Experiment
-from base.load_run import load_run
+from base.load_run import load_run, load_trainer
 from base.metric import StepResult
 from tests.helpers import Fit, equal, identical, lines, registering, resumed, same, state, temporarily
 from tests.small_data import SmallSamples
@@ -24,7 +25,7 @@ from trainer.trainer import Trainer
 from utils.errors import ConfigError, Stopped, UserError
 from utils.registry import DATA_LOADERS, TRAINERS
 from utils.run_folder import RunFolder
-from utils.schema import TrainerConfig
+from utils.schema import Command, TrainerConfig
 
 
 class Warming(Trainer):
@@ -115,6 +116,13 @@ class Growing(SmallSamples):
 
     def training_data(self, *, augment: bool) -> Any:
         return _Brightened(SmallSamples.training_data(self, augment=augment), self)
+
+
+class GrowingInTests(Growing):
+    def test_data(self) -> Any:
+        return _Brightened(super().test_data(), self)
+
+    validation_data = test_data
 
 
 class Changed(SmallSamples):
@@ -226,6 +234,14 @@ def test_a_data_loader_changes_with_the_epoch_for_validation_too(fit: Fit) -> No
     ]
     assert logged[0] == logged[1]
     assert "val_loss" in logged[0][1]
+
+
+def test_a_data_loader_has_the_epoch_of_the_checkpoint_in_tests_and_predictions(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, GrowingInTests):
+        result = fit("metrics=[]", data_loader={"type": "GrowingInTests", "args": {"batch_size": 8}}, model="LeNet")
+        assert test.main(["-r", str(result.run_dir)])["loss"] == result.last["val_loss"]
+        data: Any = load_trainer(result.run_dir, command=Command.PREDICT).experiment.data
+    assert data.epoch == result.epochs
 
 
 def test_workers_see_what_a_trainer_changes_in_the_data(fit: Fit) -> None:

@@ -662,6 +662,14 @@ def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, preci
     assert same(state(one.run_dir)["model"], state(several.run_dir)["model"])
 
 
+def test_blocks_of_a_trainer_need_a_name_for_the_optimizer(fit: Fit) -> None:
+    with (
+        temporarily(TRAINERS, AllAtOnce),
+        pytest.raises(ConfigError, match=r'has no name; name it: "optimizer": {"all": {"type"'),
+    ):
+        fit("trainer.type=AllAtOnce", optimizer="SGD", metrics=[])
+
+
 def test_one_of_several_optimizers_takes_what_the_others_leave(fit: Fit) -> None:
     runs = []
     for params in (["*"], ["*.bias"]):

@@ -196,6 +196,21 @@ class Needing(Caching):
         self.cache.add_(0)
 
 
+class Collecting(Trainer):
+    """Fills what it has and the data in the first epoch, as with a rollout and its labels."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.rollout, self.kept = nn.BatchNorm1d(3), torch.zeros(3)
+        experiment.data.labels = torch.zeros(3)  # type: ignore[attr-defined]
+
+    def begin_epoch(self, epoch: int) -> None:
+        if epoch == 1:
+            labels: Tensor = self.experiment.data.labels  # type: ignore[attr-defined]
+            for tensor in (self.rollout.get_buffer("running_mean"), self.kept, labels):
+                tensor += 1
+
+
 class Chaining(Trainer):
     weight = 1.0
 
@@ -214,6 +229,7 @@ class Following(Trainer):
     [
         (Caching, "values that a resumed run would not have: cache"),
         (Needing, "'Needing' object has no attribute 'cache'"),
+        (Collecting, "values that a resumed run would not have: rollout, kept, data_loader.labels"),
         (Chaining, "values that a resumed run would not have: weight"),
         (Following, ""),
     ],

@@ -437,7 +437,8 @@ class Evaluates(Trainer):
             self.center(outputs)
         if self.mistake == "trains":
             self.model(torch.zeros_like(next(batches.one_pass()).data[0]))
-        return {"spread": outputs if self.mistake == "shape" else outputs.std()}  # type: ignore[dict-item]
+        name = "spraed" if self.mistake == "misspells" else "spread"
+        return {name: outputs if self.mistake == "shape" else outputs.std()}  # type: ignore[dict-item]
 
 
 class Judges(Trainer):
@@ -515,12 +516,14 @@ def test_nested_tensors_in_a_model_can_be_shown() -> None:
         ("fails", "validation    FAIL  ValueError: no such file"),
         ("learns", ""),
         ("trains", "validation    note  the model runs in training mode"),
+        ("misspells", "validation    note  val_spread of trainer.monitor was not measured, only val_spraed\n"),
         ("shape", 'validation    FAIL  Evaluates.evaluate returned "spread" of shape (9, 3)'),
     ],
 )
 def test_a_validation_of_ones_own_is_tried(check: Check, mistake: str, says: str) -> None:
     with temporarily(TRAINERS, Evaluates):
-        status, report = check(**plain() | {"trainer": {"type": "Evaluates", "args": {"mistake": mistake}}})
+        trainer = {"type": "Evaluates", "args": {"mistake": mistake}, "monitor": "min val_spread"}
+        status, report = check(**plain() | {"trainer": trainer})
     assert status == ("FAIL" in says), report
     assert says in report
     assert "eval_step" not in report
