@@ -294,7 +294,11 @@ class BaseTrainer(Checkpointed):
             return self.several_optimizers.optimizing(*names)
         if not hasattr(self, "training"):  # a test, whose eval_step may call train_step
             return nullcontext()
-        raise unnamed_optimizer(*names)
+        if names or (self.open_loss and self.open_loss.has_block):
+            raise unnamed_optimizer(*names)
+        if self.open_loss:
+            self.open_loss.has_block = True
+        return nullcontext()  # the optimizer steps after train_step
 
     # ------------------------------------------------------------------ the ends of intervals and epochs
 

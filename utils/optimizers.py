@@ -98,7 +98,7 @@ def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]  # as the wrapper by a scheduler does
     unmarked = step.__wrapped__
     of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
-    if not of_torch:
+    if not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
         unmarked(optimizer, *closure)
         return
     # torch's wrapper, which imports the compiler and sets the grad mode

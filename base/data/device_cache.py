@@ -56,5 +56,5 @@ def _version(tensor: Tensor) -> int:
 def _is_suitable(source: Source) -> bool:
     if type(source) is not TensorSource or not (source.is_plain() or source.any_device):
         return False
-    inputs, targets = source.inputs, source.targets
-    return isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.nbytes + targets.nbytes <= SMALL
+    tensors = (source.inputs, source.targets)
+    return source.in_memory and sum(each.nbytes for each in tensors if isinstance(each, Tensor)) <= SMALL

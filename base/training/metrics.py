@@ -277,6 +277,8 @@ class StepLoss:
         self.counts_samples = True
         self.waiting: list[Tensor] = []
         """Losses of the current micro-batch whose backward pass waits for the weight that ``add`` returns."""
+        self.has_block = False
+        """Whether the current micro-batch has used a block of the single optimizer, which has no name."""
 
     def take_waiting(self) -> Tensor:
         """The losses that wait, summed: DDP allows one backward pass per forward pass."""
@@ -286,6 +288,7 @@ class StepLoss:
     def add(self, loss: Tensor, count: Tensor | float | None, samples: int) -> Tensor | float:
         """Add a micro-batch of this many samples. Returns the weight of its gradients. count: None: samples."""
         self.counts_samples &= count is None
+        self.has_block = False
         if count is None or not samples:
             count = samples
         if self.alone:

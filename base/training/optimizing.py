@@ -220,14 +220,14 @@ class SeveralOptimizers:
 
 
 def unnamed_optimizer(*names: str) -> ConfigError:
-    """For a block although the config's single optimizer, which steps after ``train_step``, has no name."""
+    """For a block, or a second one, although the config's single optimizer, which steps once, has no name."""
     if names:
         steps, config = (
             f"the optimizer {names[0]!r}",
             f'each: "optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}',
         )
     else:
-        steps, config = "all optimizers", 'it: "optimizer": {"all": {"type": ..., "args": ..., "params": ["*"]}}'
+        steps, config = "all optimizers twice", 'it: "optimizer": {"all": {"type": ..., "args": ..., "params": ["*"]}}'
     return ConfigError(f"the trainer steps {steps}, but the config's single optimizer has no name; name {config}")
 
 

@@ -78,7 +78,7 @@ class Fresh:
         """The small tensors in attributes of the data loader, such as labels that ``begin_epoch`` changes."""
         attributes = vars(self.trainer.experiment.data)
         own = {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
-        return {name: value for name, value in own.items() if value.nbytes <= SMALL}
+        return {name: value for name, value in own.items() if size_of(value) <= SMALL}
 
     def _own(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self._of_base}

@@ -662,12 +662,23 @@ def test_several_optimizers_on_one_loss_are_as_one(fit: Fit, trainer: str, preci
     assert same(state(one.run_dir)["model"], state(several.run_dir)["model"])
 
 
-def test_blocks_of_a_trainer_need_a_name_for_the_optimizer(fit: Fit) -> None:
-    with (
-        temporarily(TRAINERS, AllAtOnce),
-        pytest.raises(ConfigError, match=r'has no name; name it: "optimizer": {"all": {"type"'),
-    ):
-        fit("trainer.type=AllAtOnce", optimizer="SGD", metrics=[])
+class TwoSteps(AllAtOnce):
+    """Two steps on each batch, as on the minibatches of a rollout."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        super().train_step(batch)
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_several_steps_of_a_single_optimizer_need_its_name(fit: Fit, accumulate: int) -> None:
+    options = f"trainer.accumulate_steps={accumulate}"
+    with temporarily(TRAINERS, AllAtOnce, TwoSteps):
+        blocks = fit("trainer.type=AllAtOnce", options, optimizer=ADAM, metrics=[]).run_dir
+        without = fit(options, optimizer=ADAM, metrics=[]).run_dir
+        assert same(state(blocks)["model"], state(without)["model"])
+        with pytest.raises(ConfigError, match=r'twice, .* has no name; name it: "optimizer": {"all": {"type"'):
+            fit("trainer.type=TwoSteps", options, optimizer=ADAM, metrics=[])
 
 
 def test_one_of_several_optimizers_takes_what_the_others_leave(fit: Fit) -> None:
