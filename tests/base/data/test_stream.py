@@ -703,6 +703,7 @@ def test_generators_of_a_transform_that_an_epoch_replaces_are_found(workers: int
 
 
 def test_streams_that_cannot_be_are_refused() -> None:
+    before = {*multiprocessing.active_children()}  # other tests may have left some
     with pytest.raises(DataError, match="a generator can be read only once"):
         StreamSource(number for number in range(3))
     for workers in (0, 1):  # and no traceback of a worker in the message
@@ -710,7 +711,7 @@ def test_streams_that_cannot_be_are_refused() -> None:
             take(StreamBatches(StreamSource([]), batch_size=2, num_workers=workers), 0, 1)
 
     gc.collect()
-    assert multiprocessing.active_children() == [], "a worker waits for requests that never come"
+    assert {*multiprocessing.active_children()} <= before, "a worker waits for requests that never come"
 
     class Endless(Stream):
         def validation_data(self) -> Source:
