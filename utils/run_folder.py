@@ -74,7 +74,8 @@ class RunFolder:
         parent = project_path(save_dir)
         runs = _runs(*([parent / name] if name else parent.glob("*/")))
         if not runs:
-            raise CheckpointError(f"no run in {parent / (name or '')}; start one with python train.py")
+            advice = "start one without -r" if name else "start one with python train.py"
+            raise CheckpointError(f"no run in {parent / (name or '')}; {advice}")
         return runs[-1]
 
     @classmethod
