@@ -111,7 +111,7 @@ class BaseDataLoader(ABC):
         """The training data. augment is False for the held-out validation part."""
 
     def test_data(self) -> Source | Dataset[Any]:
-        """The test data, never augmented. Only called by test.py, export.py and --check."""
+        """The test data, never augmented: for test.py, or a loader of "validation" that holds out nothing."""
         raise DataError(f"{type(self).__name__} has no test data; let it define test_data()")
 
     def split(self, count: int) -> tuple[Tensor, Tensor]:
@@ -250,6 +250,10 @@ class BaseDataLoader(ABC):
         """Batches of the test data. Raises DataError if there are none."""
         return self._evaluation(self._as_source(self.test_data()), None, "test")
 
+    def defines(self, name: str) -> bool:
+        """Whether the subclass defines an optional method."""
+        return getattr(type(self), name) is not getattr(BaseDataLoader, name)
+
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  (optional)
         """Called before the training steps of an epoch, also if a run resumes within it. The first is 1.
 
@@ -336,10 +340,6 @@ class BaseDataLoader(ABC):
             return order
         lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
-
-    def defines(self, name: str) -> bool:
-        """Whether the subclass defines an optional method."""
-        return getattr(type(self), name) is not getattr(BaseDataLoader, name)
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""

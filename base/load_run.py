@@ -146,7 +146,7 @@ def load_trainer(
     progress = checkpoint.saved_progress(state, file)
     trained = TrainedRun(folder, file, loaded, experiment, trainer, state, progress)
     _load_as_in_validation(trained)
-    if command is not Command.TEST:
+    if command is not Command.TEST:  # which does so once test_data() has returned
         trained.begin_epoch(experiment.data)
     return trained
 

@@ -17,7 +17,8 @@ LEFT_OUT = (
 )  # fmt: skip
 MINIMAL = (
     "extras", "predict.py", "export.py", "sweep.py", "recipe.py",
-    "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes", "--check", "--list",
+    "docs/predict.md", "docs/export.md", "docs/sweep.md", "docs/recipes",
+    "--check", "--list",  # options that the README explains
 )  # fmt: skip
 # files that belong to the project even if git does not list them, besides its packages
 FILES = [

@@ -42,7 +42,7 @@ class DeviceCache:
         return self._copies[key][1]
 
     def refresh(self) -> None:
-        """Copy the tensors again that torch has changed in place, as a trainer's ``begin_epoch`` may."""
+        """Copy tensors again that were changed in place, as by ``begin_epoch`` or a loaded checkpoint."""
         for key, (original, copy, version) in self._copies.items():
             if _version(original) != version:
                 self._copies[key] = original, copy.copy_(original), _version(original)

@@ -85,10 +85,10 @@ class EvaluationLoop(TrainerInterface):
         It, the loss and the modules that a subclass adds to ``stateful`` are in evaluation mode.
         """
         parts = [self.model, loss_module(self.experiment.criterion), *own_parts(self.stateful()).values()]
-        roots = [part for part in parts if isinstance(part, nn.Module)]
-        modes = {module: module.training for root in roots for module in root.modules()}
-        for root in roots:
-            root.eval()
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        modes = {each: each.training for module in modules for each in module.modules()}
+        for module in modules:
+            module.eval()
         # random numbers drawn in evaluation do not affect training
         key = self.runtime.process_group.key
         averaged = self.averaged_weights.swapped() if self.averaged_weights else nullcontext()
@@ -102,10 +102,10 @@ class EvaluationLoop(TrainerInterface):
             ):
                 yield
         finally:
-            for root in roots:
-                root.train(modes[root])  # a model's own method may do more than set the mode
-            for module, training in modes.items():
-                module.training = training
+            for module in modules:
+                module.train(modes[module])  # a model's own method may do more than set the mode
+            for each, training in modes.items():
+                each.training = training
             reshard(self.runtime, self.model)  # end_epoch may change them
 
 

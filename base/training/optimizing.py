@@ -221,14 +221,12 @@ class SeveralOptimizers:
 
 def unnamed_optimizer(*names: str) -> ConfigError:
     """For a block, or a second one, although the config's single optimizer, which steps once, has no name."""
+    unnamed = "but the config's single optimizer has no name; name"
     if names:
-        steps, config = (
-            f"the optimizer {names[0]!r}",
-            f'each: "optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}',
-        )
-    else:
-        steps, config = "all optimizers twice", 'it: "optimizer": {"all": {"type": ..., "args": ..., "params": ["*"]}}'
-    return ConfigError(f"the trainer steps {steps}, but the config's single optimizer has no name; name {config}")
+        named = f'"optimizer": {{"{names[0]}": {{"type": ..., "args": ...}}, ...}}'
+        return ConfigError(f"the trainer steps the optimizer {names[0]!r}, {unnamed} each: {named}")
+    named = '"optimizer": {"all": {"type": ..., "args": ..., "params": ["*"]}}'
+    return ConfigError(f"the trainer steps all optimizers twice, {unnamed} it: {named}")
 
 
 def _block(names: Iterable[str]) -> str:

@@ -148,9 +148,9 @@ def _uncounted_rows(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
     samples = batches.part(next(batches.ranges(trainer.progress.position))).size
     if samples and len(targets) % samples:  # else each sample may have the same number of rows
         yield (
-            f"outputs and targets have {len(targets)} rows for {samples} samples, but losses of batches are weighted "
-            "by their samples. If the loss is a mean over rows, return StepResult(..., count=len(targets)), or give "
-            "the loss a method count (docs/training.md)"
+            f"outputs and targets have {len(targets)} rows for {samples} samples, but the loss of a batch is weighted "
+            "by its number of samples. If the loss is a mean over rows, return StepResult(..., count=len(targets)), or "
+            "give the loss a method count (docs/training.md)"
         )
 
 

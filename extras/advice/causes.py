@@ -86,8 +86,8 @@ def usual_cause(error: Exception, batch: Any = None) -> str:
         )
     if "does not require grad" in str(error) and "grad" in called:  # torch.autograd.grad
         return (
-            "a derivative of what has no graph: of an earlier torch.autograd.grad without create_graph=True, inside "
-            "torch.no_grad(), or with respect to an input without requires_grad_() or a parameter that is frozen"
+            "a derivative without a graph: of the result of torch.autograd.grad without create_graph=True, of a value "
+            "computed in torch.no_grad(), or with respect to an input without requires_grad_() or a frozen parameter"
         )
     in_step = called[-1] in STEPS
     if in_step and re.search("values to unpack|cannot unpack non-iterable", str(error)):

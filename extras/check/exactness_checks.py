@@ -70,9 +70,8 @@ class Fresh:
         """Copies of all values in the trainer's own attributes, and of the unsaved ones in modules, by name."""
         attributes = {name: copied(dict(_leaves(value))) for name, value in self._own().items()}
         data = {f"data_loader.{name}": copied(value) for name, value in self._data().items()}
-        return (
-            attributes | data | {what: copied(getattr(owner, name)) for what, (owner, name, _) in self._plain.items()}
-        )
+        plain = {what: copied(getattr(owner, name)) for what, (owner, name, _) in self._plain.items()}
+        return attributes | data | plain
 
     def _data(self) -> dict[str, Tensor]:
         """The small tensors in attributes of the data loader, such as labels that ``begin_epoch`` changes."""
@@ -234,7 +233,7 @@ def _leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
 
 
 def _value(thing: Any) -> Any:
-    """A copy of a tensor, or of the state of an object that can load it; None of others, and of large ones."""
+    """A copy of a tensor, or of the state of an object that can load one; None for other or large objects."""
     if not isinstance(thing, Tensor):
         loads = callable(getattr(thing, "load_state_dict", None)) and not isinstance(thing, type)
         thing = thing.state_dict() if loads else None

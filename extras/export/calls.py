@@ -50,7 +50,7 @@ def record_calls(trainer: BaseTrainer) -> list[Call]:
 def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:
     """The test data in batches of this size, and of the first few the one with the smallest tensors.
 
-    Of the training data, not augmented, if there is no test data.
+    A loader without test data gives its training data, not augmented.
     """
     data.eval_batch_size = size
     if not data.defines("test_data"):

@@ -36,8 +36,8 @@ from utils.user_code import format_error_with_source
 FORMATS = (".csv", ".json", ".jsonl", ".npz")
 SETTINGS = ("runtime.deterministic=false",)
 """Nothing here is resumed."""
-STACKED = (Tensor, np.ndarray, np.generic, float, int, str, Mapping, Sequence)
-"""What ``default_collate`` makes a batch of."""
+STACKED = (Tensor, np.ndarray, np.generic, float, int, Mapping, Sequence)
+"""Types of which ``default_collate`` makes a batch."""
 COLUMNS = "--columns chooses the columns of a table that are inputs"
 
 
@@ -182,8 +182,8 @@ class Predictor:
         inputs = self.task.inputs
         if inputs.shape is None:
             return ""
-        shape = "".join(f" {size}," for size in inputs.shape).rstrip(",")
-        return f"\nIn training, the inputs were {inputs.dtype} of shape (B,{shape})."
+        shape = str(("B", *inputs.shape)).replace("'", "")
+        return f"\nIn training, the inputs were {inputs.dtype} of shape {shape}."
 
     def _fitting(self, tensor: Tensor) -> Tensor:
         """Convert an input to the dtype that the model takes. Raises DataError.
