@@ -200,7 +200,7 @@ def test_resume_without_a_value_takes_the_newest_run(fit: Fit, write_config: Cal
     config = ["-c", str(write_config())]
     assert train.main([*config, "-r", "trainer.epochs=3"]).run_dir == newest.run_dir
     assert len(lines(newest.run_dir)) == 3
-    with pytest.raises(CheckpointError, match="no run in .*; start one without -r"):
+    with pytest.raises(CheckpointError, match=r"no run in .*; start one without -r"):
         train.main([*config, "-r", "name=other"])
 
 
