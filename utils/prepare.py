@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.checkpoint.file import TensorAllocator
@@ -153,6 +153,27 @@ def prepare_optimizer(runtime: Runtime, model: nn.Module, optimizer: Optimizer) 
             portable_state(each, whole=runtime.full_states)
         else:
             load_exactly(each)
+
+
+def whole_tensors(runtime: Runtime, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With FSDP: a state with whole tensors instead of shards, for a checkpoint that the main process writes.
+
+    All processes must call it.
+    """
+    if not (runtime.sharded and runtime.full_states):
+        return state
+    from utils.distributed.parallel import gather
+
+    return {name: gather(tensor) for name, tensor in state.items()}
+
+
+def shard_like(runtime: Runtime, saved: Any, own: Any) -> Any:
+    """With FSDP: this process's shard of a saved tensor, if ``own`` is one."""
+    if not runtime.sharded:
+        return saved
+    from utils.distributed.parallel import shard_like
+
+    return shard_like(saved, own)
 
 
 def allocator(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> TensorAllocator | None:

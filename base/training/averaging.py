@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from utils.prepare import reshard, shard_like, whole_tensors
+from utils.runtime import Runtime
 from utils.tree import has_strides
 
 
@@ -17,11 +19,11 @@ class AveragedWeights:
 
     After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied,
     and so are buffers that the model replaces with one of another shape. Sparse and nested buffers, and those that
-    the model creates later, are not averaged.
+    the model creates later, are not averaged. With FSDP, each process averages its shards.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = model, decay
+    def __init__(self, model: nn.Module, decay: float, runtime: Runtime) -> None:
+        self.model, self.decay, self.runtime = model, decay, runtime
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         saved = model.state_dict().keys()
         self.averages = {
@@ -33,7 +35,7 @@ class AveragedWeights:
     @torch.no_grad()
     def update(self) -> None:
         """Call after each optimizer step."""
-        pairs = self._pairs()
+        pairs = [(_local(average), _local(tensor)) for average, tensor in self._pairs()]
         averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
         copied = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
         self._average([average for average, _ in averaged], [tensor for _, tensor in averaged], 0)  # 0: not used
@@ -51,6 +53,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        reshard(self.runtime, self.model)
         for average, tensor in self._pairs():
             weights = tensor.clone()
             tensor.copy_(average)
@@ -78,12 +81,18 @@ class AveragedWeights:
             self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False)
         )
         saved = self.model.state_dict().keys()
-        return {name: averages.get(id(tensor), tensor) for name, tensor in every if name in saved}
+        state = {name: averages.get(id(tensor), tensor) for name, tensor in every if name in saved}
+        return whole_tensors(self.runtime, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load after the model, which refuses another model's state and may have replaced its buffers."""
         for name, average in self.averages.items():
             if name in state:
-                saved = state[name]
+                saved = shard_like(self.runtime, state[name], average)
                 alike = (saved.shape, saved.dtype) == (average.shape, average.dtype)
                 self.averages[name] = average.copy_(saved) if alike else saved.to(average.device, copy=True)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, which shares its memory; torch averages no shards together with buffers."""
+    return getattr(tensor, "to_local", lambda: tensor)()

@@ -31,7 +31,7 @@ class EvaluationLoop(TrainerInterface):
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         super().__init__(experiment, settings)
         self.console = experiment.console
-        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
+        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay, self.runtime) if settings.ema else None
 
     def validate(self) -> dict[str, float]:
         """The loss and metrics on the validation data; empty if there is none.

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from utils.checkpoint.checkpointer import ASIDE, Checkpointer
 from utils.checkpoint.file import file_name, snapshot, write
 from utils.checkpoint.shards import quiet_dcp, write_tensors
+from utils.checkpoint.weights_file import AVERAGED
 from utils.distributed.process_group import ProcessGroup
 from utils.files import sync_folder
 from utils.text import dotted
@@ -71,7 +72,8 @@ class ShardedCheckpointer(Checkpointer):
         """Whether a tensor is sharded, or the same in all processes and more than a single number."""
         if isinstance(tensor, DTensor):
             return True
-        return tensor.dim() > 0 and (keys[0] == "optimizer" or (keys[0] == "model" and keys[1] in self.shared))
+        weights = keys[0] in ("model", AVERAGED) and keys[1] in self.shared
+        return tensor.dim() > 0 and (keys[0] == "optimizer" or weights)
 
     def _store(self, step: int, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
         tensors, rest = state

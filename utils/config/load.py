@@ -126,8 +126,6 @@ def _conflicts(config: Config) -> Iterator[Problem]:
     for index, name in enumerate(writers):
         if name in writers[:index]:
             yield Problem(("trainer", "writers", index), f'"{name}" is listed twice; only one would write')
-    if config.trainer.ema and config.runtime.strategy == "fsdp":
-        yield Problem(("trainer", "ema"), 'weights sharded by "fsdp" cannot be averaged yet; use runtime.strategy=ddp')
     several = isinstance(config.optimizer, dict)
     if several and config.runtime.strategy == "fsdp":
         message = 'several optimizers need "ddp", since each reduces its gradients separately'

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.checkpoint.file import TensorAllocator
+from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import UserError
 from utils.optimizers import load_exactly, parameters_in
 from utils.text import listed
@@ -284,8 +285,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 def portable_state(optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
     """Let an optimizer over sharded parameters load the whole model's state; and return it, if ``whole``."""
     if whole:
-        optimizer.register_state_dict_post_hook(lambda _, state: map_tensors(_gather, state))
-    load_exactly(optimizer, adapt=_shard_like)
+        optimizer.register_state_dict_post_hook(lambda _, state: map_tensors(gather, state))
+    load_exactly(optimizer, adapt=shard_like)
 
 
 def shard_allocator(model: nn.Module, optimizer: torch.optim.Optimizer) -> TensorAllocator:
@@ -295,7 +296,7 @@ def shard_allocator(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tenso
 
     def allocate(keys: Keys, saved: Tensor) -> Tensor:
         parameter = None
-        if keys[0] == "model":
+        if keys[0] in ("model", AVERAGED):
             parameter = weights.get(keys[1])
         elif keys[:2] == ("optimizer", "state") and keys[2] in range(len(parameters)):
             parameter = parameters[keys[2]]
@@ -308,7 +309,7 @@ def shard_allocator(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tenso
 
 def _gather_state(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in state:
-        state[name] = map_tensors(_gather, state[name])
+        state[name] = map_tensors(gather, state[name])
 
 
 def _shard_state(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -316,10 +317,10 @@ def _shard_state(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     own = dict[str, Tensor](tensors)
     for name in state:
         if name in own:
-            state[name] = _shard_like(state[name], own[name])
+            state[name] = shard_like(state[name], own[name])
 
 
-def _gather(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor on the CPU of the main process. The others return an empty tensor, to save memory."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -328,7 +329,7 @@ def _gather(tensor: Tensor) -> Tensor:
     return whole.cpu() if dist.get_rank() == 0 else whole.new_empty(0, device="cpu")
 
 
-def _shard_like(value: Any, sharded: Any) -> Any:
+def shard_like(value: Any, sharded: Any) -> Any:
     """This process's shard of a whole tensor, if it belongs to a sharded parameter of the same shape."""
     is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
     if not is_whole or not isinstance(sharded, DTensor) or value.shape != sharded.shape:

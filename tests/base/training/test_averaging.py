@@ -17,6 +17,8 @@ from tests.helpers import Fit, identical, lines, registering, resumed, same, sta
 from utils import checkpoint
 from utils.errors import UserError
 from utils.registry import MODELS
+from utils.runtime import Runtime
+from utils.schema import RuntimeConfig
 
 EMA = 'trainer.ema={"decay": 0.8}'
 
@@ -134,7 +136,7 @@ def test_the_test_evaluates_the_averages(fit: Fit, monkeypatch: pytest.MonkeyPat
 
 def test_the_weights_are_back_after_an_error_in_an_evaluation() -> None:
     model = Tied()
-    averaged = AveragedWeights(model, 0.5)
+    averaged = AveragedWeights(model, 0.5, Runtime(RuntimeConfig(device="cpu")))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():

@@ -190,7 +190,6 @@ SEVERAL = 'optimizer={"one": {"type": "SGD", "params": ["*"]}}'
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["trainer.ema={}", "runtime.strategy=fsdp"], 'trainer.ema: weights sharded by "fsdp" cannot be averaged yet'),
         ([SEVERAL, "runtime.strategy=fsdp"], 'runtime.strategy: several optimizers need "ddp"'),
         (
             [SEVERAL, "runtime.precision=fp16", "trainer.accumulate_steps=2"],

@@ -35,6 +35,7 @@ IMAGES: Json = {
         "epochs": 2,
         "accumulate_steps": 3,
         "clip_grad_norm": 1.0,
+        "ema": {"decay": 0.9},
         "keep_last": None,
         "save_every_steps": 4,
         "log_every_steps": 3,
@@ -397,7 +398,7 @@ def test_all_processes_write_about_as_much(runs: dict[str, Any], run: str) -> No
         data = path.parent / torch.load(path, weights_only=True)["sharded"]["data"]
         sizes = {shard.name: shard.stat().st_size for shard in data.glob("*.distcp")}
         assert sizes.keys() == {"__0_0.distcp", "__1_0.distcp"}
-        assert max(sizes.values()) < 1.5 * min(sizes.values())
+        assert max(sizes.values()) < 2 * min(sizes.values())  # with DDP, one writes two of three large tensors
 
 
 def test_a_batch_with_fewer_samples_than_processes_is_refused(runs: dict[str, Any]) -> None:
