@@ -133,8 +133,9 @@ class BaseTrainer(Checkpointed):
     def train_epoch(self) -> None:
         """The remaining optimizer steps of this epoch."""
         settings, progress = self.settings, self.progress
-        if cache := self.experiment.data.device_cache:
-            cache.refresh()
+        for loader in self.training.loaders:
+            if loader.device_cache:
+                loader.device_cache.refresh()
         self.log.begin_epoch(progress, self.steps_per_epoch())
         try:
             if progress.validating:  # when the run was stopped

@@ -171,7 +171,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     seed_generators(config.seed, "training data")
     with process_group.main_process_first():
         batches = call(loaded, at, name, lambda: data.training(config.seed), Batches)
-        validation = _validation(loaded, data)
+        validation, loaders = _validation(loaded, data)
         for part in validation.values():
             check_not_empty(part)
     if isinstance(batches, StreamBatches) and settings.steps_per_epoch is None:
@@ -182,7 +182,7 @@ def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
         _check_without_validation(loaded)
     optimizers, frozen = _optimizers(loaded, experiment, batches)
     seed_generators(config.seed, "training", *process_group.key)
-    return Training(batches, validation, optimizers, frozen)
+    return Training(batches, validation, optimizers, frozen, [data, *loaders])
 
 
 def _check_without_validation(loaded: LoadedConfig) -> None:
@@ -197,36 +197,37 @@ def _check_without_validation(loaded: LoadedConfig) -> None:
         raise loaded.error(("trainer", "validate_every_steps"), message)
 
 
-def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
-    """The batches of each validation set by name; a single one has the name ""."""
+def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> tuple[dict[str, Batches], list[BaseDataLoader]]:
+    """The batches of each validation set by name, and the loaders of those that have their own.
+
+    A single set has the name "".
+    """
     at = ("data_loader", "args")
     seed_generators(loaded.config.seed, "validation data")  # the training data may have been drawn already, for facts
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
-        return {} if held_out is None else {"": held_out}
+        return ({} if held_out is None else {"": held_out}), []
     if held_out is not None:
         raise loaded.error(
             ("validation",),
             f"{type(data).__name__} also has validation data; leave out this key, or its validation_split, folds, "
             "split() or validation_data()",
         )
-    return {
-        name: _validation_set(loaded, component, component_path("validation", name), data.device)
-        for name, component in loaded.config.validations.items()
-    }
+    sets, loaders = dict[str, Batches](), list[BaseDataLoader]()
+    for name, component in loaded.config.validations.items():
+        path = component_path("validation", name)
+        loader = _data_loader(loaded, component, path)
+        loader.device = data.device
+        loaders.append(loader)
+        seed_generators(loaded.config.seed, "validation data", *path)
+        make = functools.partial(_held_out_or_test, loader)
+        sets[name] = call(loaded, (*path, "args"), component.type, make, Batches)
+    return sets, loaders
 
 
-def _validation_set(loaded: LoadedConfig, component: Component, path: KeyPath, device: torch.device) -> Batches:
-    """The held-out part of a separate data loader, or else its test data. device: where training runs."""
-    loader = _data_loader(loaded, component, path)
-    loader.device = device
-    seed_generators(loaded.config.seed, "validation data", *path)
-
-    def make() -> Batches:
-        held_out = loader.validation()
-        return loader.test() if held_out is None else held_out
-
-    return call(loaded, (*path, "args"), component.type, make, Batches)
+def _held_out_or_test(loader: BaseDataLoader) -> Batches:
+    held_out = loader.validation()
+    return loader.test() if held_out is None else held_out
 
 
 def _metrics(loaded: LoadedConfig, runtime: Runtime, sum_loss: bool, *, training: bool = False) -> Metrics:

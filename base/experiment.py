@@ -55,6 +55,8 @@ class Training:
     optimizers: dict[str, ScheduledOptimizer]
     """By the names in the config; a single optimizer has the name ""."""
     frozen: Frozen
+    loaders: list[BaseDataLoader]
+    """The data loader, and those of validation sets that have their own."""
 
     def __post_init__(self) -> None:
         self.scheduled = next(iter(self.optimizers.values()))

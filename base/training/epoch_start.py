@@ -17,9 +17,9 @@ from utils.user_code import format_error, user_line
 
 
 def begins_epochs(trainer: TrainerInterface) -> bool:
-    """Whether a trainer or its data loader defines ``begin_epoch``."""
+    """Whether a trainer or one of its data loaders defines ``begin_epoch``."""
     own = type(trainer).begin_epoch is not TrainerInterface.begin_epoch
-    return own or trainer.experiment.data.defines("begin_epoch")
+    return own or any(loader.defines("begin_epoch") for loader in trainer.training.loaders)
 
 
 def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
@@ -40,17 +40,18 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
 
 
 def _begin_epoch(trainer: TrainerInterface, epochs: int) -> None:
-    """Call ``begin_epoch`` of the data loader and the trainer."""
-    data = trainer.experiment.data
-    data_changes = data.defines("begin_epoch")
+    """Call ``begin_epoch`` of the data loaders and the trainer."""
+    changing = [loader for loader in trainer.training.loaders if loader.defines("begin_epoch")]
     before = {name: parameter.data for name, parameter in _known_parameters(trainer).items()}
     try:
-        with isolated(trainer.experiment.seed, "epoch", epochs):
-            if data_changes:
-                data.begin_epoch(epochs + 1)
-                trainer.training.close_workers()  # new worker processes get the data set as it is now
+        for loader in changing:
+            with isolated(trainer.experiment.seed, "epoch", epochs):
+                loader.begin_epoch(epochs + 1)
+        if changing:
+            trainer.training.close_workers()  # new worker processes get the data set as it is now
+        with isolated(trainer.experiment.seed, "epoch", epochs):  # as before a test, without the loaders' draws
             trainer.begin_epoch(epochs + 1)
-            trainer.training.close_workers(streams=False)  # which would be read again up to here
+        trainer.training.close_workers(streams=False)  # which would be read again up to here
     except Exception as error:  # of the user's code, such as one that samples from the model
         line = user_line(error)
         if trainer.has_started or isinstance(error, (UserError, Stopped)) or not line or device_failure(error):

@@ -244,6 +244,35 @@ def test_a_data_loader_has_the_epoch_of_the_checkpoint_in_tests_and_predictions(
     assert data.epoch == result.epochs
 
 
+def test_the_loader_of_a_validation_set_changes_with_the_epoch(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, GrowingInTests):
+        own, growing = ({"type": name, "args": {"batch_size": 8}} for name in ("GrowingInTests", "Growing"))
+        held_out = fit("metrics=[]", data_loader=own, model="LeNet")
+        separate = fit("metrics=[]", data_loader=growing, validation=own, model="LeNet")
+    assert held_out.last["val_loss"] == separate.last["val_loss"]
+
+
+class DrawingLoader(Growing):
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        torch.rand(3)
+
+
+class DrawingTrainer(Trainer):
+    drawn: ClassVar[list[float]] = []
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.drawn.append(float(torch.rand(())))
+
+
+def test_a_trainer_draws_the_same_before_a_test_whatever_the_loader_draws(fit: Fit) -> None:
+    with temporarily(DATA_LOADERS, DrawingLoader), temporarily(TRAINERS, DrawingTrainer):
+        data = {"type": "DrawingLoader", "args": {"batch_size": 8}}
+        result = fit("metrics=[]", "trainer.type=DrawingTrainer", data_loader=data, model="LeNet")
+        load_trainer(result.run_dir)
+    assert DrawingTrainer.drawn[-1] == DrawingTrainer.drawn[-2]
+
+
 def test_workers_see_what_a_trainer_changes_in_the_data(fit: Fit) -> None:
     logged = [
         lines(fit("trainer.type=Changing", "metrics=[]", data_loader=data, model="LeNet").run_dir)
