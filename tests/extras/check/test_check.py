@@ -20,7 +20,7 @@ from extras.check import preflight
 from extras.check.check_result import CheckResult
 from extras.check.data_checks import check_batch
 from extras.check.first_loss import first_loss
-from extras.check.model_checks import check_time, loading_time
+from extras.check.model_checks import check_memorising, check_time, loading_time
 from logger.console import styled
 from tests.base.training.test_modes import PlainBackward
 from tests.configs import BUNDLED, sound, with_small_data
@@ -252,6 +252,21 @@ def test_a_metric_that_fails_is_reported_once_and_not_again_on_the_validation_da
 def test_a_model_with_much_dropout_can_learn_a_batch(check: Check) -> None:
     _, report = check(**planted("noisy"))
     assert "learning      ok" in report
+
+
+def test_a_loss_of_evaluation_is_not_compared_with_a_smaller_one_of_training() -> None:
+    model = nn.Linear(2, 1)
+
+    def step() -> StepResult:
+        loss = 1 + 0 * model(torch.ones(3, 2)).sum()
+        loss.backward()
+        return StepResult(loss.detach(), torch.ones(3, 1), torch.ones(3, 1))
+
+    def measure() -> StepResult:
+        return StepResult(torch.tensor(10.0), torch.ones(3, 1), torch.ones(3, 1))
+
+    result = check_memorising(model, step, measure, must_learn=True)
+    assert (result.verdict, "loss 10 to 10" in result.text) == ("FAIL", True)
 
 
 def test_a_metric_whose_message_says_why_it_fails_gets_no_usual_cause(check: Check) -> None:
