@@ -7,7 +7,7 @@ The stages, in order:
     located_json    strict JSON, and the line of each value
     references      "${NAME}", "${env:NAME}" and "${data.NAME}" replaced by values
     problems        keys and types (utils.schema), names (utils.registry), arguments (utils.arguments)
-    dry_run         argument ranges that only torch knows
+    extras/dry_run  argument ranges that only torch knows
     ineffective     keys that have no effect because of others
     schedulers      schedulers laid out over the length of the run
     unread          overrides of keys that a command does not read

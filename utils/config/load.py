@@ -15,6 +15,7 @@ from utils.config.references import References, escaped
 from utils.config.schedulers import monitor_conflict, switch_conflict
 from utils.config.sources import read_config
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.paths import PROJECT, path_from
 from utils.registry import TRAINERS
 from utils.schema import Config, KeyPath, LossConfig, is_below, validation_names
@@ -85,10 +86,8 @@ def _checked(
     # keys that contradict each other, and ranges that only torch knows
     if config and not problems:
         problems = known(_conflicts(config))
-        if dry_run:
-            from utils.config.dry_run import dry_run_problems  # imports torch
-
-            problems += dry_run_problems(config, references.pending)
+        if dry_run and (extra := find_extra("dry_run")):  # imports torch
+            problems += extra.dry_run_problems(config, references.pending)
 
     # an override is expected to have an effect
     if config and not problems and not references.pending:
