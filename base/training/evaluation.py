@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from base.data.batches import Batches
 from base.data.workers import naming_dead_worker
-from base.experiment import Experiment
 from base.metric import single_number
-from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, checked_step, forward_error
 from base.training.loss import with_count_and_parts
 from base.training.metrics import Metrics
@@ -22,16 +20,10 @@ from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError
 from utils.prepare import reshard
 from utils.random import isolated
-from utils.schema import TrainerConfig
 
 
 class EvaluationLoop(TrainerInterface):
     """The part of ``BaseTrainer`` that validates and tests."""
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        self.console = experiment.console
-        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay) if settings.ema else None
 
     def validate(self) -> dict[str, float]:
         """The loss and metrics on the validation data; empty if there is none.

@@ -10,8 +10,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
 from base.training.broadcast import name_of
-from base.training.finite import samples_of
 from base.training.loss import losses_in
+from base.training.loss_checks import samples_of
 from base.training.metrics import Metrics
 from base.training.trainer_interface import TrainerInterface
 from utils.determinism import without_kernel
