@@ -17,6 +17,6 @@ sources and located_json stop at the first mistake. The others yield Problems (a
 references and problems are reported together; only without any, those of dry_run and the conflicts are.
 """
 
-from utils.config.load import LoadedConfig, as_json, load_config, to_json
+from utils.config.load import LoadedConfig, as_json, load_config, located, to_json
 
-__all__ = ["LoadedConfig", "as_json", "load_config", "to_json"]
+__all__ = ["LoadedConfig", "as_json", "load_config", "located", "to_json"]
