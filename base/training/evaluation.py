@@ -11,10 +11,9 @@ from base.data.batches import Batches
 from base.data.workers import naming_dead_worker
 from base.metric import single_number
 from base.training.first_batch import FORWARD_ERRORS, checked_step, forward_error
-from base.training.loss import with_count_and_parts
+from base.training.loss import loss_module, with_count_and_parts
 from base.training.metrics import Metrics
 from base.training.observer import Observer
-from base.training.parameters import loss_module
 from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError

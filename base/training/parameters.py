@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from base.training.loss import CountedLoss
+from base.training.loss import stateful_loss
 from utils import checkpoint
 from utils.errors import ConfigError
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig, component_path
@@ -223,15 +223,3 @@ def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter")
     parts = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names)
     meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(list(parts))}"
     return f'no {what} matches "{pattern}"; {meant}'
-
-
-def loss_module(loss: Any) -> nn.Module | None:
-    """A loss as a module; None for a function."""
-    module = loss.loss if isinstance(loss, CountedLoss) else loss
-    return module if isinstance(module, nn.Module) else None
-
-
-def stateful_loss(loss: Any) -> nn.Module | None:
-    """A loss that may have its own state, perhaps only later, as a module; None if it is torch's or a function."""
-    module = loss_module(loss)
-    return None if module is None or type(module).__module__.startswith("torch.nn.") else module

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from base.training.loss import stateful_loss
 from base.training.loss_checks import check_losses
-from base.training.parameters import stateful_loss
 from base.training.state import STANDARD_PARTS, check_registered, load_part, part_kind, registered_names
 from base.training.trainer_interface import TrainerInterface
 from utils import checkpoint
