@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from utils.backward import backward_unchecked
 from utils.device import pick_device
 from utils.device_errors import device_failure
 from utils.distributed import get_process_group
 from utils.errors import ConfigError, UserError
+from utils.fast_step import backward_unchecked, step_unmarked, zero_grad_unmarked
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import step_error, step_unmarked, zero_grad_unmarked
+from utils.optimizers import step_error
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
 

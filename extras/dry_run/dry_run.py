@@ -17,8 +17,8 @@ from utils.config.problems import components, group_arguments
 from utils.config.schedulers import FROM_RUN_LENGTH, make_scheduler
 from utils.device import pick_device
 from utils.errors import ConfigError
+from utils.fast_step import step_unmarked
 from utils.nested_arguments import built
-from utils.optimizers import step_unmarked
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS
 from utils.schema import Config, KeyPath, is_below
 from utils.user_code import format_error
