@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop, SparseAdam
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.tree import to_device
 from utils.user_code import format_error_with_source
 
@@ -72,19 +73,8 @@ def _start_momentum(optimizer: SGD) -> None:
 
 def step_error(optimizer: Optimizer, error: Exception, *, resumed: bool) -> ConfigError:
     """The error of an optimizer's step, with what may be its cause. resumed: whether its state is a saved one."""
-    parameters, causes = parameters_in(optimizer), list[str]()
-    of_torch = type(optimizer).__module__.startswith("torch.")
-    if not of_torch and "closure" in inspect.signature(optimizer.step).parameters:
-        causes.append(
-            "It gets a closure that evaluates the loss only if that parameter has no default: def step(self, closure)."
-        )
-    if isinstance(optimizer, SparseAdam) or any(each.grad is not None and each.grad.is_sparse for each in parameters):
-        causes.append(
-            "Layers such as nn.Embedding(sparse=True) have sparse gradients, all others dense ones: leave out "
-            "sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)."
-        )
-    if resumed:
-        causes.append("Its saved state may not fit: resume from another checkpoint, or without changes of the config.")
+    advice = find_extra("advice")
+    causes = advice.causes_in_optimizer(optimizer, resumed=resumed) if advice else ()
     what = f"optimizer: {type(optimizer).__name__}.step failed: {format_error_with_source(error)}"
     return ConfigError("\n".join([what, *causes]))
 
