@@ -8,9 +8,8 @@ The stages, in order:
     references      "${NAME}", "${env:NAME}" and "${data.NAME}" replaced by values
     problems        keys and types (utils.schema), names (utils.registry), arguments (utils.arguments)
     extras/dry_run  argument ranges that only torch knows
-    ineffective     keys that have no effect because of others
+    ineffective     keys that have no effect, because of others or in a command
     schedulers      schedulers laid out over the length of the run
-    unread          overrides of keys that a command does not read
     resume          the config of a resumed run compared with that of its checkpoint
 
 sources and located_json stop at the first mistake. The others yield Problems (a path and a message each). Those of
