@@ -180,7 +180,7 @@ class BaseTrainer(EvaluationLoop, Checkpointed):
             stepped = self.runtime.step(self.training.optimizer, wait=schedule.per_step)
             schedule.after_step(stepped=stepped)
 
-        self.runtime.broadcast_buffers(self.model)
+        self.runtime.strategy.broadcast_buffers(self.model)
         if self.averaged_weights:
             self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
@@ -193,13 +193,14 @@ class BaseTrainer(EvaluationLoop, Checkpointed):
         measure: whether its batches count in the metrics.
         """
         runtime, scheduled = self.runtime, self.training.scheduled
+        strategy = runtime.strategy
         step_loss = self.open_loss = self.new_step_loss(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
-            runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
+            strategy.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
         self.open_loss = None
-        runtime.average_gradients(self.training.loss_parameters)
+        strategy.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)
         self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())

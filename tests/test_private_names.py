@@ -107,7 +107,7 @@ PRIVATE = [
     *(
         Private(
             name,
-            "utils/distributed/parallel.py",
+            "utils/distributed/fsdp.py",
             lambda name=name: not getattr(torch.zeros(0), name),  # type: ignore[misc]
             "no run with FSDP starts",
         )

@@ -17,7 +17,6 @@ from base.training.observer import Observer
 from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError
-from utils.prepare import reshard
 from utils.random import isolated
 
 
@@ -97,7 +96,7 @@ class EvaluationLoop(TrainerInterface):
                 module.train(modes[module])  # a model's own method may do more than set the mode
             for each, training in modes.items():
                 each.training = training
-            reshard(self.runtime, self.model)  # end_epoch may change them
+            self.runtime.strategy.reshard(self.model)  # end_epoch may change them
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from utils.config.resume import Change, changes, changes_since, with_all_default
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.paths import PROJECT, display_path, shell_path
-from utils.prepare import allocator
 from utils.run_folder import RunFolder
 from utils.schema import Config, is_below, validation_names
 from utils.streams import say
@@ -134,7 +133,7 @@ def _load(trainer: BaseTrainer, state: dict[str, Any], source: Path) -> None:
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to resume from, and its state. Raises CheckpointError if all are damaged."""
     process_group = trainer.runtime.process_group
-    tensors = allocator(trainer.runtime, trainer.experiment.model, trainer.training.optimizer)
+    tensors = trainer.runtime.strategy.allocator(trainer.experiment.model, trainer.training.optimizer)
     try:
         if file:
             return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, tensors))
