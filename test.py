@@ -112,7 +112,7 @@ def _test_data(run: TrainedRun, overrides: Sequence[str]) -> Batches:
     experiment, process_group = run.experiment, run.experiment.runtime.process_group
     with process_group.main_process_first():
         name = f"{type(experiment.data).__name__}.test"
-        test = call(run.loaded, ("data_loader",), name, experiment.data.test, Batches)
+        test = call(("data_loader",), name, experiment.data.test, Batches)
         run.begin_epoch(experiment.data)  # which may change the data set that test_data has returned
         if advice := find_extra("advice"):
             for warning in advice.changed_facts_of_test(run, overrides):

@@ -11,7 +11,7 @@ A run is built and used in this order:
 
 build              the objects of a run from its checked config
 construct          one component from its name and arguments
-losses             the loss, or a weighted sum of several by name
+losses             the loss, or a weighted sum of several by name, from the config
 initial_weights    weights from a file, before the first step
 experiment         what is built, as a trainer gets it
 outputs            where results go: writers, checkpoints, observers

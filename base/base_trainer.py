@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from base.data.batches import BatchRange, MicroBatch, StepBatches
 from base.data.workers import naming_dead_worker
-from base.experiment import Experiment, Outputs, Training
+from base.experiment import Outputs, Training
 from base.metric import check_loss
 from base.training.epoch_start import prepare_epoch
-from base.training.evaluation import check_returned
+from base.training.evaluation import EvaluationLoop, check_returned
 from base.training.first_batch import (
     FORWARD_ERRORS,
     check_backward_was_called,
@@ -28,7 +28,7 @@ from base.training.first_batch import (
     forward_error,
 )
 from base.training.loss import with_count_and_parts
-from base.training.loss_counts import check_counts
+from base.training.loss_checks import check_losses
 from base.training.metrics import StepLoss
 from base.training.optimizing import OpenStep, SeveralOptimizers, closure_step, unnamed_optimizer
 from base.training.saved_data import SavedData
@@ -38,28 +38,14 @@ from base.training.state import own_parts
 from base.training.training_log import TrainingLog
 from utils.errors import ConfigError, Stopped, TrainingError
 from utils.optimizers import check_gradients, load_exactly
-from utils.schema import TrainerConfig, validation_names
+from utils.schema import validation_names
 
 
-class BaseTrainer(Checkpointed):
+class BaseTrainer(EvaluationLoop, Checkpointed):
     """Trains, validates and tests a model. Subclasses define ``train_step`` and ``eval_step``.
 
-    It extends Checkpointed (training/saving.py: train_metrics, finite), EvaluationLoop (evaluation.py: console,
-    averaged_weights) and TrainerInterface (model, runtime, progress ...).
+    training/trainer_interface.py has its attributes.
     """
-
-    log: TrainingLog
-    SET_BY_BEGIN = ("training", "outputs", "saved_data", "log")
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        self.several_optimizers: SeveralOptimizers | None = None
-        self.open_loss: StepLoss | None = None
-        """The accumulator for what ``backward`` gets; None outside of a step, where gradients have no weight."""
-        self.gradient_norm: Tensor | None = None
-        """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
-        self.base_attributes = {name: type(value) for name, value in vars(self).items()}
-        """The types of the attributes so far, which a subclass must not use for anything else."""
 
     # ------------------------------------------------------------------ the loop
 
@@ -195,11 +181,11 @@ class BaseTrainer(Checkpointed):
             stepped = self.runtime.step(self.training.optimizer, wait=schedule.per_step)
             schedule.after_step(stepped=stepped)
 
-        self.runtime.broadcast_buffers(self.model)
+        self.runtime.strategy.broadcast_buffers(self.model)
         if self.averaged_weights:
             self.averaged_weights.update()
         self.progress.step(step.position, steps_per_epoch=self.settings.steps_per_epoch)
-        self.finite.add(loss, step.ranges)
+        self.unchecked_losses.append((loss, step.ranges))
         return loss
 
     def compute_gradients(self, step: StepBatches, *, measure: bool = True) -> Tensor | float:
@@ -208,13 +194,14 @@ class BaseTrainer(Checkpointed):
         measure: whether its batches count in the metrics.
         """
         runtime, scheduled = self.runtime, self.training.scheduled
+        strategy = runtime.strategy
         step_loss = self.open_loss = self.new_step_loss(step)
         runtime.zero_grad(scheduled.optimizer)
         for number, micro_batch in enumerate(step.micro_batches, start=1):
-            runtime.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
+            strategy.sync_gradients(number == len(step.ranges))  # processes reduce gradients only in the last
             self.run_micro_batch(micro_batch, step_loss, measure=measure)
         self.open_loss = None
-        runtime.average_gradients(self.training.loss_parameters)
+        strategy.average_gradients(self.training.loss_parameters)
         runtime.unscale(scheduled.optimizer)
         loss = step_loss.finish(scheduled.parameters, runtime.process_group)
         self.gradient_norm = scheduled.clip_gradients(measure=self.logs_this_step())
@@ -305,8 +292,7 @@ class BaseTrainer(Checkpointed):
 
     def log_interval(self) -> None:
         """Log a point of the curves within the epoch."""
-        self.finite.check(self)
-        check_counts(self)
+        check_losses(self)
         means = self.train_metrics.close_interval()
         norm = gradient_norm(self.training.parameters) if self.gradient_norm is None else self.gradient_norm
         self.log.log_interval(means, self.training.rates(), norm)
@@ -324,8 +310,7 @@ class BaseTrainer(Checkpointed):
     def end_epoch(self, validation: dict[str, float]) -> None:
         """Compare the epoch with the best one, step the schedule, log and save."""
         progress, settings = self.progress, self.settings
-        self.finite.check(self)
-        check_counts(self)
+        check_losses(self)
         with self.saving_on_failure():
             values = self.train_metrics.compute() | {f"val_{name}": value for name, value in validation.items()}
             monitored = self.monitored(values)

@@ -1,4 +1,7 @@
-"""Builds a component from its name and arguments, including nested settings and components."""
+"""Builds a component from its name and arguments, including nested settings and components.
+
+Errors have the path in the config of what is wrong; ``utils.config.located`` adds the line.
+"""
 
 import functools
 import inspect
@@ -12,8 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from utils.arguments import in_json_words, is_component, parameters
-from utils.config import LoadedConfig
-from utils.errors import CheckpointError, DataError, UserError
+from utils.errors import CheckpointError, ConfigError, DataError, UserError
 from utils.nested_arguments import built
 from utils.paths import project_path
 from utils.registry import LOSSES, Registry, registry_inside
@@ -23,18 +25,14 @@ from utils.user_code import format_error_with_source, user_line
 T = TypeVar("T")
 
 
-def construct(
-    loaded: LoadedConfig, registry: Registry, component: Component, path: KeyPath, expected: type[T], *first: Any
-) -> T:
+def construct(registry: Registry, component: Component, path: KeyPath, expected: type[T], *first: Any) -> T:
     """The component at a config path. first: positional arguments that do not come from the config."""
-    args = arguments_of(loaded, registry, component.type, component.args, (*path, "args"))
+    args = arguments_of(registry, component.type, component.args, (*path, "args"))
     make = functools.partial(registry[component.type], *first, **args)
-    return call(loaded, (*path, "args"), component.type, make, expected)
+    return call((*path, "args"), component.type, make, expected)
 
 
-def arguments_of(
-    loaded: LoadedConfig, registry: Registry, name: str, args: Mapping[str, Any], path: KeyPath
-) -> dict[str, Any]:
+def arguments_of(registry: Registry, name: str, args: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
     """The arguments at a config path as the component takes them, with nested settings and components built."""
 
     def build(kind: type[Any], value: Any, at: KeyPath) -> Any:
@@ -43,12 +41,12 @@ def arguments_of(
         if kind is Path:
             return project_path(value)
         if not is_component(kind):
-            return call(loaded, at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
+            return call(at, kind.__name__, lambda: kind(**built(parameters(kind), value, build, at)), kind)
         inner, component = registry_inside(registry), Component.model_validate(value)
         if inner is LOSSES and not inspect.isclass(inner[component.type]) and kind is nn.Module:
-            inner_args = arguments_of(loaded, inner, component.type, component.args, (*at, "args"))
+            inner_args = arguments_of(inner, component.type, component.args, (*at, "args"))
             return FunctionModule(functools.partial(inner[component.type], **inner_args))
-        return construct(loaded, inner, component, at, kind)
+        return construct(inner, component, at, kind)
 
     return built(registry.parameters(name), args, build, path)
 
@@ -64,10 +62,8 @@ class FunctionModule(nn.Module):
         return self.function(*args)
 
 
-def call(
-    loaded: LoadedConfig, path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]
-) -> T:
-    """Call a component. Errors name its line in the config and, if raised in the user's own code, the line there."""
+def call(path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]) -> T:
+    """Call a component. Errors name its path in the config and, if raised in the user's own code, the line there."""
     try:
         built = make()
     except (CheckpointError, DataError) as error:  # also that of a teacher which a constructor loads
@@ -75,15 +71,15 @@ def call(
         # of this data loader, which may be a validation set's
         if path[0] != "trainer" and (named := re.match(r"data_loader\.args\.(\w+): ", message)):
             path, message = (*path, named[1]), message[named.end() :]
-        raise type(error)(str(loaded.error(path, message))) from error
+        raise type(error)(message, path) from error
     except UserError:
         raise
     except Exception as error:
-        raise loaded.error(path, f"{name} cannot be built: {_reason(error)}") from error
+        raise ConfigError(f"{name} cannot be built: {_reason(error)}", path) from error
     if not isinstance(built, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise loaded.error(path, f"{name} returns {type(built).__name__}; expected {names}")
+        raise ConfigError(f"{name} returns {type(built).__name__}; expected {names}", path)
     return built
 
 
@@ -100,16 +96,16 @@ def _reason(error: Exception) -> str:
     return "\n".join(filter(None, ["; ".join(reasons), user_line(error)]))
 
 
-def check_super(loaded: LoadedConfig, path: KeyPath, component: Any, attribute: str, arguments: str) -> None:
+def check_super(path: KeyPath, component: Any, attribute: str, arguments: str) -> None:
     """Raise ConfigError if a component lacks an attribute of its base class, whose constructor was not called.
 
     arguments: of the base class's constructor, for the message.
     """
     if not hasattr(component, attribute):
-        raise loaded.error(path, f"{type(component).__name__}.__init__ does not call super().__init__({arguments})")
+        raise ConfigError(f"{type(component).__name__}.__init__ does not call super().__init__({arguments})", path)
 
 
-def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: type) -> None:
+def check_overrides(path: KeyPath, component: Any, base: type) -> None:
     """Raise ConfigError if a component uses the name of a method of its base class for something else."""
     kind = type(component).__name__
     for name, method in inspect.getmembers(base, inspect.isfunction):
@@ -124,18 +120,18 @@ def check_overrides(loaded: LoadedConfig, path: KeyPath, component: Any, base: t
         try:
             inspect.signature(getattr(component, name)).bind(*positional, **keywords)
         except TypeError as error:
-            raise loaded.error(path, f"{should}: {error}; anything else needs another name") from error
+            raise ConfigError(f"{should}: {error}; anything else needs another name", path) from error
 
 
-def check_attributes(loaded: LoadedConfig, path: KeyPath, trainer: Any) -> None:
+def check_attributes(path: KeyPath, trainer: Any) -> None:
     """Raise ConfigError if a BaseTrainer's subclass uses the name of one of its attributes for something else."""
     kind = f"{type(trainer).__name__}.__init__"
     if trainer.model is not trainer.experiment.model:
         message = "replaces the config's model in self.model, which alone is trained and saved"
-        raise loaded.error(path, f"{kind} {message}; wrap it in a model of your own, in model/")
+        raise ConfigError(f"{kind} {message}; wrap it in a model of your own, in model/", path)
     changed = [name for name in trainer.SET_BY_BEGIN if name in vars(trainer)]
     for name, expected in trainer.base_attributes.items():
         if name != "criterion" and expected is not type(None) and not isinstance(vars(trainer).get(name), expected):
             changed.append(name)
     if changed:
-        raise loaded.error(path, f"{kind} sets self.{changed[0]}, which the base class sets; give it another name")
+        raise ConfigError(f"{kind} sets self.{changed[0]}, which the base class sets; give it another name", path)

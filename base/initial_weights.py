@@ -12,10 +12,10 @@ from base.training.parameters import matches, no_match
 from base.training.state import fit_buffers
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
-from utils.config import LoadedConfig
+from utils.config import LoadedConfig, located
 from utils.config.located_json import Problem, config_error
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, errors_at
 from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder
 from utils.schema import WeightsConfig
@@ -38,6 +38,7 @@ class InitialWeights:
     """As in "8 tensors of lenet.pth; not loaded: fc3.weight, fc3.bias"."""
 
 
+@located
 def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: ProcessGroup) -> InitialWeights | None:
     """Load the weights named in the config, in all processes; None if it names none.
 
@@ -46,10 +47,8 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     settings = loaded.config.model.weights
     if settings is None:
         return None
-    try:
+    with errors_at((*AT, "file")):
         file, weights = checkpoint.read_together(process_group, lambda: read_weights(project_path(settings.file)))
-    except CheckpointError as error:
-        raise CheckpointError(str(loaded.error((*AT, "file"), str(error)))) from error
     # not the state's values, which FSDP gathers only in the main process
     named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     model_tensors = {name: named.get(name, value) for name, value in model.state_dict().items()}
@@ -68,10 +67,8 @@ def load_initial_weights(loaded: LoadedConfig, model: nn.Module, process_group: 
     not_loaded = [name for name, value in model_tensors.items() if id(value) not in loaded_ids]
     missing = {name for name in not_loaded if not matches(name, settings.skip)}
     state = {name: value for name, value in model_tensors.items() if name not in missing} | taken
-    try:
+    with errors_at((*AT, "file"), advice=f"\n{ADVICE}"):
         _load(model, state, file)
-    except CheckpointError as error:
-        raise loaded.error((*AT, "file"), f"{error}\n{ADVICE}") from error
     rest = f"; not loaded: {listed(not_loaded)}" if not_loaded else ""
     return InitialWeights(taken, f"{count(len(taken), 'tensor')} of {display_path(file)}{rest}")
 

@@ -18,7 +18,7 @@ from base.training.trainer_interface import TrainerInterface
 from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
-from utils.config.unread import refuse_unread
+from utils.config.ineffective import refuse_unread
 from utils.paths import project_path
 from utils.random import isolated
 from utils.registry import import_components

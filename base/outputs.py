@@ -8,12 +8,13 @@ from base.experiment import Experiment, Outputs
 from base.training.observer import Observer, all_of
 from logger.writers import EventWriter, JsonlWriter, RunInfo, Writer, Writers
 from utils.checkpoint.checkpointer import Checkpointer
-from utils.config import LoadedConfig, to_json
+from utils.config import LoadedConfig, located, to_json
 from utils.extras import find_extra
 from utils.registry import WRITERS
 from utils.run_folder import RunFolder
 
 
+@located
 def build_outputs(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) -> Outputs:
     """The writers, checkpointer and observer of a run folder. Only the main process gets writers that write."""
     writers = _writers(loaded, folder, experiment)
@@ -36,13 +37,14 @@ def _writers(loaded: LoadedConfig, folder: RunFolder, experiment: Experiment) ->
     return Writers(writers, optional=chosen.keys(), warn=warn)
 
 
+@located
 def chosen_writers(loaded: LoadedConfig, folder: RunFolder, warn: Callable[[str], None]) -> dict[str, Writer]:
     """The writers in trainer.writers other than TensorBoard, by name. Raises UserError if one cannot be built."""
     run = RunInfo(folder.path, loaded.config.name, loaded.config.model_dump(by_alias=True), warn)
     writers = dict[str, Writer]()
     for index, writer in enumerate(loaded.config.trainer.writers):
         if writer.type != "tensorboard":
-            writers[writer.type] = construct(loaded, WRITERS, writer, ("trainer", "writers", index), Writer, run)
+            writers[writer.type] = construct(WRITERS, writer, ("trainer", "writers", index), Writer, run)
     return writers
 
 

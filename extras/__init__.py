@@ -3,6 +3,7 @@
 advice/         warnings about likely mistakes while a run trains
 check/          train.py --check
 hints/          what an unknown key or name in a config probably means
+dry_run/        argument ranges that only torch knows, before a run reads its data
 early/          messages for typos and repeated --list output before torch is imported
 schema/         train.py --list, config.schema.json and the tables of keys
 tensorboard/    what TensorBoard shows besides the curves
@@ -15,7 +16,7 @@ sweep/          sweep.py
 writers/        writers that a config can name: CSV, MLflow, Weights & Biases
 
 Each folder's ``__init__.py`` exports what the scripts call, found through utils/extras.py. No folder needs another:
-``classification``, ``document``, ``drawing``, ``dry_run``, ``layers``, ``letters``, ``pen``, ``picture_grid``,
-``records`` and ``spreadsheets`` are shared, and without curves/ or report/ their figures are left out of the report and
-of TensorBoard.
+``classification``, ``document``, ``drawing``, ``layers``, ``letters``, ``pen``, ``picture_grid``, ``records``,
+``spreadsheets`` and ``untouched`` are shared, and without curves/ or report/ their figures are left out of the report
+and of TensorBoard.
 """

@@ -45,12 +45,12 @@ def in_notebook() -> bool:
 
 
 @contextlib.contextmanager
-def counting(title: str, unit: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+def counting(title: str, unit: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Receives numbers of finished items and shows them as a bar on stderr, if that is a terminal.
 
     total: None if it is known only at the end.
     """
-    hidden = not shown or sys.stderr is None or not sys.stderr.isatty()
+    hidden = sys.stderr is None or not sys.stderr.isatty()
     with tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         yield bar.update
 

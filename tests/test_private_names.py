@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from base.training.loss import is_compiled
 from tests.helpers import ROOT
-from utils import backward
+from utils import fast_step
 
 FOLDERS = ("utils", "logger", "base", "data_loader", "model", "trainer", "extras", "dev")
 OURS = set(FOLDERS) - {"data_loader", "model", "trainer"}  # what a project does in its own folders is its own matter
@@ -107,7 +107,7 @@ PRIVATE = [
     *(
         Private(
             name,
-            "utils/distributed/parallel.py",
+            "utils/distributed/fsdp.py",
             lambda name=name: not getattr(torch.zeros(0), name),  # type: ignore[misc]
             "no run with FSDP starts",
         )
@@ -133,8 +133,8 @@ PRIVATE = [
     ),
     Private(
         "_engine_run_backward",
-        "utils/backward.py",
-        lambda: backward._engine() is not None,
+        "utils/fast_step.py",
+        lambda: fast_step._engine() is not None,
         "a step takes 20 us longer: loss.backward() is called as it is",
     ),
     Private(
@@ -222,18 +222,16 @@ PRIVATE = [
             lambda: "_opt_called" in vars(scheduled()),
             "a scheduler warns in its first step that the optimizer has not stepped",
         )
-        for file in ("base/training/schedule.py", "utils/optimizers.py")
+        for file in ("base/training/schedule.py", "utils/fast_step.py")
     ),
     Private(
         "_wrapped_by_lr_sched",
-        "utils/optimizers.py",
+        "utils/fast_step.py",
         lambda: hasattr(vars(scheduled())["step"], "_wrapped_by_lr_sched"),
         "with a scheduler, a step takes torch's slower way: right, 20 to 60 us slower, and 1 s to start",
     ),
     *(
-        Private(
-            name, "utils/optimizers.py", exists, "each step takes torch's slower way: right, and 20 to 60 us slower"
-        )
+        Private(name, "utils/fast_step.py", exists, "each step takes torch's slower way: right, and 20 to 60 us slower")
         for name, exists in {
             "_is_profiler_enabled": lambda: hasattr(torch.autograd.profiler, "_is_profiler_enabled"),
             "_optimizer_step_pre_hooks": lambda: "_optimizer_step_pre_hooks" in vars(sgd()),

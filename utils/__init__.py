@@ -18,7 +18,7 @@ random             randomness as a function of seed and position
 runtime            device, precision and processes, hidden from the step
 device             which device; device_errors explains its errors
 determinism        deterministic kernels
-backward           ``loss.backward()`` without checks in Python
+fast_step          torch's backward pass, ``zero_grad`` and ``step`` without what it does around them in Python
 optimizers         what torch's optimizers need beyond ``step()``
 prepare            a model made ready for device, precision and processes
 distributed/       one process or several

@@ -5,7 +5,6 @@ Other kernels let threads add in the order in which they happen to finish: many 
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -15,7 +14,6 @@ import torch.utils.deterministic
 
 DEBUG_MODES = {False: 0, "warn": 1, True: 2}
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
-_NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation")
 UNCHANGED = nullcontext()
 _set_here = 0
 
@@ -86,9 +84,3 @@ def _debug_mode(mode: int) -> Iterator[None]:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
-
-
-def without_kernel(message: str) -> str:
-    """The operation that has no deterministic kernel, if one of torch's errors is about that, else ""."""
-    found = _NO_KERNEL.match(message)
-    return found[1] if found else ""

@@ -5,16 +5,19 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake in the config, the arguments or a file. The message says what, where, and what to do; status 2."""
+    """A mistake in the config, the arguments or a file. The message says what, where, and what to do; status 2.
 
-
-class ConfigError(UserError):
-    """The config or an override is wrong. path: of the key, for code that knows the config to add its line."""
+    path: of the key in the config, if any; ``located`` adds its line.
+    """
 
     def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
         super().__init__(f"{'.'.join(map(str, path))}: {message}" if path else message)
         self.message = message
         self.path = path
+
+
+class ConfigError(UserError):
+    """The config or an override is wrong."""
 
 
 class CheckpointError(UserError):
@@ -39,6 +42,15 @@ class Stopped(Exception):  # noqa: N818  (not an error: the run was asked to sto
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+
+
+@contextmanager
+def errors_at(path: tuple[str | int, ...], *, advice: str = "") -> Iterator[None]:
+    """Inside the block, a UserError without a path in the config gets this one. advice: added to its message."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{error.message}{advice}", error.path or path) from error
 
 
 @contextmanager

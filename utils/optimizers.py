@@ -1,4 +1,4 @@
-"""Optimizers: which need a closure, how to load their state, and a step without torch's profiler marks."""
+"""Optimizers: which need a closure, what their state needs, and how it is loaded."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop, SparseAdam
-from torch.optim import optimizer as module
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.tree import to_device
 from utils.user_code import format_error_with_source
 
@@ -18,8 +18,6 @@ INITIAL_ONLY = {"Adagrad": {"initial_accumulator_value"}, "LBFGS": {"history_siz
 history longer than a new ``history_size``."""
 STARTS_AS_ZEROS = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
 """State that Adam, AdamW and RMSprop create only together with the rest, by the argument that needs it."""
-
-ZERO_GRAD: Any = Optimizer.zero_grad
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -73,72 +71,12 @@ def _start_momentum(optimizer: SGD) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-# ------------------------------------------------------------------ a step without torch's marks for its profiler
-# Even with no profiler running, the marks take 12 to 20 us and 20 to 60 us of the two-layer net's 400 us per step. To
-# remove these functions, call the optimizer's own methods in utils/runtime.py, which are also called if something needs
-# the marks (a profiler, a hook) or torch has changed.
-
-
-def zero_grad_unmarked(optimizer: Optimizer) -> None:
-    """``optimizer.zero_grad()``."""
-    if getattr(optimizer.zero_grad, "__func__", None) is not ZERO_GRAD:  # the user's, in a class or in its place
-        optimizer.zero_grad()
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-def step_unmarked(optimizer: Optimizer, *closure: Callable[[], Any]) -> None:
-    """``optimizer.step()``."""
-    step: Any = type(optimizer).step
-    if not getattr(step, "hooked", False) or _is_watched(optimizer, step):
-        optimizer.step(*closure)
-        return
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # as the wrapper by a scheduler does
-    unmarked = step.__wrapped__
-    of_torch = getattr(unmarked, "__globals__", None) is vars(module) and hasattr(unmarked, "__wrapped__")
-    if not of_torch or "differentiable" not in optimizer.defaults:  # LBFGS has none
-        unmarked(optimizer, *closure)
-        return
-    # torch's wrapper, which imports the compiler and sets the grad mode
-    with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
-        unmarked.__wrapped__(optimizer, *closure)
-
-
 def step_error(optimizer: Optimizer, error: Exception, *, resumed: bool) -> ConfigError:
     """The error of an optimizer's step, with what may be its cause. resumed: whether its state is a saved one."""
-    parameters, causes = parameters_in(optimizer), list[str]()
-    of_torch = type(optimizer).__module__.startswith("torch.")
-    if not of_torch and "closure" in inspect.signature(optimizer.step).parameters:
-        causes.append(
-            "It gets a closure that evaluates the loss only if that parameter has no default: def step(self, closure)."
-        )
-    if isinstance(optimizer, SparseAdam) or any(each.grad is not None and each.grad.is_sparse for each in parameters):
-        causes.append(
-            "Layers such as nn.Embedding(sparse=True) have sparse gradients, all others dense ones: leave out "
-            "sparse=True, or give each kind its own optimizer (docs/training.md: Several optimizers)."
-        )
-    if resumed:
-        causes.append("Its saved state may not fit: resume from another checkpoint, or without changes of the config.")
+    advice = find_extra("advice")
+    causes = advice.causes_in_optimizer(optimizer, resumed=resumed) if advice else ()
     what = f"optimizer: {type(optimizer).__name__}.step failed: {format_error_with_source(error)}"
     return ConfigError("\n".join([what, *causes]))
-
-
-def _is_watched(optimizer: Optimizer, step: Any) -> bool:
-    """Whether anything else is involved in the optimizer's steps. step: the method of its class."""
-    attributes = vars(optimizer)
-    replaced = attributes.get("step")
-    by_scheduler = getattr(replaced, "_wrapped_by_lr_sched", False) and getattr(replaced, "__wrapped__", 0) is step
-    if replaced is not None and not by_scheduler:
-        return True  # by the user
-    return bool(
-        getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
-        or attributes.get("_optimizer_step_pre_hooks", True)
-        or attributes.get("_optimizer_step_post_hooks", True)
-        or getattr(module, "_global_optimizer_pre_hooks", True)
-        or getattr(module, "_global_optimizer_post_hooks", True)
-    )
 
 
 # ------------------------------------------------------------------ the state of an optimizer

@@ -1,24 +1,21 @@
 """Device, precision and processes, hidden from the training step."""
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.backward import backward_unchecked
 from utils.device import pick_device
 from utils.device_errors import device_failure
 from utils.distributed import get_process_group
-from utils.errors import ConfigError, UserError
+from utils.distributed.strategy import Strategy
+from utils.errors import ConfigError
+from utils.fast_step import backward_unchecked, step_unmarked, zero_grad_unmarked
 from utils.freed_memory import keep_freed_memory
-from utils.optimizers import step_error, step_unmarked, zero_grad_unmarked
+from utils.optimizers import step_error
 from utils.schema import RuntimeConfig
 from utils.tree import to_device
-
-if TYPE_CHECKING:
-    from utils.distributed.parallel import GradientReducer
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUTOCAST = nullcontext()
@@ -31,7 +28,6 @@ class Runtime:
         """full_states: with "fsdp", whether a state has the whole model or only this process's shard."""
         keep_freed_memory()
         self.settings = settings
-        self.full_states = full_states
         self.process_group = get_process_group()
         self.process_group.connect(settings.timeout)
         self.device = self.process_group.device(pick_device(settings.device))
@@ -45,21 +41,25 @@ class Runtime:
                 "in a single process, runtime.strategy=ddp is equivalent"
             )
             raise ConfigError(message, ("runtime", "strategy"))
-        self.reducer: GradientReducer | None = None
-        """With DDP: sums gradients over the processes."""
-        self.set_gradient_sync: Callable[[bool], None] | None = None
-        """With FSDP: set whether to reduce gradients in the next backward pass."""
-        self.prepare_loss: Callable[[Tensor], Tensor] | None = None
-        """With FSDP: what a loss passes through before its backward pass."""
+        self.strategy = self._strategy(full_states)
         self.resumed = False
         """Whether the optimizers have a saved state."""
-        self._gradient_sync: bool | None = None  # the last value that was set
-        self._backward_called = False  # since then
         self.dtype = PRECISIONS.get(settings.precision)
         self.scaled = settings.precision == "fp16"
         # ``backward`` also multiplies by the number of processes: the product starts as 2**16 for any number of them
         scale = 2.0**16 / self.process_group.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
+
+    def _strategy(self, full_states: bool) -> Strategy:
+        if self.sharded:
+            from utils.distributed.fsdp import FSDP  # imports what a single process does not need
+
+            return FSDP(self.process_group, self.device, self.settings, whole_states=full_states)
+        if self.process_group.world_size > 1:
+            from utils.distributed.parallel import DDP
+
+            return DDP(self.process_group, self.device, self.settings)
+        return Strategy()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return NO_AUTOCAST if self.dtype is None else torch.autocast(self.device.type, self.dtype)
@@ -68,56 +68,18 @@ class Runtime:
         """Move a batch to the device: any nest of tensors, dataclasses and objects with a method ``to``."""
         return batch if self.on_cpu else to_device(batch, self.device)
 
-    def sync_gradients(self, sync: bool) -> None:
-        """Set whether the processes reduce gradients in the next backward pass."""
-        if self.set_gradient_sync is not None and sync != self._gradient_sync:
-            self.set_gradient_sync(sync)
-        self._gradient_sync = sync
-        self._backward_called = False
-
     def backward(self, loss: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add the gradients of weight * loss. weight: the fraction of the optimizer step that this loss makes up."""
-        if self.process_group.world_size > 1:
-            weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         if self.scaled:
             loss = self.scaler.scale(loss)
-        if self.prepare_loss is not None:
-            loss = self.prepare_loss(loss)
-        if self.reducer is not None and self._gradient_sync:
-            self.reducer.prepare(loss)
-        self._backward_called = True
+        if self.process_group.launched:
+            loss = self.strategy.before_backward(loss)
+            weight = weight * self.process_group.world_size  # DDP and FSDP average, but this is a sum
         # passed as the loss's gradient, the weight needs no operation of its own
         if isinstance(weight, Tensor):
             backward_unchecked(loss, weight.to(loss.dtype))
         else:
             backward_unchecked(loss, None if weight == 1.0 else torch.full_like(loss, weight))
-
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """With several processes: average the gradients that neither DDP nor FSDP reduces, after those that they do."""
-        if self.process_group.world_size == 1:
-            return
-        self._check_reduced()
-        if parameters:
-            from utils.distributed.parallel import average_gradients
-
-            average_gradients(parameters)
-
-    def _check_reduced(self) -> None:
-        """After the backward pass that reduces gradients, raise UserError if other processes wait for more of them."""
-        if not self._backward_called and (self.reducer is not None or self.set_gradient_sync is not None):
-            raise UserError(
-                f"train_step did not call self.backward in process {self.process_group.rank}, and the other processes "
-                "wait for its gradients. Without a loss, call self.backward(0 * outputs.sum())"
-            )
-        if self.reducer is not None:
-            self.reducer.check_reduced()
-
-    def broadcast_buffers(self, model: nn.Module) -> None:
-        """With several processes: give all of them the main process's buffers."""
-        if self.process_group.world_size > 1:
-            from utils.distributed.parallel import broadcast_buffers
-
-            broadcast_buffers(model)
 
     zero_grad = staticmethod(zero_grad_unmarked)
 

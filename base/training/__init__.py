@@ -1,11 +1,10 @@
 """The parts of the training loop in base_trainer.py.
 
-trainer_interface  what a trainer defines, and what it can call besides backward and optimizing
+trainer_interface  what a trainer has and defines, and what it can call besides backward and optimizing
 progress        counters: steps, epochs, the position in the data, the best value
 metrics         sums and means of the loss and the metrics; library_metric wraps the metrics of torchmetrics
-finite          ends the training at a loss that is not finite
-loss            what a loss is averaged over: samples, class weights, tokens, pixels; loss_counts warns where losses by
-                name are averaged over different numbers
+loss            what a loss is averaged over: samples, class weights, tokens, pixels
+loss_checks     ends the training at a loss that is not finite; warns of losses averaged over different numbers
 parameters      which optimizer and parameter group trains each parameter, and what is frozen
 schedule        an optimizer with its learning rate schedule; schedule_state what a checkpoint keeps of it
 optimizing      steps with several optimizers, or with one that evaluates the loss itself (LBFGS)

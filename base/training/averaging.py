@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from utils.prepare import reshard, shard_like, whole_tensors
-from utils.runtime import Runtime
+from utils.distributed.strategy import Strategy
 from utils.tree import has_strides
 
 
@@ -22,8 +21,8 @@ class AveragedWeights:
     the model creates later, are not averaged. With FSDP, each process averages its shards.
     """
 
-    def __init__(self, model: nn.Module, decay: float, runtime: Runtime) -> None:
-        self.model, self.decay, self.runtime = model, decay, runtime
+    def __init__(self, model: nn.Module, decay: float, strategy: Strategy) -> None:
+        self.model, self.decay, self.strategy = model, decay, strategy
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         saved = model.state_dict().keys()
         self.averages = {
@@ -53,7 +52,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        reshard(self.runtime, self.model)
+        self.strategy.reshard(self.model)
         for average, tensor in self._pairs():
             weights = tensor.clone()
             tensor.copy_(average)
@@ -82,13 +81,13 @@ class AveragedWeights:
         )
         saved = self.model.state_dict().keys()
         state = {name: averages.get(id(tensor), tensor) for name, tensor in every if name in saved}
-        return whole_tensors(self.runtime, state)
+        return self.strategy.whole(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load after the model, which refuses another model's state and may have replaced its buffers."""
         for name, average in self.averages.items():
             if name in state:
-                saved = shard_like(self.runtime, state[name], average)
+                saved = self.strategy.shard_like(state[name], average)
                 alike = (saved.shape, saved.dtype) == (average.shape, average.dtype)
                 self.averages[name] = average.copy_(saved) if alike else saved.to(average.device, copy=True)
 

@@ -9,7 +9,6 @@ from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
 from utils.errors import ConfigError, Stopped, UserError
 from utils.optimizers import laid_out_like, start_state
-from utils.prepare import prepare_ddp, sharded_between_calls
 from utils.random import isolated
 from utils.text import listed
 from utils.tree import describe_batch, has_strides
@@ -25,7 +24,8 @@ def begins_epochs(trainer: TrainerInterface) -> bool:
 def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
     """Apply what changes from epoch to epoch to a trainer. epochs: number of finished epochs."""
     trainer.model.train()  # before the trainer's begin_epoch, which may put a module into evaluation mode
-    with sharded_between_calls(trainer.runtime, trainer.model):
+    strategy = trainer.runtime.strategy
+    with strategy.sharded_between_calls(trainer.model):
         if begins_epochs(trainer):
             _begin_epoch(trainer, epochs)
     trainer.saved_data.check_lengths()
@@ -34,7 +34,7 @@ def prepare_epoch(trainer: TrainerInterface, epochs: int) -> None:
     if not trainer.model.training:  # the whole model, as to show samples
         trainer.model.train()
     trainer.training.frozen.apply(epochs)
-    prepare_ddp(trainer.runtime, trainer.model, several_optimizers=trainer.training.several)
+    strategy.begin_epoch(trainer.model, several_optimizers=trainer.training.several)
     for each in trainer.training.optimizers.values():
         start_state(each.optimizer)
 

@@ -9,29 +9,19 @@ from torch import Tensor, nn
 
 from base.data.batches import Batches
 from base.data.workers import naming_dead_worker
-from base.experiment import Experiment
 from base.metric import single_number
-from base.training.averaging import AveragedWeights
 from base.training.first_batch import FORWARD_ERRORS, checked_step, forward_error
-from base.training.loss import with_count_and_parts
+from base.training.loss import loss_module, with_count_and_parts
 from base.training.metrics import Metrics
 from base.training.observer import Observer
-from base.training.parameters import loss_module
 from base.training.state import own_parts
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import ConfigError
-from utils.prepare import reshard
 from utils.random import isolated
-from utils.schema import TrainerConfig
 
 
 class EvaluationLoop(TrainerInterface):
     """The part of ``BaseTrainer`` that validates and tests."""
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        self.console = experiment.console
-        self.averaged_weights = AveragedWeights(self.model, settings.ema.decay, self.runtime) if settings.ema else None
 
     def validate(self) -> dict[str, float]:
         """The loss and metrics on the validation data; empty if there is none.
@@ -106,7 +96,7 @@ class EvaluationLoop(TrainerInterface):
                 module.train(modes[module])  # a model's own method may do more than set the mode
             for each, training in modes.items():
                 each.training = training
-            reshard(self.runtime, self.model)  # end_epoch may change them
+            self.runtime.strategy.reshard(self.model)  # end_epoch may change them
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
 from base.training.broadcast import name_of
-from base.training.finite import samples_of
 from base.training.loss import losses_in
+from base.training.loss_checks import samples_of
 from base.training.metrics import Metrics
 from base.training.trainer_interface import TrainerInterface
-from utils.determinism import without_kernel
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
@@ -27,7 +26,6 @@ OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError)  # and of dtypes, 
 FORWARD_ERRORS = (*OF_SHAPES, LookupError, AttributeError, NameError, AssertionError, ArithmeticError, UserWarning)
 BROADCASTS = r"Using a target size \(torch\.Size\(\[(?!1(, 1)*\])\d"
 """Torch's warning of a loss whose targets differ in shape from the outputs, unless they are a single number."""
-ONE_SAMPLE = "Expected more than 1 value per channel when training"  # torch's message
 DO_THEY_MATCH = "Do the shapes and dtypes of data_loader, model and loss in the config match?"
 
 
@@ -85,17 +83,12 @@ def forward_error(
     """The error to raise for one in a step. batches: those with the micro-batch. phase: "training" or "evaluation"."""
     if lost := current().peer_failure(error):
         return lost
-    if ONE_SAMPLE in str(error):
-        return one_sample_error(error)
+    advice = find_extra("advice")
+    if advice and (explained := advice.explained(error)):
+        return explained  # type: ignore[no-any-return]
     line = user_line(error)
     if failure := device_failure(error, line):
         return TrainingError(failure) if trainer.has_started else UserError(failure)
-    if operation := without_kernel(str(error)):
-        return UserError(
-            f"{operation} has no deterministic kernel in torch, but runtime.deterministic=true (or your own "
-            f"torch.use_deterministic_algorithms) requires one\n{line}\n"
-            "With runtime.deterministic=warn, unless your code sets it, a resumed run is exact only up to rounding."
-        )
     if batches.checked:
         return _later_error(trainer, error, batches, micro_batch.range, phase)
     return _first_error(trainer, error, micro_batch, phase)
@@ -144,14 +137,6 @@ def _reason(error: Exception) -> str:
     bare = isinstance(error, (KeyError, AssertionError)) or not str(error)
     message = format_error(error) if bare else str(error)
     return message.partition(", but expected one of:")[0].partition(" This could be because the operator doesn't")[0]
-
-
-def one_sample_error(error: Exception, *, samples: int = 0, batch_size: int = 0) -> UserError:
-    where = f"the last batch of an epoch ({samples:,} samples in batches of {batch_size})" if samples else "this batch"
-    return UserError(
-        f"{where} has a single sample, whose variance BatchNorm cannot compute in training: {error}\n"
-        "Set data_loader.args.drop_last=true to skip an incomplete last batch, or change data_loader.args.batch_size."
-    )
 
 
 def check_step_was_taken(trainer: TrainerInterface, loss: Any, step: StepBatches) -> None:

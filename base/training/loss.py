@@ -1,12 +1,15 @@
-"""What a loss is averaged over: samples, or something else, such as class weights, tokens or pixels."""
+"""The losses of a config, each of which knows what it is averaged over: samples, class weights, tokens or pixels."""
 
-from collections.abc import Callable
-from typing import Any
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from base.metric import StepResult, outputs_and_targets, with_count
+from base.metric import StepResult, check_loss, outputs_and_targets, with_count
 from base.training.broadcast import NoBroadcast, eager, name_of
 from base.training.library_metric import CLASS_LOGITS, LOGITS
 from base.training.metrics import HALF, divisor, is_read_at_once, to_scalar
@@ -22,6 +25,11 @@ Loss = Callable[..., Tensor]
 
 Count = Callable[[Tensor, Tensor], Tensor | float | None]
 """(outputs, targets) -> what the loss is averaged over, shape (); None: samples."""
+
+# older versions of torch have no LinearCrossEntropyLoss
+CLASS_LOSSES: Any = tuple(
+    getattr(nn, name) for name in ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss") if hasattr(nn, name)
+)
 
 
 def with_count_and_parts(result: StepResult, loss: Loss, *, earlier_count: Tensor | float | None = None) -> StepResult:
@@ -138,9 +146,45 @@ def is_compiled(loss: Any) -> bool:
     return any(hasattr(call, "_torchdynamo_orig_callable") for call in calls)
 
 
-def losses_in(criterion: Any) -> list[CountedLoss]:
-    """The losses of the config in a loss or a sum of losses by name."""
-    return [criterion] if isinstance(criterion, CountedLoss) else [*getattr(criterion, "losses", {}).values()]
+def counted(loss: Callable[..., Tensor]) -> CountedLoss:
+    """A loss that knows what it is averaged over.
+
+    Among torch's losses, only those for class indices are not averaged over samples: cross entropy and negative log
+    likelihood skip ``ignore_index``, weight the classes, and have a target for each token or pixel. Your own loss class
+    can define a method ``count(outputs, targets)``; a subclass of torch's with its own ``forward`` must if it has
+    weights, an ``ignore_index``, or targets of -100.
+    """
+    if callable(own_count := getattr(loss, "count", None)):
+        return CountedLoss(loss, own_count)
+    if isinstance(loss, CLASS_LOSSES) and loss.reduction == "mean":
+        ignore = -100 if loss.ignore_index is None else loss.ignore_index
+        if type(loss).forward not in [each.forward for each in CLASS_LOSSES]:
+            if loss.weight is None and ignore == -100:
+                count = functools.partial(count_targets, weight=None, ignore=-100)
+                return CountedLoss(loss, count, own_mean=True)
+            raise ConfigError(OWN_MEAN.format(type(loss).__name__))
+        return CountedLoss(loss, functools.partial(count_targets, weight=loss.weight, ignore=ignore), _total(loss))
+    if isinstance(loss, functools.partial) and loss.func.__module__ in ("model.loss", F.__name__):
+        given = loss.keywords
+        if loss.func.__name__ in ("cross_entropy", "nll_loss") and given.get("reduction", "mean") == "mean":
+            weight, ignore = given.get("weight"), given.get("ignore_index", -100)
+            return CountedLoss(loss, functools.partial(count_targets, weight=weight, ignore=ignore), _total(loss))
+    return CountedLoss(loss)
+
+
+def _total(loss: Any) -> Loss:
+    """The sum of a loss over all targets.
+
+    torch's own sum over pixels or tokens, outputs of shape (B, C, ...), adds in no fixed order on a GPU.
+    """
+    total: Loss = _with_reduction(loss, "sum")
+    each: Loss = _with_reduction(loss, "none")
+
+    def summed(*args: Any, **kwargs: Any) -> Tensor:
+        outputs, _ = outputs_and_targets(args, kwargs)
+        return total(*args, **kwargs) if outputs.dim() <= 2 else each(*args, **kwargs).sum()
+
+    return summed
 
 
 def torch_divisor(loss: Any) -> Tensor | None:
@@ -161,6 +205,14 @@ def torch_divisor(loss: Any) -> Tensor | None:
     return None if total is None or total.dtype in HALF else total
 
 
+def _with_reduction(loss: Any, reduction: str) -> Any:
+    if isinstance(loss, functools.partial):
+        return functools.partial(loss, reduction=reduction)
+    changed = copy.copy(loss)
+    changed.reduction = reduction
+    return changed
+
+
 def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ignore: int) -> Tensor | float:
     """The divisor of ``torch.nn.functional.cross_entropy``: the sum of the weights of all targets not ignored.
 
@@ -173,6 +225,68 @@ def count_targets(outputs: Tensor, targets: Tensor, *, weight: Tensor | None, ig
     if weight is None:
         return to_scalar(kept.count_nonzero())
     return to_scalar((weight[torch.where(kept, targets, 0).long()] * kept).sum())
+
+
+class LossSum(nn.Module):
+    """A weighted sum of losses by name.
+
+    If outputs or targets are a dict, a loss whose name is in it gets only that entry.
+    """
+
+    def __init__(self, losses: Mapping[str, CountedLoss], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.losses, self.weights = dict(losses), dict(weights)
+        for name, loss in losses.items():
+            if (module := stateful_loss(loss)) is not None:
+                self.add_module(name, module)  # by name, so that its parameters are trained and saved
+        self.last_count: Tensor | float | None = None
+        self._parts = dict[str, Tensor]()
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        values, counts = dict[str, Tensor](), list[Any]()
+        for name, loss in self.losses.items():
+            values[name] = loss(part_of(outputs, name), part_of(targets, name))
+            check_loss(values[name], f'the loss "{name}" returned a value')
+            counts.append(take_count(loss))
+        # the parts may be averaged over different numbers; whether the sum is over samples must not depend on the batch
+        self.last_count = None if any(count is None for count in counts) else sum(counts) / len(counts)
+        self._parts = {
+            name: with_count(values[name].detach(), count) for name, count in zip(values, counts, strict=True)
+        }
+        total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
+        return with_count(total, self.last_count)
+
+    def train(self, mode: bool = True) -> Self:
+        for module in filter(None, map(loss_module, self.losses.values())):
+            module.train(mode)
+        return super().train(mode)
+
+    def take_parts(self) -> dict[str, Tensor]:
+        """The values of the losses in the last call, returned once."""
+        parts, self._parts = self._parts, {}
+        return parts
+
+
+def part_of(nest: Any, name: str) -> Any:
+    """What the loss of a name gets of outputs or targets."""
+    return nest[name] if isinstance(nest, Mapping) and name in nest else nest
+
+
+def losses_in(criterion: Any) -> list[CountedLoss]:
+    """The losses of the config in a loss or a sum of losses by name."""
+    return [criterion] if isinstance(criterion, CountedLoss) else [*getattr(criterion, "losses", {}).values()]
+
+
+def loss_module(loss: Any) -> nn.Module | None:
+    """A loss as a module; None for a function."""
+    module = loss.loss if isinstance(loss, CountedLoss) else loss
+    return module if isinstance(module, nn.Module) else None
+
+
+def stateful_loss(loss: Any) -> nn.Module | None:
+    """A loss that may have its own state, perhaps only later, as a module; None if it is torch's or a function."""
+    module = loss_module(loss)
+    return None if module is None or type(module).__module__.startswith("torch.nn.") else module
 
 
 def no_loss(*_: Any) -> Tensor:

@@ -205,7 +205,7 @@ class SeveralOptimizers:
             return
         optimizers = [self.training.optimizers[name] for name in self.block]
         parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
-        runtime.average_gradients(parameters)
+        runtime.strategy.average_gradients(parameters)
         for optimizer in optimizers:
             runtime.unscale(optimizer.optimizer)
         loss.finish(parameters, runtime.process_group)

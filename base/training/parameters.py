@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from base.training.loss import CountedLoss
+from base.training.loss import stateful_loss
 from utils import checkpoint
+from utils.errors import ConfigError
 from utils.schema import FreezeConfig, KeyPath, OptimizerConfig, component_path
 from utils.text import closest, listed
 from utils.tree import has_strides, tensors
@@ -28,14 +29,6 @@ class ParameterGroup:
     args: Mapping[str, Any]
     path: KeyPath
     """Config path of the arguments."""
-
-
-class Mismatch(Exception):  # noqa: N818  (becomes a ConfigError with the place in the file)
-    """Patterns that do not match the parameters."""
-
-    def __init__(self, path: KeyPath, message: str) -> None:
-        super().__init__(message)
-        self.path = path
 
 
 def parameters_of(model: nn.Module, loss: Any) -> Parameters:
@@ -91,7 +84,7 @@ def divide_parameters(
 
     frozen: parameters that no optimizer needs to train.
 
-    Raises Mismatch if a pattern matches nothing, or if a parameter is in two optimizers or, although it requires a
+    Raises ConfigError if a pattern matches nothing, or if a parameter is in two optimizers or, although it requires a
     gradient, in none.
     """
     owners = dict[str, str]()
@@ -102,10 +95,12 @@ def divide_parameters(
         if config.params == REST:
             selected = {name: parameter for name, parameter in selected.items() if name not in owners}
             if not selected:
-                raise Mismatch((*at, "params"), "the other optimizers already have all parameters; leave this one out")
+                raise ConfigError(
+                    "the other optimizers already have all parameters; leave this one out", (*at, "params")
+                )
         if twice := next((name for name in selected if name in owners), None):
             message = f"{twice} is in two optimizers, {owners[twice]} and {optimizer}; it can only be in one"
-            raise Mismatch((*at, "params") if config.params else at, message)
+            raise ConfigError(message, (*at, "params") if config.params else at)
         owners |= dict.fromkeys(selected, optimizer)
         divided[optimizer] = _groups(selected, config, at)
     untrained = [
@@ -114,10 +109,10 @@ def divide_parameters(
         if parameter.requires_grad and name not in owners and name not in frozen
     ]
     if untrained:
-        raise Mismatch(
-            ("optimizer",),
+        raise ConfigError(
             f"no optimizer trains {listed(untrained)}. Add a pattern to the params of one, or freeze them: "
             '"trainer": {"freeze": [{"params": [...]}]}, or requires_grad_(False) in the model',
+            ("optimizer",),
         )
     return {optimizer: divided[optimizer] for optimizer in optimizers}
 
@@ -127,20 +122,20 @@ def _of_optimizer(parameters: Parameters, name: str, config: OptimizerConfig, at
         return parameters
     pattern = f"{name}.*"
     if config.params is None and not any(matches(each, [pattern]) for each in parameters):
-        raise Mismatch(
-            at,
+        raise ConfigError(
             f'{no_match(pattern, parameters)}; name its parameters in "params", for example ["*"] for all that no '
             "other optimizer has",
+            at,
         )
     _check_patterns(config.params or (), parameters, (*at, "params"))
     return {each: parameter for each, parameter in parameters.items() if matches(each, config.params or [pattern])}
 
 
 def _check_patterns(patterns: Sequence[str], parameters: Parameters, at: KeyPath) -> None:
-    """Raise Mismatch at the first pattern that matches nothing. at: of the patterns."""
+    """Raise ConfigError at the first pattern that matches nothing. at: of the patterns."""
     for index, pattern in enumerate(patterns):
         if not any(matches(name, [pattern]) for name in parameters):
-            raise Mismatch((*at, index), no_match(pattern, parameters))
+            raise ConfigError(no_match(pattern, parameters), (*at, index))
 
 
 def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> list[ParameterGroup]:
@@ -152,7 +147,7 @@ def _groups(parameters: Parameters, config: OptimizerConfig, at: KeyPath) -> lis
         matching = {each: parameter for each, parameter in remaining.items() if matches(each, group.params)}
         if not matching:
             message = f"{listed(group.params)}: an earlier group already has all of these parameters"
-            raise Mismatch((*path, "params"), message)
+            raise ConfigError(message, (*path, "params"))
         remaining = {each: parameter for each, parameter in remaining.items() if each not in matching}
         name = group.name or re.sub(r"\W+", "_", group.params[0]).strip("_") or "group"
         names[name] = names.get(name, 0) + 1
@@ -174,7 +169,7 @@ def replaced_arguments(optimizer: OptimizerConfig, groups: Sequence[ParameterGro
 class Frozen:
     """The parameters frozen by ``trainer.freeze``, per epoch.
 
-    Raises Mismatch if a pattern matches nothing, or an epoch would have nothing to train.
+    Raises ConfigError if a pattern matches nothing, or an epoch would have nothing to train.
     """
 
     def __init__(
@@ -186,7 +181,7 @@ class Frozen:
             _check_patterns(entry.params, parameters, ("trainer", "freeze", index, "params"))
         for epoch in {0, *(entry.epochs for entry in config if entry.epochs is not None and entry.epochs < epochs)}:
             if not self.trainable - self.names(epoch):
-                raise Mismatch(("trainer", "freeze"), f"in epoch {epoch + 1}, every parameter is frozen")
+                raise ConfigError(f"in epoch {epoch + 1}, every parameter is frozen", ("trainer", "freeze"))
 
     def names(self, epochs: int) -> set[str]:
         """Names of the parameters frozen after this many epochs."""
@@ -228,15 +223,3 @@ def no_match(pattern: str, names: Mapping[str, Any], *, what: str = "parameter")
     parts = dict.fromkeys(f"{name.partition('.')[0]}.*" if "." in name else name for name in names)
     meant = f'did you mean "{close}"?' if close else f"expected one of: {listed(list(parts))}"
     return f'no {what} matches "{pattern}"; {meant}'
-
-
-def loss_module(loss: Any) -> nn.Module | None:
-    """A loss as a module; None for a function."""
-    module = loss.loss if isinstance(loss, CountedLoss) else loss
-    return module if isinstance(module, nn.Module) else None
-
-
-def stateful_loss(loss: Any) -> nn.Module | None:
-    """A loss that may have its own state, perhaps only later, as a module; None if it is torch's or a function."""
-    module = loss_module(loss)
-    return None if module is None or type(module).__module__.startswith("torch.nn.") else module

@@ -10,13 +10,12 @@ from base.base_trainer import BaseTrainer
 from base.training.epoch_start import begins_epochs, prepare_epoch
 from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
-from utils.config import LoadedConfig, load_config, to_json
+from utils.config import LoadedConfig, load_config, located, to_json
 from utils.config.located_json import config_error
 from utils.config.resume import Change, changes, changes_since, with_all_defaults
 from utils.distributed import ProcessGroup, launch
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.paths import PROJECT, display_path, shell_path
-from utils.prepare import allocator
 from utils.run_folder import RunFolder
 from utils.schema import Config, is_below, validation_names
 from utils.streams import say
@@ -81,6 +80,7 @@ def check_folder(loaded: LoadedConfig, folder: RunFolder) -> None:
     _refuse(loaded, changed, folder, epoch_steps=0)
 
 
+@located
 def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> None:
     """Resume from this checkpoint or the newest intact one of the run; if there is none yet, from the start.
 
@@ -106,7 +106,7 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
         raise DataError(f"{error}. Restore the data set. {_new_run(loaded, folder)}") from error
     definitions = state["metrics"]["definitions"]
     new_metrics = [name for name, each in trainer.train_metrics.definitions.items() if definitions.get(name) != each]
-    _apply_monitor(loaded, trainer, folder, before=monitor, new_metrics=new_metrics)
+    _apply_monitor(trainer, folder, before=monitor, new_metrics=new_metrics)
     # in this order: logs must remain as long as later checkpoints can be resumed
     progress, outputs = trainer.progress, trainer.outputs
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
@@ -133,7 +133,7 @@ def _load(trainer: BaseTrainer, state: dict[str, Any], source: Path) -> None:
 def _find(trainer: BaseTrainer, folder: RunFolder, file: Path | None) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to resume from, and its state. Raises CheckpointError if all are damaged."""
     process_group = trainer.runtime.process_group
-    tensors = allocator(trainer.runtime, trainer.experiment.model, trainer.training.optimizer)
+    tensors = trainer.runtime.strategy.allocator(trainer.experiment.model, trainer.training.optimizer)
     try:
         if file:
             return file, checkpoint.read_together(process_group, lambda: checkpoint.read(file, tensors))
@@ -170,9 +170,7 @@ def _new_run(loaded: LoadedConfig, folder: RunFolder) -> str:
     return f"To start a new run from its weights: {command}"
 
 
-def _apply_monitor(
-    loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolder, *, before: str | None, new_metrics: Sequence[str]
-) -> None:
+def _apply_monitor(trainer: BaseTrainer, folder: RunFolder, *, before: str | None, new_metrics: Sequence[str]) -> None:
     """Judge the finished epochs by another monitored value, and recompute schedules that have changed or follow it.
 
     Raises ConfigError for another value of a finished run.
@@ -196,7 +194,7 @@ def _apply_monitor(
     if trainer.finished() and (is_new or differs):
         # config.json is written with the next step, so that it would not say by which value best.pth was chosen
         message = f"the monitored value cannot change once a run is finished; {how_to_train_longer(trainer)}"
-        raise loaded.error(("trainer", "monitor"), message)
+        raise ConfigError(message, ("trainer", "monitor"))
 
 
 def _monitored(trainer: BaseTrainer, folder: RunFolder) -> list[tuple[float, int, int]]:

@@ -15,8 +15,9 @@ from base.training.summary import resume_command
 from utils import checkpoint
 from utils.config import LoadedConfig, to_json
 from utils.distributed import ProcessGroup
-from utils.environment import code_changes, environment, environment_changes
+from utils.environment import environment
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
+from utils.extras import find_extra
 from utils.paths import display_path
 from utils.run_folder import RunFolder, replace_file
 from utils.text import dotted
@@ -65,11 +66,8 @@ def write_description(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFol
         return
     now = environment(trainer.runtime.device, process_group.world_size, loaded.config.seed)
     now["from_data"] = list(map(dotted, loaded.from_data))
-    before = folder.last_start()
-    if changed := code_changes(before, now):
-        trainer.console.info(f"resumed with {changed}")
-    if changed := environment_changes(before, now):
-        trainer.console.warn(f"resumed with {changed}: from here on, results are exact only up to rounding")
+    if advice := find_extra("advice"):
+        advice.report_changes(trainer.console, folder.last_start(), now)
     folder.write_environment(now, note)
     text = to_json(loaded.config, folder=folder.path)
     if folder.config.read_text(encoding="utf-8") != text:

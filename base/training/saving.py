@@ -6,32 +6,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from base.experiment import Experiment
-from base.training.evaluation import EvaluationLoop
-from base.training.finite import FiniteLosses
-from base.training.parameters import stateful_loss
+from base.training.loss import stateful_loss
+from base.training.loss_checks import check_losses
 from base.training.state import STANDARD_PARTS, check_registered, load_part, part_kind, registered_names
+from base.training.trainer_interface import TrainerInterface
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
 from utils.errors import CheckpointError, Stopped, UserError
 from utils.optimizers import check_layouts
 from utils.random import generator_states, restore_generators, seed_generators
-from utils.schema import TrainerConfig
 from utils.user_code import format_error_with_source
 
 BESIDE_PARTS = {"format", "config", "random", "writers"}
 """What a checkpoint holds besides the parts of ``stateful``."""
 
 
-class Checkpointed(EvaluationLoop):
+class Checkpointed(TrainerInterface):
     """The part of ``BaseTrainer`` that is saved and restored."""
-
-    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
-        super().__init__(experiment, settings)
-        self.train_metrics = experiment.make_metrics(training=True)
-        self.finite = FiniteLosses()
-        self._saved_progress: dict[str, Any] = {}
-        self._names_at_start: dict[str, set[str]] = {}  # what each part had registered before the first step
 
     def stateful(self) -> dict[str, Any]:
         loss = stateful_loss(self.experiment.criterion)
@@ -74,7 +65,7 @@ class Checkpointed(EvaluationLoop):
         checkpointer = self.outputs.checkpointer
         if progress == self._saved_progress and self.runtime.process_group.broadcast_object(checkpointer.wait):
             return
-        self.finite.check(self)
+        check_losses(self)
         if not self.has_started:
             self.start()
         checkpointer.save(self.progress.steps, self.state_dict(), best_step=self.progress.best_step)

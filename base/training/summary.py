@@ -1,10 +1,8 @@
 """Console output before a run starts and after it ends."""
 
-import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from base.base_model import count_parameters
 from base.base_trainer import BaseTrainer
@@ -14,6 +12,7 @@ from base.training.parameters import matches
 from logger.console import styled
 from utils.config import LoadedConfig
 from utils.distributed import get_process_group
+from utils.extras import find_extra
 from utils.paths import PROJECT, display_path, shell_path
 from utils.run_folder import RunFolder
 from utils.schema import Config
@@ -109,19 +108,8 @@ def end_summary(
     settings = loaded.config.trainer
     if settings.writes_tensorboard:
         yield _row("view", f"tensorboard --logdir {shell_path(folder.path.parent)}")
-        yield _row("", tensorboard_address(settings.monitor, history[-1] if history else {}))
-
-
-def tensorboard_address(monitor: str | None, logged: Collection[str]) -> str:
-    """URL of the curves page: unsmoothed, with the monitored value (or else the loss) pinned, training and validation.
-
-    monitor: as in the config. logged: names of the values of an epoch. The port is TensorBoard's default.
-    """
-    name = monitor.split()[1].removeprefix("val_") if monitor else "loss"
-    phases = {"train": name, "valid": f"val_{name}"}
-    tags = [f"{name}/{phase}" for phase, value in phases.items() if value in logged]
-    cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in tags], separators=(",", ":"))
-    return f"http://localhost:6006/?smoothing=0&pinnedCards={quote(cards, safe=':,')}#timeseries"
+        if tensorboard := find_extra("tensorboard"):
+            yield _row("", tensorboard.curves_address(settings.monitor, history[-1] if history else {}))
 
 
 def how_to_train_longer(trainer: BaseTrainer) -> str:

@@ -1,4 +1,4 @@
-"""What your own trainer defines, and what it can call besides ``backward`` and ``optimizing``."""
+"""What your own trainer has and defines, and what it can call besides ``backward`` and ``optimizing``."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,18 +7,22 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from base.data.batches import BatchRange
 from base.data.pictures import Shown
 from base.experiment import Experiment, Outputs, Training
 from base.metric import StepResult
-from base.training.metrics import Metrics
+from base.training.averaging import AveragedWeights
+from base.training.metrics import StepLoss
 from base.training.observer import Observer
+from base.training.optimizing import SeveralOptimizers
 from base.training.progress import Progress
 from base.training.saved_data import SavedData
+from base.training.training_log import TrainingLog
 from utils.schema import TrainerConfig
 
 
 class TrainerInterface(ABC):
-    """The part of ``BaseTrainer`` that subclasses define and call.
+    """The attributes of ``BaseTrainer``, and the part of it that subclasses define and call.
 
     model: with FSDP, sharded over the processes. criterion: the loss, (outputs, targets) -> shape ().
     """
@@ -28,11 +32,12 @@ class TrainerInterface(ABC):
     --check, the report and pictures do not treat the outputs as a classifier's."""
     logs: ClassVar[Sequence[str]] = ()
     """Names of additional values that a step may log, by ``StepResult.log``, and that ``validate`` may return."""
-    train_metrics: Metrics
     training: Training
     """The data and optimizers. Set, as the following, when training begins, and not for a test."""
     outputs: Outputs
     saved_data: SavedData
+    log: TrainingLog
+    SET_BY_BEGIN = ("training", "outputs", "saved_data", "log")
 
     def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
         if not isinstance(experiment, Experiment):
@@ -42,16 +47,33 @@ class TrainerInterface(ABC):
         self.model = experiment.model
         self.criterion = experiment.criterion
         self.runtime = experiment.runtime
+        self.console = experiment.console
+        strategy, ema = self.runtime.strategy, settings.ema
+        self.averaged_weights = AveragedWeights(self.model, ema.decay, strategy) if ema else None
+        self.train_metrics = experiment.make_metrics(training=True)
         self.progress = Progress()
         self.shown = Shown(experiment.data)
         """Where pictures and texts go."""
         self.observer = Observer()  # that of the outputs, once training begins
         self.has_started = False
         """Whether this process has taken a step, or saved."""
+        self.several_optimizers: SeveralOptimizers | None = None
+        self.open_loss: StepLoss | None = None
+        """The accumulator for what ``backward`` gets; None outside of a step, where gradients have no weight."""
+        self.gradient_norm: Tensor | None = None
+        """Norm in the last optimizer step, before clipping, shape (); None if nothing is clipped."""
         self.called_backward = False
         """Whether ``backward`` has been called."""
+        self.unchecked_losses: list[tuple[Tensor | float, Sequence[BatchRange]]] = []
+        """This process's part of the loss of each step since ``check_losses``, by ``to_scalar``, with its batches."""
         self.warned_of_counts = False
         """Whether a warning said that losses by name are averaged over different numbers."""
+        self._saved_progress: dict[str, Any] = {}
+        """Progress in the newest checkpoint."""
+        self._names_at_start: dict[str, set[str]] = {}
+        """What each part of ``stateful`` had registered before the first step."""
+        self.base_attributes = {name: type(value) for name, value in vars(self).items()}
+        """The types of the attributes so far, which a subclass must not use for anything else."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> StepResult:

@@ -28,7 +28,7 @@ from torch import nn
 from utils import checkpoint
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.distributed import get_process_group
-from utils.prepare import allocator, prepare_model, prepare_optimizer
+from utils.prepare import prepare_model, prepare_optimizer
 from utils.runtime import Runtime
 from utils.schema import RuntimeConfig
 
@@ -83,7 +83,7 @@ def measure(folder: Path, width: int, options: argparse.Namespace, runtime: Runt
         path = folder / checkpoint.file_name(count + 1000)
         found["written"].append(timed(lambda: kept(keeper, count + 1000, state())))  # noqa: B023
         process_group.broadcast_object(lambda: None)
-        found["read"].append(timed(lambda: checkpoint.read(path, allocator(runtime, model, optimizer))))  # noqa: B023
+        found["read"].append(timed(lambda: checkpoint.read(path, runtime.strategy.allocator(model, optimizer))))  # noqa: B023
         process_group.finish()
     if process_group.is_main_process:
         size = sum(file.stat().st_size for file in folder.rglob(f"{path.stem}*") if file.is_file())

@@ -10,11 +10,10 @@ from torch.optim import Optimizer
 
 from base.base_trainer import BaseTrainer
 from base.data.workers import cpu_count
-from base.losses import part_of
 from base.metric import StepResult
-from base.training.loss import no_loss
+from base.training.loss import no_loss, part_of, stateful_loss
 from base.training.observer import Observer
-from base.training.parameters import instances, stateful_loss
+from base.training.parameters import instances
 from base.training.state import own_parts
 from extras.advice.changed_data import changed_facts
 from extras.advice.smallest_batch import check_smallest_batch

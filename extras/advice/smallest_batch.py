@@ -4,8 +4,8 @@ from torch import nn
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
-from base.training.first_batch import ONE_SAMPLE, one_sample_error
-from extras.dry_run import untouched
+from extras.advice.known_errors import ONE_SAMPLE, one_sample_error
+from extras.untouched import untouched
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -16,7 +16,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
 from base.data.stream import StreamBatches
 from base.training.epoch_start import prepare_epoch
-from base.training.parameters import loss_module
+from base.training.loss import loss_module
 from base.training.state import own_parts
 from extras.check.check_result import CheckResult
 from utils.text import listed

@@ -13,7 +13,7 @@ from base.training.schedule import ScheduledOptimizer
 from base.training.state import load_part
 from extras.check.check_result import CheckResult
 from extras.layers import Trace
-from utils.optimizers import step_unmarked
+from utils.fast_step import step_unmarked
 from utils.random import isolated
 from utils.schema import Config
 from utils.text import count, duration, listed, size

@@ -8,16 +8,18 @@ histograms       weights, gradients and memory
 pictures         training images; confusion matrix, mistakes and precision-recall curves, from extras/report
 hyperparameters  the page of runs, and the overview of curves
 profile          a trace of some optimizer steps
+address          of the page of curves, for the end of a run
 """
 
 from base.experiment import Experiment
 from base.training.observer import Observer, all_of
+from extras.tensorboard.address import curves_address
 from extras.tensorboard.board import Board, may_be_drawn
 from logger.writers import EventWriter, Writer
 from utils.extras import find_extra
 from utils.schema import Config
 
-__all__ = ["make_observer"]
+__all__ = ["curves_address", "make_observer"]
 
 
 def make_observer(config: Config, experiment: Experiment, events: Writer | None, text: str) -> Observer:

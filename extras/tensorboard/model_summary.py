@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from extras.document import markdown_table
-from extras.dry_run import untouched
 from extras.layers import HEADER, Trace, traced
+from extras.untouched import untouched
 from utils.tree import tensors
 from utils.user_code import format_error
 

@@ -149,7 +149,7 @@ def test_prefixes_are_renamed(fit: Fit, tmp_path: Path) -> None:
 
 def test_all_that_does_not_fit_is_listed(fit: Fit, tmp_path: Path) -> None:
     found = {"hidden.weight": torch.ones(7, 6), "head.a.weight": torch.ones(2), "head.a.bias": torch.ones(2), "n": 5}
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         fit(model=model(saved(tmp_path, found)))
     message = str(caught.value)
     for part in (

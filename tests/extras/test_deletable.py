@@ -22,6 +22,15 @@ GONE = {
         'error: override trainer.writers=["csv"]: trainer.writers.0: unknown writer "csv"; expected one of: '
         "tensorboard; extras/writers is not in this project\n",
     ),
+    "dry_run": (
+        ["train.py", "optimizer.type=Adam", 'optimizer.args={"lr": -1}'],
+        'error: override optimizer.args={"lr": -1}: optimizer.args: Adam cannot be built: Invalid learning rate: -1\n',
+    ),
+    "hints": (
+        ["train.py", 'optimizer.args={"lr": }'],
+        'error: override optimizer.args={"lr": }:1:8: not valid JSON: Expecting value\n'
+        '    1 | {"lr": }\n               ^\n',
+    ),
     "sweep": (["sweep.py", "seed=0..1"], "error: sweep.py needs extras/sweep, which is not in this project\n"),
     "check": (["train.py", "--check"], "error: --check needs extras/check, which is not in this project\n"),
     "schema": (["train.py", "--list"], "error: --list needs extras/schema, which is not in this project\n"),

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import train
 from base.base_trainer import BaseTrainer
-from base.training.summary import tensorboard_address
+from extras.tensorboard.address import curves_address
 from logger.console import Console
 from tests.conftest import load_script
 from tests.helpers import Fit
@@ -145,7 +145,7 @@ def test_a_terminal_of_80_columns(fit: Fit, home: Path, monkeypatch: pytest.Monk
         f"  run       {run}",
         f"  test      python {script} -r {run}",
         "  view      tensorboard --logdir saved/small",
-        f"            {tensorboard_address('min val_loss', ('loss', 'val_loss'))}",
+        f"            {curves_address('min val_loss', ('loss', 'val_loss'))}",
         "",
     ]
     assert log(result.run_dir) == screen[:-1]

@@ -7,16 +7,15 @@ The stages, in order:
     located_json    strict JSON, and the line of each value
     references      "${NAME}", "${env:NAME}" and "${data.NAME}" replaced by values
     problems        keys and types (utils.schema), names (utils.registry), arguments (utils.arguments)
-    dry_run         argument ranges that only torch knows
-    ineffective     keys that have no effect because of others
+    extras/dry_run  argument ranges that only torch knows
+    ineffective     keys that have no effect, because of others or in a command
     schedulers      schedulers laid out over the length of the run
-    unread          overrides of keys that a command does not read
     resume          the config of a resumed run compared with that of its checkpoint
 
 sources and located_json stop at the first mistake. The others yield Problems (a path and a message each). Those of
 references and problems are reported together; only without any, those of dry_run and the conflicts are.
 """
 
-from utils.config.load import LoadedConfig, as_json, load_config, to_json
+from utils.config.load import LoadedConfig, as_json, load_config, located, to_json
 
-__all__ = ["LoadedConfig", "as_json", "load_config", "to_json"]
+__all__ = ["LoadedConfig", "as_json", "load_config", "located", "to_json"]

@@ -1,17 +1,20 @@
-"""Keys of a config that have no effect because of other keys.
+"""Keys of a config that have no effect: because of other keys, or in a command that does not read them.
 
 They are too common in files to be errors, and cause warnings there; an override is expected to have an effect.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from utils.arguments import parameters
+from utils.arguments import inside, parameters
 from utils.config.located_json import Problem
 from utils.config.schedulers import SchedulerPart, scheduler_parts
-from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS
-from utils.schema import Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path
+from utils.config.sources import read_config
+from utils.errors import ConfigError
+from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS, markers, setting_at
+from utils.schema import Command, Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path
 from utils.text import dotted
 
 # schedulers that ignore the optimizer's learning rate, and the argument they take it from
@@ -130,3 +133,36 @@ def _outputs(config: Config) -> Iterator[Problem]:
     if trainer.validate_every_steps and not shown and trainer.type == TRAINERS.default:
         message = "has no effect: no writer would show its values, which are not in metrics.jsonl"
         yield Problem(("trainer", "validate_every_steps"), message)
+
+
+# ------------------------------------------------------------------ in a command
+
+
+def refuse_unread(config: Path, overrides: Sequence[str], command: Command) -> None:
+    """Raise ConfigError for an override, of a config that was checked with it, that has no effect in a command."""
+    document = read_config(config, overrides)
+    for given, source in document.sources.items():
+        for path in () if source.text is not None else _keys(given, inside(document.value, given)[1]):
+            component = _component(document.value, path)
+            if not all(command in marker for marker in markers(path, component, Command)):
+                argument = setting_at(path, component) if component else None
+                if path != given and argument and argument.default is argument.empty:
+                    continue  # the arguments, given as one object, have to have it
+                raise ConfigError(f"{source.name}: this command does not use {dotted(path)}; leave it out")
+
+
+def _keys(path: KeyPath, value: Any) -> Iterator[KeyPath]:
+    """The keys and arguments that are given by the value at a path."""
+    if not value or not isinstance(value, Mapping) or "args" in path[:-1]:
+        yield path
+        return
+    for key, item in value.items():
+        yield from _keys((*path, key), item)
+
+
+def _component(config: Any, path: KeyPath) -> str | None:
+    """The name of the component to which an argument at a path belongs."""
+    if "args" not in path[:-1]:
+        return None
+    entry = inside(config, path[: path.index("args")])[1]
+    return entry.get("type") if isinstance(entry, dict) else None

@@ -1,10 +1,11 @@
 """Load a config: run the checks in stages, and report all mistakes of the first stage that finds any."""
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -14,11 +15,15 @@ from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
 from utils.config.schedulers import monitor_conflict, switch_conflict
 from utils.config.sources import read_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
+from utils.extras import find_extra
 from utils.paths import PROJECT, path_from
 from utils.registry import TRAINERS
 from utils.schema import Config, KeyPath, LossConfig, is_below, validation_names
 from utils.text import hint
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 # keys of a line in metrics.jsonl besides the metrics
 LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
@@ -49,6 +54,21 @@ class LoadedConfig:
         """Keys without effect, which are too common in config files to be errors."""
         lines = (str(self.error(each.path, each.message)) for each in ineffective(self.config))
         return list(dict.fromkeys(lines))  # optimizers may share a schedule
+
+
+def located(build: Callable[Concatenate[LoadedConfig, P], T]) -> Callable[Concatenate[LoadedConfig, P], T]:
+    """Let a function that builds something from a config raise errors with a path in the config with the line there."""
+
+    @functools.wraps(build)
+    def build_located(loaded: LoadedConfig, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return build(loaded, *args, **kwargs)
+        except UserError as error:
+            if not error.path:
+                raise
+            raise type(error)(str(loaded.error(error.path, error.message))) from error
+
+    return build_located
 
 
 def load_config(
@@ -85,10 +105,8 @@ def _checked(
     # keys that contradict each other, and ranges that only torch knows
     if config and not problems:
         problems = known(_conflicts(config))
-        if dry_run:
-            from utils.config.dry_run import dry_run_problems  # imports torch
-
-            problems += dry_run_problems(config, references.pending)
+        if dry_run and (extra := find_extra("dry_run")):  # imports torch
+            problems += extra.dry_run_problems(config, references.pending)
 
     # an override is expected to have an effect
     if config and not problems and not references.pending:

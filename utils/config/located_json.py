@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.errors import ConfigError
+from utils.extras import find_extra
 from utils.schema import KeyPath, is_below
 from utils.text import at_most, dotted, width
 
@@ -15,8 +16,6 @@ MAX_DEPTH = 32
 MOST_SHOWN = 20  # mistakes
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
-_NUMBER = re.compile(r"-?[\d.eE+-]+\Z")
-_WORD = re.compile(r"[^\s,:\[\]{}]*")
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -115,42 +114,13 @@ def parse(text: str, name: str) -> Document:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise source.error(*_explain(text, error)) from error
+        hints = find_extra("hints")
+        offset, reason = hints.json_mistake(text, error) if hints else (error.pos, f"not valid JSON: {error.msg}")
+        raise source.error(offset, reason) from error
     except (ValueError, RecursionError) as error:  # thousands of digits or brackets
         raise source.error(0, f"cannot be read: {error}") from error
     _locate(source, text)
     return Document(value, {(): source})
-
-
-def _explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
-    """Where and why a text is not JSON."""
-    before, rest = text[: error.pos].rstrip(), text[error.pos :].lstrip()
-    reason = error.msg.removesuffix(" starting at").removesuffix(" at")
-    if not rest:
-        return len(before), "the text ends here, but a value or a closing bracket is missing"
-    if rest.startswith(("//", "/*", "#")):
-        return error.pos, "JSON does not allow comments: remove it"
-    if "trailing comma" in reason:  # since Python 3.13
-        return error.pos, "trailing comma: remove it"
-    if before.endswith(",") and rest[0] in "]}":
-        return len(before) - 1, "trailing comma: remove it"
-    if reason == "Extra data":
-        return error.pos, "unexpected text after the end of the JSON object; is this the wrong file?"
-    start = error.pos
-    if rest[0].isalnum() or rest[0] == ".":  # 1. or 0x1F
-        number = _NUMBER.search(text, max(0, start - 40), start)
-        start = number.start() if number else start
-    if "delimiter" in reason and start == error.pos:
-        return start, f"expected a {'colon' if ':' in reason else 'comma'} before this"
-    if "delimiter" in reason or reason == "Expecting value":
-        word = _WORD.match(text, start)
-        shown = repr(word[0][:40]) if word and word[0] else "this"
-        return start, f"{shown} is not a JSON value: true, false, null, a number such as 0.5, or text in double quotes"
-    if "property name" in reason:
-        return error.pos, 'expected a key in double quotes here, as in "name": ...'
-    if "escape" in reason:
-        return error.pos, "a backslash is written twice in JSON; in a path, use / instead, on Windows too"
-    return error.pos, f"invalid string: {reason[0].lower()}{reason[1:]}"
 
 
 def _locate(source: Source, text: str) -> None:

@@ -2,7 +2,8 @@
 
 process_group   communication between processes, and the version for a single process
 torchrun        the same with torch.distributed; imported only if a launcher started the processes
-parallel        how a model is spread over processes: DDP or FSDP2; imported only then
+strategy        how a model is spread over processes, and the version for a single process
+parallel        the same with DDP, and fsdp with FSDP2; imported only then
 """
 
 import os

@@ -15,10 +15,9 @@ from base.training.averaging import AveragedWeights
 from tests.conftest import load_script
 from tests.helpers import Fit, identical, lines, registering, resumed, same, state
 from utils import checkpoint
+from utils.distributed.strategy import Strategy
 from utils.errors import UserError
 from utils.registry import MODELS
-from utils.runtime import Runtime
-from utils.schema import RuntimeConfig
 
 EMA = 'trainer.ema={"decay": 0.8}'
 
@@ -136,7 +135,7 @@ def test_the_test_evaluates_the_averages(fit: Fit, monkeypatch: pytest.MonkeyPat
 
 def test_the_weights_are_back_after_an_error_in_an_evaluation() -> None:
     model = Tied()
-    averaged = AveragedWeights(model, 0.5, Runtime(RuntimeConfig(device="cpu")))
+    averaged = AveragedWeights(model, 0.5, Strategy())
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():

@@ -20,9 +20,8 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.data.sources import TensorSource
 from base.experiment import Experiment
-from base.losses import LossSum, counted
 from base.metric import StepResult, with_count
-from base.training.loss import count_targets
+from base.training.loss import LossSum, count_targets, counted
 from base.training.metrics import StepLoss
 from model.loss import cross_entropy
 from tests.conftest import load_script

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.profiler import ProfilerActivity, profile
 
 from tests.helpers import ROOT, needs_extra, same
-from utils.optimizers import step_unmarked, zero_grad_unmarked
+from utils.fast_step import step_unmarked, zero_grad_unmarked
 
 
 def optimizer(kind: type[Optimizer] = SGD) -> Optimizer:

@@ -13,10 +13,10 @@ from torch import nn
 
 import train
 from base.base_trainer import BaseTrainer
+from extras.advice.changed_code import environment_changes
 from tests.helpers import Fit, temporarily
 from utils import files
 from utils.device import describe_device
-from utils.environment import environment_changes
 from utils.errors import DivergedError, Stopped, TrainingError, UserError
 from utils.registry import MODELS
 

@@ -151,7 +151,7 @@ class Replacing(Normed):
 
 
 def test_buffers_that_a_tried_step_creates_or_replaces_are_as_before(fit: Fit) -> None:
-    untouched = pytest.importorskip("extras.dry_run").untouched
+    untouched = pytest.importorskip("extras.untouched").untouched
 
     class Trying(Trainer):
         def begin_epoch(self, epoch: int) -> None:

@@ -20,7 +20,7 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.ui import WebDriverWait
 
 import train
-from base.training.summary import tensorboard_address
+from extras.tensorboard.address import curves_address
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, Json, temporarily
 from tests.small_data import SmallTensors
@@ -220,7 +220,7 @@ def everything_is_read(address: str) -> bool:
 
 
 def test_the_address_that_the_console_prints_shows_the_monitored_value_first(page: Page, saved: Path) -> None:
-    page.open(tensorboard_address("min val_loss", ("loss", "val_loss")).partition("6006/")[2])
+    page.open(curves_address("min val_loss", ("loss", "val_loss")).partition("6006/")[2])
     page.has("loss/train", "loss/valid", "Pinned")
 
     def lacking() -> str:

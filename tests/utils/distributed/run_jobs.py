@@ -46,7 +46,7 @@ from tests.helpers import PATIENCE, ROOT, blocks
 from tests.small_data import SmallSamples, SmallTensors, images
 from trainer.trainer import Trainer
 from utils.checkpoint.file import file_name
-from utils.distributed import get_process_group, parallel
+from utils.distributed import fsdp, get_process_group
 from utils.errors import TrainingError, UserError
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS, import_components
 from utils.schema import TrainerConfig
@@ -355,7 +355,7 @@ def register() -> None:
     )  # fmt: skip
     for trainer in trainers:
         TRAINERS.register(trainer)
-    parallel.UNIT_PARAMETERS = 50  # so that small models have several units
+    fsdp.UNIT_PARAMETERS = 50  # so that small models have several units
     exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)
     for name in recipe.names():
         with contextlib.suppress(ModuleNotFoundError):  # transformers, which only one of them needs

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.training.parameters import loss_module
+from base.training.loss import loss_module
 from base.training.state import load_part, own_parts
 from utils import checkpoint
 from utils.random import isolated

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import graph
 
-from utils import backward
-from utils.backward import backward_unchecked
+from utils import fast_step
+from utils.fast_step import backward_unchecked
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def forgets_engine() -> Iterator[Callable[[], None]]:
-    yield backward._engine.cache_clear
-    backward._engine.cache_clear()
+    yield fast_step._engine.cache_clear
+    fast_step._engine.cache_clear()
 
 
 def gradients(run: Callable[[Tensor], None], dtype: torch.dtype = torch.float32) -> list[Tensor]:

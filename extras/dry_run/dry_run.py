@@ -17,18 +17,14 @@ from utils.config.problems import components, group_arguments
 from utils.config.schedulers import FROM_RUN_LENGTH, make_scheduler
 from utils.device import pick_device
 from utils.errors import ConfigError
+from utils.fast_step import step_unmarked
 from utils.nested_arguments import built
-from utils.optimizers import step_unmarked
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS
 from utils.schema import Config, KeyPath, is_below
 from utils.user_code import format_error
 
 # in place of the length of the run, which the data may determine
 ANY_LENGTH = 1000
-
-
-class _Refused(Exception):  # noqa: N818  (carries a Problem)
-    pass
 
 
 def dry_run_problems(config: Config, pending: Sequence[KeyPath]) -> Iterator[Problem]:
@@ -59,12 +55,12 @@ def dry_run_problems(config: Config, pending: Sequence[KeyPath]) -> Iterator[Pro
                         _step_scheduler(path, name, args, optimizer)
                 else:
                     _build(path, name, REGISTRIES[kind][name], args)
-        except _Refused as refused:
-            yield refused.args[0]
+        except ConfigError as error:
+            yield Problem(error.path, error.message)
 
 
 def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
-    """Build a component. Raises _Refused at the argument that caused the error, if it was a single one."""
+    """Build a component. Raises ConfigError at the argument that caused the error, if it was a single one."""
     args = built(parameters(make), args, _tensor, path)
     try:
         return make(**args)
@@ -73,7 +69,7 @@ def _build(path: KeyPath, name: str, make: Any, args: dict[str, Any]) -> Any:
         blamed = next((key for key in given if len(args) == 1 or _is_to_blame(make, args, key, error)), None)
         at = (*path, "args") if blamed is None else (*path, "args", blamed)
         message = f"{name} rejects this: {format_error(error).removeprefix('ValueError: ')}"
-        raise _Refused(Problem(at, message)) from error
+        raise ConfigError(message, at) from error
 
 
 def _tensor(kind: type, value: Any, path: KeyPath) -> Any:
@@ -114,7 +110,7 @@ def _optimizer(path: KeyPath, name: str, args: dict[str, Any]) -> Optimizer:
 
 
 def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: Optimizer) -> None:
-    """Build a scheduler and step it. Raises _Refused, also if the learning rate turns negative or not finite."""
+    """Build a scheduler and step it. Raises ConfigError, also if the learning rate turns negative or not finite."""
 
     def build(at: KeyPath, name: str, args: dict[str, Any]) -> Any:
         return _build(at, name, SCHEDULERS[name], args)
@@ -123,7 +119,7 @@ def _step_scheduler(path: KeyPath, name: str, args: dict[str, Any], optimizer: O
     try:
         scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
     except Exception as error:
-        raise _Refused(Problem((*path, "args"), f"the scheduler cannot step: {format_error(error)}")) from error
+        raise ConfigError(f"the scheduler cannot step: {format_error(error)}", (*path, "args")) from error
     for group in optimizer.param_groups:
         if not 0 <= float(group["lr"]) < float("inf"):
-            raise _Refused(Problem((*path, "args"), f"after one step the learning rate would be {float(group['lr'])}"))
+            raise ConfigError(f"after one step the learning rate would be {float(group['lr'])}", (*path, "args"))
