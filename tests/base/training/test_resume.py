@@ -20,6 +20,7 @@ from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
 from tests.helpers import ROOT, Fit, copy_run, equal, fork, identical, lines, same, state, temporarily
+from utils import checkpoint
 from utils.distributed import ProcessGroup
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
@@ -286,6 +287,16 @@ def test_a_damaged_checkpoint_is_passed_over(fit: Fit, capsys: pytest.CaptureFix
     train.main(["-r", str(half)])
     assert "step-00000009.pth is damaged" in capsys.readouterr().err
     identical(whole.run_dir, half)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_the_way_on(fit: Fit) -> None:
+    run = fit(trainer={"epochs": 1}).run_dir
+    path = checkpoint.step_files(run / "checkpoints")[0]
+    state = checkpoint.read(path)
+    del state["config"]["trainer"]
+    checkpoint.write(path, state)
+    with pytest.raises(CheckpointError, match=f"one of an earlier version.*\n.*--init-from {run} "):
+        train.main(["-r", str(path)])
 
 
 def test_new_weights_from_an_old_run(fit: Fit) -> None:
