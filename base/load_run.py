@@ -1,7 +1,7 @@
 """A trained run: its model for a script, a notebook or a teacher, or everything that commands such as test.py need."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from utils import checkpoint
 from utils.checkpoint.weights_file import evaluated_weights
 from utils.config import LoadedConfig, load_config
 from utils.config.ineffective import refuse_unread
+from utils.config.resume import changed_defaults
 from utils.paths import project_path
 from utils.random import isolated
 from utils.registry import import_components
 from utils.run_folder import RunFolder
 from utils.schema import Command, Config
+from utils.streams import say_error
 from utils.tree import copied, to_device
 from utils.user_code import format_error
 
@@ -75,8 +77,14 @@ def load_run(run: str | Path) -> LoadedRun:
     with isolated(loaded.config.seed, "model"):
         model = build_model(loaded)
     state = checkpoint.read(file)
+    _warn_of_changed_defaults(loaded, state, lambda message: say_error(f"warning: {message}"))
     load_weights(model, evaluated_weights(state), file)
     return LoadedRun(folder.path, file, model.eval().requires_grad_(False), class_names_of(state), loaded)
+
+
+def _warn_of_changed_defaults(loaded: LoadedConfig, state: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    if changed := changed_defaults(state.get("config"), loaded.config):
+        warn(f"defaults in the code have changed since this run, so results may differ: {', '.join(map(str, changed))}")
 
 
 def class_names_of(state: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -142,6 +150,7 @@ def load_trainer(
     state = experiment.runtime.process_group.broadcast_object(lambda: checkpoint.read(file))
     load_initial_weights_again(folder, experiment)
     trainer = build_trainer(loaded, experiment)
+    _warn_of_changed_defaults(loaded, state, experiment.console.warn)
     load_weights(experiment.model, state["model"], file)
     progress = checkpoint.saved_progress(state, file)
     trained = TrainedRun(folder, file, loaded, experiment, trainer, state, progress)

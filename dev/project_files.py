@@ -26,10 +26,9 @@ FILES = [
     "Makefile",
 ]  # fmt: skip
 FOLDERS = [".ci", ".github", ".vscode", "configs", "docs"]
-# files that an update leaves alone; config.schema.json has the user's components, and `make schema` writes it
-YOURS = (
-    "model", "data_loader", "trainer", "configs", "config.json", "config.schema.json", "README.md", "saved", "data",
-)  # fmt: skip
+# what an update leaves alone; config.schema.json has the user's components, and `make schema` writes it. The template's
+# own models, data loaders and trainers are merged: the new base/ may lack what their old versions import
+YOURS = ("configs", "config.json", "config.schema.json", "README.md", "saved", "data")
 TESTS = "tests/project"
 """The tests of a project, there in tests/: of whatever components and configs it has. The others are the template's."""
 ORIGIN = ".template.json"

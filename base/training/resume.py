@@ -99,7 +99,7 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
         _refuse(loaded, changed, folder, epoch_steps=0 if saved_progress["trained"] else saved_progress["epoch_steps"])
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{source} is not a complete checkpoint, or one of an earlier version"
-        raise CheckpointError(f"{what}: {type(error).__name__} {error}") from error
+        raise CheckpointError(f"{what}: {type(error).__name__} {error}\n{_new_run(loaded, folder)}") from error
     try:
         _load(trainer, state, source)
     except DataError as error:

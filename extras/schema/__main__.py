@@ -3,7 +3,8 @@
 import argparse
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from extras.schema.json_schema import config_schema, dumps
+from utils import cli
 from utils.arguments import describe, limited
 from utils.config.resume import rule_of
 from utils.paths import PROJECT, display_path
@@ -30,13 +32,11 @@ MOST_USED = (
 
 
 def texts() -> dict[str, str]:
-    """The files' contents, by path relative to the project's folder."""
+    """The files' contents, by path relative to the project's folder. A page that the user has deleted is left out."""
     import_components()
-    return {
-        "config.schema.json": dumps(config_schema()),
-        "docs/config.md": _with_table("docs/config.md", config_table()),
-        "README.md": _with_table("README.md", config_table(*MOST_USED)),
-    }
+    pages = {"docs/config.md": config_table(), "README.md": config_table(*MOST_USED)}
+    tables = {page: _with_table(page, table) for page, table in pages.items() if (PROJECT / page).exists()}
+    return {"config.schema.json": dumps(config_schema()), **tables}
 
 
 def _with_table(page: str, table: str) -> str:
@@ -96,10 +96,14 @@ def _default(field: FieldInfo) -> str:
     return f"`{json.dumps(default, default=lambda component: component.type)}`"
 
 
-if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m extras.schema", description=__doc__).parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the files. Raises UserError if a component cannot be imported."""
+    argparse.ArgumentParser(prog="python -m extras.schema", description=__doc__).parse_args(argv)
     for name, text in texts().items():
         path = PROJECT / name
-        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"{display_path(path)}: {len(text):,} characters")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -23,6 +23,8 @@ TEMPLATE = {
     "base/old.py": "old\n",
     "base/old_too.py": "old\n",
     "model/net.py": LINES,
+    "data_loader/data.py": LINES,
+    "configs/first.json": "{}\n",
     "config.json": "{}\n",
     "docs/picture.png": "\0one",
     "extras/report.py": "report\n",
@@ -111,8 +113,9 @@ def test_the_projects_commit_is_kept(make: Make, tmp_path: Path) -> None:
 def test_an_update_merges_what_both_have_changed(make: Make, script: ModuleType, tmp_path: Path) -> None:
     own = {
         "train.py": with_line(2, "mine"),
-        "model/net.py": "my net\n",
+        "model/net.py": with_line(2, "mine"),
         "model/mine.py": "mine\n",
+        "configs/first.json": '{"mine": 1}\n',
         "README.md": "my readme\n",
         "base/mine.py": "mine\n",
     }
@@ -124,8 +127,10 @@ def test_an_update_merges_what_both_have_changed(make: Make, script: ModuleType,
             "base/loop.py": with_line(3, "new"),
             "base/new.py": "new\n",
             "base/old.py": None,
-            "model/net.py": with_line(3, "new"),
+            "model/net.py": with_line(17, "new"),
             "model/new_net.py": "new\n",
+            "data_loader/data.py": with_line(3, "new"),
+            "configs/first.json": '{"new": 1}\n',
             "README.md": "# Template\n\nAbout `dev/`.\n\nNew words.\n",
             "Makefile": "train:\n\tpython train.py --new\n\nbench:\n\tpython -m dev.bench\n",
             "config.json": '{"new": 1}\n',
@@ -135,13 +140,16 @@ def test_an_update_merges_what_both_have_changed(make: Make, script: ModuleType,
     before = contents(project)
     assert script.main(["--update", str(project)]) == 0
     after = contents(project)
-    assert after["train.py"] == with_line(2, "mine").replace("line 17\n", "new\n")
+    assert after["train.py"] == after["model/net.py"] == with_line(2, "mine").replace("line 17\n", "new\n")
+    assert after["data_loader/data.py"] == with_line(3, "new"), "its old version may not fit the new base/"
+    assert after["model/new_net.py"] == "new\n"
     assert after["base/loop.py"] == with_line(3, "new")
     assert after["base/new.py"] == "new\n"
     assert "base/old.py" not in after
     assert after["TEMPLATE.md"] == "# Template\n\nNew words.\n"
     assert after["Makefile"].rstrip() == "train:\n\tpython train.py --new"
     changed = {"train.py", "base/loop.py", "base/new.py", "base/old.py", "TEMPLATE.md", "Makefile", ".template.json"}
+    changed |= {"model/net.py", "model/new_net.py", "data_loader/data.py"}
     assert {name for name in before | after if before.get(name) != after.get(name)} == changed
     commit(project)
     assert script.main(["--update", str(project)]) == 0
@@ -197,7 +205,7 @@ def test_conflicts_are_marked_and_listed_and_nothing_is_lost(
             "base/old.py": None,
             "base/loop.py": with_line(3, "new"),
             "docs/picture.png": "\0two",
-            "model/net.py": "theirs\n",
+            "config.json": "theirs\n",
         },
     )
     capsys.readouterr()
@@ -212,7 +220,7 @@ def test_conflicts_are_marked_and_listed_and_nothing_is_lost(
     assert git(project, "show", ":3:docs/picture.png") == "\0two"
     conflicts = ["base/new.py", "base/old.py", "docs/picture.png", "train.py"]
     assert re.findall(r"^(?:AA|UU|UD) (\S+)", printed, flags=re.MULTILINE) == conflicts
-    assert re.findall(r"left unchanged +(\S+)", printed) == ["base/loop.py", "model/net.py"]
+    assert re.findall(r"left unchanged +(\S+)", printed) == ["base/loop.py", "config.json"]
 
 
 @pytest.mark.parametrize("untracked", [True, False])

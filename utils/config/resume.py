@@ -3,6 +3,8 @@
 The rule for each key is in utils/schema.py; the rule for an argument is in its annotation.
 """
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +79,28 @@ def changes_since(saved: Any, now: dict[str, Any]) -> list[Change]:
     before = plain(saved)
     _fill(before)
     return changes(before, now)
+
+
+def changed_defaults(saved: Any, config: Config) -> list[Change]:
+    """The arguments omitted in a run's config whose defaults in the code have changed since its checkpoint.
+
+    Only those that cannot change on resume: results depend on them. Empty for a checkpoint of an earlier version.
+    """
+    given = config.model_dump()
+    try:
+        changed = changes_since(saved, saved_config(config))
+    except (KeyError, TypeError, AttributeError):
+        return []
+    return [each for each in changed if each.rule is OnResume.REFUSED and _is_omitted(each.path, given)]
+
+
+def _is_omitted(path: KeyPath, config: Any) -> bool:
+    """Whether a path leads to an argument that a config does not give."""
+    try:
+        functools.reduce(operator.getitem, path, config)
+    except (KeyError, IndexError, TypeError):
+        return "args" in path
+    return False
 
 
 def changes(before: Any, now: Any, path: KeyPath = (), component: str | None = None) -> list[Change]:

@@ -16,10 +16,12 @@ from torch import Tensor
 import train
 from base.base_trainer import BaseTrainer
 from base.data import TensorSource
+from base.load_run import load_run
 from data_loader.random_tensor import RandomTensorLoader
 from model.two_layer_net import TwoLayerNet
 from tests.conftest import load_script, small_config
 from tests.helpers import ROOT, Fit, copy_run, equal, fork, identical, lines, same, state, temporarily
+from utils import checkpoint
 from utils.distributed import ProcessGroup
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
 from utils.registry import DATA_LOADERS, MODELS
@@ -288,6 +290,16 @@ def test_a_damaged_checkpoint_is_passed_over(fit: Fit, capsys: pytest.CaptureFix
     identical(whole.run_dir, half)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_the_way_on(fit: Fit) -> None:
+    run = fit(trainer={"epochs": 1}).run_dir
+    path = checkpoint.step_files(run / "checkpoints")[0]
+    state = checkpoint.read(path)
+    del state["config"]["trainer"]
+    checkpoint.write(path, state)
+    with pytest.raises(CheckpointError, match=f"one of an earlier version.*\n.*--init-from {run} "):
+        train.main(["-r", str(path)])
+
+
 def test_new_weights_from_an_old_run(fit: Fit) -> None:
     first = fit()
     tuned = fit("--init-from", str(first.run_dir), "--lr=1e-30", "trainer.epochs=1")
@@ -402,6 +414,27 @@ def test_a_default_that_has_changed_is_named_with_the_way_on(fit: Fit) -> None:
             train.main(["-r", str(run), "trainer.epochs=2"])
         with temporarily(MODELS, renamed()), pytest.raises(ConfigError, match=f"{says}nothing"):
             train.main(["-r", str(run), "trainer.epochs=2"])
+
+
+def test_a_default_that_has_changed_is_named_wherever_the_run_is_loaded(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, sizes = load_script("test"), {"in_features": 6, "hidden_features": 5, "out_features": 3}
+    says = "warning: defaults in the code have changed since this run, so results may differ: model.args.factor 0.1 -> "
+    with temporarily(MODELS, halver(0.1)):
+        run = fit("trainer.epochs=1", model={"type": "Halver", "args": sizes}).run_dir
+        given = fit("trainer.epochs=1", model={"type": "Halver", "args": {**sizes, "factor": 0.1}}).run_dir
+        test.main(["-r", str(run)])
+        assert "warning" not in capsys.readouterr().err
+    with temporarily(MODELS, halver(0.5)):
+        test.main(["-r", str(run)])
+        assert f"{says}0.5\n" in capsys.readouterr().err
+        load_run(run)
+        assert capsys.readouterr().err == f"{says}0.5\n"
+        test.main(["-r", str(run), "model.args.factor=0.1"])
+        test.main(["-r", str(given)])
+        load_run(given)
+        assert "warning" not in capsys.readouterr().err
         config = json.loads((run / "config.json").read_text())
         config["model"]["args"]["factor"] = 0.1
         (run / "config.json").write_text(json.dumps(config))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from tests.configs import BUNDLED, OURS, SOUND, message, sound, without_referenc
 from tests.utils.config.mutations import VALUES, move, remove, renamed_keys, several
 from utils.arguments import NotJson, describe, json_type
 from utils.config.problems import component_problems
+from utils.errors import UserError
 from utils.paths import PROJECT
 from utils.registry import METRICS, REGISTRIES
 from utils.schema import Config, TrainerConfig
@@ -333,3 +335,23 @@ def test_the_monitor_offers_the_loss_and_each_metric(schema: Schema, validator: 
         file = tmp_path / "config.json"
         file.write_text(json.dumps(config))
         assert message(file) == "", each
+
+
+def test_a_component_that_cannot_be_imported_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise UserError("model/mine.py cannot be imported")
+
+    monkeypatch.setattr("utils.registry.import_components", fails)
+    monkeypatch.setattr(sys, "argv", ["extras.schema"])
+    monkeypatch.delitem(sys.modules, "extras.schema.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("extras.schema", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: model/mine.py cannot be imported\n"
+
+
+def test_a_project_without_docs_has_a_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("extras.schema.__main__.PROJECT", tmp_path)
+    assert list(texts()) == ["config.schema.json"]
