@@ -169,18 +169,21 @@ def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fie
 
 
 def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
-    """Labels from multi-label probabilities, (B,) or (B, C): those of at least 0.5 are predicted."""
+    """Labels from multi-label probabilities, (B,) or (B, C): those above 0.5 are predicted.
+
+    Just 0.5 is not, as in test.py and torchmetrics.
+    """
     if chances.dim() == 1 or chances.shape[1] == 1:
         of_one = chances.reshape(-1)
         two = names if names is not None and len(names) == 2 else ["0", "1"]
-        chosen = [two[int(chance >= 0.5)] if chance == chance else "" for chance in of_one.tolist()]
+        chosen = [two[int(chance > 0.5)] if chance == chance else "" for chance in of_one.tolist()]
         return [
             Field(_joined(name, "class"), chosen),
             Field(_joined(name, "probability"), of_one.numpy()),  # of the second class
         ]
     names = names_of_classes(names, chances.shape[1])
     several = [
-        [each for each, is_there in zip(names, row, strict=True) if is_there] for row in (chances >= 0.5).tolist()
+        [each for each, is_there in zip(names, row, strict=True) if is_there] for row in (chances > 0.5).tolist()
     ]
     return [
         Field(_joined(name, "classes"), several),
