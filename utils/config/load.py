@@ -20,8 +20,8 @@ from utils.registry import TRAINERS
 from utils.schema import Config, KeyPath, LossConfig, is_below, validation_names
 from utils.text import hint
 
-# keys of a line in metrics.jsonl besides the metrics
-LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
+# keys besides the metrics: of a line in metrics.jsonl, and of the metrics.json of a test
+LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds", "checkpoint", "samples", "overrides")
 
 
 @dataclass(frozen=True)
