@@ -150,16 +150,18 @@ def _blocks(
         yield Heading("Best")
         values = ", ".join(f"{key} = {value}" for key, value in best.values.items())
         if setting:
-            over = f"The best mean, {setting.mean:.6g} over {len(setting.trials)} seeds or folds, is that of"
+            over = f"The best mean over {len(setting.trials)} seeds or folds, {setting.mean:.6g}, is that of"
             yield Paragraph(f"{over} {best.name} and those like it; {values}.")
         else:
             yield Paragraph(f"{best.name}: {spec.value_name} {best.value:.6g}; {values}.")
         yield Command(train_command(path))
     if groups := repeated(ranked, spec):
         yield Heading("Over seeds and folds")
+        incomplete = not spec.sampler and len({len(group.trials) for group in groups}) > 1
+        last = " Settings without some of their trials, which might have been worse, come last." if incomplete else ""
         yield Paragraph(
             "The standard deviation is that of the sample (n - 1); the interval is the 95% confidence interval of "
-            "the mean, from Student's t distribution."
+            f"the mean, from Student's t distribution.{last}"
         )
         header, rows = repeated_rows(groups, spec)
         yield Table(header, rows, texts=())

@@ -369,6 +369,7 @@ def test_a_setting_of_which_trials_failed_is_not_the_best(make: Callable[[str, S
     best = finish(folder).best
     assert best is not None
     assert best.values["optimizer.args.lr"] == "0.2"
+    assert "Settings without some of their trials, which might" in (folder.path / "report.md").read_text()
 
 
 def test_of_equal_means_the_best_is_the_first_of_the_table(make: Callable[[str, Spec], SweepFolder]) -> None:
@@ -392,7 +393,7 @@ def test_a_lucky_seed_is_not_the_best_setting(
     assert best.values == {"optimizer.args.lr": "0.2", "seed": "0"}
     assert json.loads((folder.path / "best.json").read_text()) == json.loads(best.run.config.read_text())
     assert f"best      mean 2.000 over 3, as {best.name}; to train it again" in capsys.readouterr().out
-    assert f"The best mean, 2 over 3 seeds or folds, is that of {best.name}" in (folder.path / "report.md").read_text()
+    assert f"The best mean over 3 seeds or folds, 2, is that of {best.name}" in (folder.path / "report.md").read_text()
 
 
 @pytest.mark.slow
