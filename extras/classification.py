@@ -9,15 +9,19 @@ from base.metric import StepResult
 from base.training.broadcast import name_of
 from base.training.library_metric import CLASS_LOGITS, LOGITS
 
-SUM_TOLERANCE = 0.02  # for the probabilities of a sample, also in bf16
+SUM_TOLERANCE = 0.02
+"""For the sum of a sample's probabilities: of targets, which may be rounded, and of outputs in half precision."""
+EXACT_TOLERANCE = 1e-4
+"""For other outputs: the two logits of one sample in a hundred add up to 1 within the larger tolerance."""
 CLASS_LOSSES = CLASS_LOGITS | {"nll_loss", "NLLLoss", "MultiMarginLoss"}
 """Losses whose outputs, (B, C, ...), are scores of classes."""
 
 
 def are_probabilities(outputs: Tensor) -> bool:
     """Whether the outputs of every sample, (B, C, ...), are a distribution. The model then ends in a softmax."""
+    tolerance = SUM_TOLERANCE if outputs.itemsize < 4 else EXACT_TOLERANCE
     outputs = outputs.detach().float()
-    distributions = (outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= SUM_TOLERANCE)
+    distributions = (outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= tolerance)
     finite = outputs.isfinite().all(1)  # a broken sample says nothing about the others
     return bool(finite.any() & (distributions | ~finite).all())
 

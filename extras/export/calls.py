@@ -41,10 +41,13 @@ class Call:
 def record_calls(trainer: BaseTrainer) -> list[Call]:
     """Record how the trainer calls the model for a batch of test data and for a single sample.
 
-    Raises UserError if the test data cannot be read, or if the trainer does not call the model.
+    Raises UserError if the test data cannot be read or is a single sample, or if the trainer does not call the model.
     """
     trainer.experiment.data.num_workers = 0
-    return [_call(trainer, *_read(trainer.experiment.data, *size)) for size in ((SAMPLES, 1), (1, TRIED))]
+    calls = [_call(trainer, *_read(trainer.experiment.data, *size)) for size in ((SAMPLES, 1), (1, TRIED))]
+    if calls[0].samples == calls[1].samples:
+        raise UserError("the test data has a single sample; tracing the model needs batches of two sizes")
+    return calls
 
 
 def _read(data: BaseDataLoader, size: int, tried: int) -> tuple[Batches, MicroBatch]:

@@ -88,7 +88,7 @@ class Interpreter:
 
     def fields(self, outputs: Any, count: int) -> list[Field]:
         """count: number of inputs. Raises DataError unless there is one output for each."""
-        found = list(self._fields(map_tensors(_on_cpu, outputs), count, self.task, ""))
+        found = list(self._fields(map_tensors(lambda each: each.detach().cpu(), outputs), count, self.task, ""))
         if not found:
             raise DataError(f"the model gives no output ({type(outputs).__name__}); {ADVICE}")
         names = ["file", "row", *(field.name for field in found)]
@@ -111,7 +111,8 @@ class Interpreter:
                 yield from self._fields(value, count, task.part(str(key)), _joined(name, str(key)))
         elif isinstance(outputs, list) and len(outputs) == count and not isinstance(outputs[0], Tensor):
             # as for a detector: a dict for each picture
-            yield Field(name or "outputs", [map_tensors(lambda each: numbers(each.numpy()), item) for item in outputs])
+            plain = [map_tensors(lambda each: numbers(_for_numpy(each).numpy()), item) for item in outputs]
+            yield Field(name or "outputs", plain)
         elif isinstance(outputs, (list, tuple)):
             names = getattr(outputs, "_fields", [str(place) for place in range(len(outputs))])
             for key, value in zip(names, outputs, strict=True):
@@ -122,8 +123,10 @@ class Interpreter:
 
     def _of_tensor(self, outputs: Tensor, task: Task, name: str) -> Iterator[Field]:
         kind = output_kind(outputs, task)
-        if kind == "classes":
+        if kind == "classes":  # before the dtype is changed
             given = self._given.setdefault(name, are_probabilities(outputs))
+        outputs = _for_numpy(outputs)
+        if kind == "classes":
             yield from classes(outputs if given else outputs.softmax(1), task.class_names, name)
         elif kind == "labels":
             chances = outputs if task.losses.get("") in PROBABILITIES else outputs.sigmoid()
@@ -169,18 +172,21 @@ def classes(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Fie
 
 
 def labels(chances: Tensor, names: Sequence[str] | None, name: str) -> list[Field]:
-    """Labels from multi-label probabilities, (B,) or (B, C): those of at least 0.5 are predicted."""
+    """Labels from multi-label probabilities, (B,) or (B, C): those above 0.5 are predicted.
+
+    Just 0.5 is not, as in test.py and torchmetrics.
+    """
     if chances.dim() == 1 or chances.shape[1] == 1:
         of_one = chances.reshape(-1)
         two = names if names is not None and len(names) == 2 else ["0", "1"]
-        chosen = [two[int(chance >= 0.5)] if chance == chance else "" for chance in of_one.tolist()]
+        chosen = [two[int(chance > 0.5)] if chance == chance else "" for chance in of_one.tolist()]
         return [
             Field(_joined(name, "class"), chosen),
             Field(_joined(name, "probability"), of_one.numpy()),  # of the second class
         ]
     names = names_of_classes(names, chances.shape[1])
     several = [
-        [each for each, is_there in zip(names, row, strict=True) if is_there] for row in (chances >= 0.5).tolist()
+        [each for each, is_there in zip(names, row, strict=True) if is_there] for row in (chances > 0.5).tolist()
     ]
     return [
         Field(_joined(name, "classes"), several),
@@ -193,8 +199,7 @@ def numbers(values: np.ndarray[Any, Any]) -> Any:
     return (values.astype(str).astype(float) if values.dtype.kind == "f" else values).tolist()
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu()
+def _for_numpy(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor  # NumPy lacks bfloat16
 
 

@@ -115,7 +115,7 @@ def memorised(
     """
     training = tested.epoch().get("loss")
     each = loss / max(tested.about["samples"], 1) if sum_loss else loss
-    if not isinstance(training, (int, float)) or training < 0 or not each > MUCH * training:
+    if not isinstance(training, (int, float)) or training < 0 or not MUCH * training < each < math.inf:
         return
     said = f"The training loss is {number(training)} and the test loss {number(each)}"
     if sum_loss:

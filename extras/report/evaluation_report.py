@@ -311,7 +311,7 @@ def _residuals(found: Regression) -> Iterator[Block]:
         "largest absolute value": values.largest,
     }
     yield Heading("Residuals: predicted - true")
-    yield Table([f"of {found.numbers:,} values", ""], [[name, digits(value)] for name, value in named.items()])
+    yield Table([f"of {count(found.numbers, 'value')}", ""], [[name, digits(value)] for name, value in named.items()])
     yield Picture("predicted and true values", "scatter.png")
     yield Picture("residuals", "residuals.png")
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from extras.drawing import GREY, drawn, plain
 from extras.pen import COLOURS, opacity
@@ -48,4 +49,5 @@ def residuals(found: Regression) -> Figure:
     right.set(xlabel="number of values")
     plain(left)
     plain(right)
+    right.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
     return figure

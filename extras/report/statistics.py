@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.distributed.process_group import ProcessGroup
+from utils.text import count
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -318,7 +319,8 @@ class Regression:
     def extent(self) -> str:
         """How many numbers there are, and how many of them are kept: "5,000 of 12,000 values drawn"."""
         kept = self.pairs.shape[1]
-        return f"{self.numbers:,} values" if kept == self.numbers else f"{kept:,} of {self.numbers:,} values drawn"
+        values = count(self.numbers, "value")
+        return values if kept == self.numbers else f"{kept:,} of {values} drawn"
 
     def residuals(self) -> Residuals:
         if not self.numbers:

@@ -41,12 +41,14 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, totals: bool = Fal
     title = "% of a true class (row) predicted as (column)"
     write(pen, (left + whole, 8), f"samples and {title}" if totals else title, size=17, anchor="ra")
     picture.paste(Image.fromarray(_coloured(share)).resize((side, side), Image.Resampling.NEAREST), (left, top))
-    beside = Image.new("RGB", (left, whole), "white")
+    room = max(0, min(MARGIN, size - cell))  # for the first and the last label, which are larger than a small cell
+    beside = Image.new("RGB", (left, whole + 2 * room), "white")
     labels = ImageDraw.Draw(beside)
     for place, name in [*list(enumerate(names))[:: 1 if totals else every], *[(classes, "total")] * totals]:
-        write(labels, (left - MARGIN, (place + 0.5) * cell), name, size=size, anchor="rm")
-    picture.paste(beside, (0, top))
-    picture.paste(beside.transpose(Image.Transpose.ROTATE_90), (left, top + whole))  # the same below, read upwards
+        write(labels, (left - MARGIN, room + (place + 0.5) * cell), name, size=size, anchor="rm")
+    picture.paste(beside, (0, top - room))
+    below = beside.transpose(Image.Transpose.ROTATE_90)  # the same, read upwards
+    picture.paste(below, (left - room, top + whole))
     for row, column in np.argwhere(counts) if totals or classes <= 12 else ():
         x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell
         colour = BLACK if share[row, column] > 0.3 else "white"

@@ -62,13 +62,14 @@ def t_quantile(freedom: int) -> float:
 def repeated(trials: Sequence[Trial], spec: Spec) -> list[Repeated]:
     """The complete trials grouped by everything but seed and fold, best mean first; empty if neither is searched.
 
+    In whatever order the trials are given: of equal means, the setting that was tried first comes first.
     Of a grid, settings without some of their trials come last: those that failed or were pruned might have been worse.
     """
     keys = [space.key for space in spec.spaces if space.replicates]
     if not keys:
         return []
     groups: dict[tuple[str, ...], Repeated] = {}
-    for trial in trials:
+    for trial in sorted(trials, key=lambda trial: trial.number):
         if trial.state == "complete":
             common = {key: value for key, value in trial.values.items() if key not in keys}
             groups.setdefault(tuple(common.values()), Repeated(common, [])).trials.append(trial)

@@ -150,19 +150,12 @@ def _blocks(
         yield Heading("Best")
         values = ", ".join(f"{key} = {value}" for key, value in best.values.items())
         if setting:
-            over = f"The best mean, {setting.mean:.6g} over {len(setting.trials)} seeds or folds, is that of"
+            over = f"The best mean over {len(setting.trials)} seeds or folds, {setting.mean:.6g}, is that of"
             yield Paragraph(f"{over} {best.name} and those like it; {values}.")
         else:
             yield Paragraph(f"{best.name}: {spec.value_name} {best.value:.6g}; {values}.")
         yield Command(train_command(path))
-    if groups := repeated(ranked, spec):
-        yield Heading("Over seeds and folds")
-        yield Paragraph(
-            "The standard deviation is that of the sample (n - 1); the interval is the 95% confidence interval of "
-            "the mean, from Student's t distribution."
-        )
-        header, rows = repeated_rows(groups, spec)
-        yield Table(header, rows, texts=())
+    yield from _over_seeds(repeated(ranked, spec), spec)
     for title, about, figure in _figures(spec, ranked, study):
         name = f"{title.lower().replace(' ', '_')}.png"
         pictures[name] = png(figure)
@@ -174,6 +167,20 @@ def _blocks(
         yield Heading("Failed")
         reasons = [[each.name, each.outcome.headline] for each in ranked if each.outcome and each.state == "failed"]
         yield Table(["trial", "reason"], reasons, texts=(0, 1))
+
+
+def _over_seeds(groups: Sequence[Repeated], spec: Spec) -> Iterator[Block]:
+    if not groups:
+        return
+    incomplete = not spec.sampler and len({len(group.trials) for group in groups}) > 1
+    last = " Settings without some of their trials, which might have been worse, come last." if incomplete else ""
+    yield Heading("Over seeds and folds")
+    yield Paragraph(
+        "The standard deviation is that of the sample (n - 1); the interval is the 95% confidence interval of "
+        f"the mean, from Student's t distribution.{last}"
+    )
+    header, rows = repeated_rows(groups, spec)
+    yield Table(header, rows, texts=())
 
 
 def _figures(spec: Spec, ranked: Sequence[Trial], study: "Study | None") -> Iterator[tuple[str, str, "Figure"]]:

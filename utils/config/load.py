@@ -25,8 +25,8 @@ from utils.text import hint
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# keys of a line in metrics.jsonl besides the metrics
-LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds")
+# keys besides the metrics: of a line in metrics.jsonl, and of the metrics.json of a test
+LOGGED = ("loss", "lr", "epoch", "step", "samples_per_second", "seconds", "checkpoint", "samples", "overrides")
 
 
 @dataclass(frozen=True)

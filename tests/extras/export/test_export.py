@@ -381,6 +381,11 @@ def test_without_data_or_images_there_is_nothing_to_trace(fit: Fit, capsys: Capt
     assert "compared  the file contains the same" in capsys.readouterr().out
 
 
+def test_a_single_test_sample_is_no_reason_to_blame_the_model(fit: Fit, capsys: Capture) -> None:
+    run = fit("trainer.epochs=1", "data_loader.args.num_test_samples=1").run_dir
+    assert "the test data has a single sample; tracing the model needs" in failure(capsys, "-r", str(run))
+
+
 def test_help_ends_with_commands_to_try(capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="0"):
         export.main(["--help"])

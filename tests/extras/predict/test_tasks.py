@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchmetrics.classification import BinaryAccuracy
 
 import predict
 import train
@@ -577,11 +578,18 @@ FLOAT, INDEX = Sample([2], "float32"), Sample([], "int64")
 def test_labels_that_do_not_exclude_each_other() -> None:
     task = Task({"": "BCEWithLogitsLoss"}, outputs=FLOAT, targets=FLOAT, class_names=("cat", "dog"))
     assert fields(task, torch.tensor([[9.0, 9.0], [-9.0, 9.0]]))["classes"] == [["cat", "dog"], ["dog"]]
-    one = fields(task, torch.tensor([[0.0], [-9.0]]))
+    one = fields(task, torch.tensor([[9.0], [-9.0]]))
     assert one["class"] == ["dog", "cat"]
-    assert one["probability"][0] == 0.5
     given = Task({"": "BCELoss"}, outputs=FLOAT, targets=FLOAT)
     assert fields(given, torch.tensor([0.25, 0.75])) == {"class": ["0", "1"], "probability": [0.25, 0.75]}
+
+
+def test_a_probability_of_a_half_is_of_the_same_class_as_in_torchmetrics() -> None:
+    task = Task({"": "BCEWithLogitsLoss"}, outputs=FLOAT, targets=FLOAT, class_names=("cat", "dog"))
+    half = torch.zeros(1, 1)
+    assert fields(task, half, 1) == {"class": ["cat"], "probability": [0.5]}
+    assert float(BinaryAccuracy()(half.sigmoid(), torch.zeros(1, 1))) == 1
+    assert fields(task, torch.zeros(1, 2), 1)["classes"] == [[]]
 
 
 def test_classes_are_told_from_values_by_the_training() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from base.data.sources import TensorSource
 from base.metric import StepResult
 from data_loader.random_tensor import RandomTensorLoader
 from extras.document import Paragraph, Source, as_markdown, escaped, markdown_table
-from extras.report.description import component
+from extras.report.description import component, memorised
 from extras.report.evaluation_report import Predictions
+from extras.report.statistics import Classification
 from tests.conftest import load_script
 from tests.helpers import Fit, curves, lines, needs_extra, temporarily
 from trainer.trainer import Trainer
@@ -483,6 +485,14 @@ def test_a_regression_that_learnt_does_not_say_that_it_memorised(fit: Fit) -> No
     text = sound(run / "test")
     assert "memorised" not in text
     assert "The loss is a sum: over a step in training, over all samples otherwise." in text
+
+
+@pytest.mark.parametrize(("loss", "notes"), [(9.0, 0), (11.0, 1), (math.inf, 0), (math.nan, 0)])
+def test_only_a_finite_loss_tells_of_memorising(loss: float, notes: int) -> None:
+    tested: Any = SimpleNamespace(epoch=lambda: {"loss": 1.0}, about={"samples": 2})
+    found = Classification(2)
+    found.add(0, torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
+    assert len(list(memorised(tested, loss, sum_loss=False, found=found))) == notes
 
 
 def test_without_the_curves_extra_the_report_has_no_curves(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,17 @@ def test_a_confusion_matrix_has_a_square_for_each_pair_of_classes(classes: int) 
         assert ((corner == BEST).all(1) | (corner == NOTHING).all(1)).all()
 
 
+def test_the_first_label_of_a_confusion_matrix_is_whole() -> None:
+    names = ["HHHH"] * 200
+    picture = np.asarray(opened(thumbnails.confusion_matrix(np.zeros((200, 200), np.int64), names)).convert("L"))
+    beside = picture[:434, :112].min(1) < 128  # the matrix begins at (112, 34)
+    starts, ends = np.flatnonzero(np.diff(np.pad(beside, 1).astype(int))).reshape(-1, 2).T
+    assert len(set((ends - starts).tolist())) == 1, "all labels are of one height"
+    below = picture[434:, 104:].min(0) < 128
+    starts, ends = np.flatnonzero(np.diff(np.pad(below, 1).astype(int))).reshape(-1, 2).T
+    assert len(set((ends - starts).tolist())) == 1
+
+
 def test_a_confusion_matrix_may_have_counts_and_totals(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     monkeypatch.setattr(thumbnails, "write", lambda pen, at, text, **options: texts.append(text))

@@ -17,7 +17,7 @@ from extras.sweep import coordinator as module
 from extras.sweep.display import Display
 from extras.sweep.ranking import repeated, t_quantile
 from extras.sweep.results import Result, conclude
-from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial
+from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial, rank
 from extras.sweep.trial_process import Progress, Running
 from tests import forked
 from tests.extras.sweep.made_up import (
@@ -369,6 +369,17 @@ def test_a_setting_of_which_trials_failed_is_not_the_best(make: Callable[[str, S
     best = finish(folder).best
     assert best is not None
     assert best.values["optimizer.args.lr"] == "0.2"
+    assert "Settings without some of their trials, which might" in (folder.path / "report.md").read_text()
+
+
+def test_of_equal_means_the_best_is_the_first_of_the_table(make: Callable[[str, Spec], SweepFolder]) -> None:
+    searched = spec("optimizer.args.lr=0.1,0.2", "seed=0..1")
+    folder = make("equal", searched)
+    trials = trained_on(folder, {"0.1": (2.0, 2.0), "0.2": (1.0, 3.0)})
+    best = finish(folder).best
+    assert best is not None
+    assert best.name == "trial-000"
+    assert repeated(rank(trials, searched), searched)[0].trials[0].name == best.name
 
 
 def test_a_lucky_seed_is_not_the_best_setting(
@@ -382,7 +393,7 @@ def test_a_lucky_seed_is_not_the_best_setting(
     assert best.values == {"optimizer.args.lr": "0.2", "seed": "0"}
     assert json.loads((folder.path / "best.json").read_text()) == json.loads(best.run.config.read_text())
     assert f"best      mean 2.000 over 3, as {best.name}; to train it again" in capsys.readouterr().out
-    assert f"The best mean, 2 over 3 seeds or folds, is that of {best.name}" in (folder.path / "report.md").read_text()
+    assert f"The best mean over 3 seeds or folds, 2, is that of {best.name}" in (folder.path / "report.md").read_text()
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("metrics", ["loss"], 'unknown metric "loss"'),
         ("metrics", [{"type": "accuracy", "name": "loss"}], 'logged as "loss", but that name is taken'),
         ("metrics", [{"type": "accuracy", "name": "seconds"}], 'logged as "seconds", but that name is taken'),
+        ("metrics", [{"type": "accuracy", "name": "samples"}], 'logged as "samples", but that name is taken'),
         ("metrics", [{"type": "accuracy", "name": "lr_head"}], 'logged as "lr_head", but that name is taken'),
         ("metrics", [{"type": "F1Score", "args": {"task": "multiclass"}}], "F1Score rejects this"),
         (
