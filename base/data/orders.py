@@ -194,6 +194,7 @@ def class_indices(source: Source) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not whole or targets.shape != (len(source),) or ((targets < 0) | (targets >= MOST_CLASSES)).any():
+    if not whole or targets.shape != (len(source),):
         return None
-    return targets.long()
+    targets = targets.long()  # first: the bounds may not fit into a smaller dtype
+    return None if ((targets < 0) | (targets >= MOST_CLASSES)).any() else targets

@@ -105,6 +105,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
     """
     from PIL import Image
 
+    image.load()  # which rotates a TIFF
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises many types

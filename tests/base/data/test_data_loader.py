@@ -218,6 +218,17 @@ def test_facts_of_classes() -> None:
         loader.facts()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint64])
+def test_classes_may_have_any_dtype_of_integers(dtype: torch.dtype) -> None:
+    class Compact(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> TensorSource:
+            return TensorSource(torch.zeros(4, 6), torch.tensor([0, 2, 100, 2]).to(dtype))
+
+    counts = Compact(**ARGS).facts()["class_counts"]
+    assert len(counts) == 101
+    assert [counts[each] for each in (0, 2, 100)] == [1, 2, 1]
+
+
 def test_a_run_records_what_follows_from_its_data(fit: Callable[..., train.Result]) -> None:
     """For comparisons: it differs between folds."""
     loss = {"type": "cross_entropy", "args": {"weight": "${data.class_weights}"}}

@@ -322,8 +322,9 @@ def test_a_tiff_that_says_what_is_white_is_read_so(tmp_path: Path, dtype: Any, w
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[341] = float(white)
     tags.tagtype[341] = 12
+    tags[0x0112] = 3  # upside down
     Image.fromarray(gradient(dtype, white)).save(tmp_path / "said.tiff", tiffinfo=tags)
-    found = read_image(str(tmp_path / "said.tiff"), size=16)[:, :, 0]
+    found = read_image(str(tmp_path / "said.tiff"), size=16)[::-1, ::-1, 0]
     assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
 
 
@@ -363,12 +364,14 @@ def test_of_the_exif_only_the_orientation_counts(tmp_path: Path, tag: int, turne
     assert np.abs(red - RED).max() < 40
 
 
+@pytest.mark.parametrize("name", ["turned.png", "turned.tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_pillows(tmp_path: Path, orientation: int) -> None:
+def test_every_orientation_is_pillows(tmp_path: Path, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(values).save(tmp_path / "turned.png", exif=exif)
-    with Image.open(tmp_path / "turned.png") as image:
+    Image.fromarray(values).save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-    assert (read_image(str(tmp_path / "turned.png"), size=16) == expected).all()
+    assert (expected == values).all() == (orientation == 1)
+    assert (read_image(str(tmp_path / name), size=16) == expected).all()
