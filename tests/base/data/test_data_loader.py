@@ -114,6 +114,14 @@ def test_a_split_of_ones_own_holds_out_what_it_says() -> None:
     assert split_loader((torch.arange(50), [])).validation() is None
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint64])
+def test_a_split_of_ones_own_may_be_integers_of_any_dtype(dtype: torch.dtype) -> None:
+    loader = split_loader((torch.arange(40).to(dtype), torch.arange(40, 50).to(dtype)))
+    assert held_out(loader) == set(range(40, 50))
+    targets: Any = loader.training_data(augment=False).targets
+    assert loader.facts()["class_counts"] == targets[:40].bincount(minlength=3).tolist()
+
+
 def test_validation_data_of_its_own_rules_out_a_split() -> None:
     loader = RandomTensorLoader(**ARGS, validation_split=10)
     loader.validation_data = loader.test_data  # type: ignore[method-assign]
