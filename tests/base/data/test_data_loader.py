@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.datasets import FakeData
 
 import train
 from base.base_data_loader import BaseDataLoader
@@ -235,6 +236,16 @@ def test_classes_may_have_any_dtype_of_integers(dtype: torch.dtype) -> None:
     counts = Compact(**ARGS).facts()["class_counts"]
     assert len(counts) == 101
     assert [counts[each] for each in (0, 2, 100)] == [1, 2, 1]
+
+
+def test_classes_are_those_that_a_target_transform_returns() -> None:
+    class Halves(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> Any:
+            data: Any = FakeData(5, (1, 2, 2), target_transform=lambda digit: digit // 5)
+            data.targets = [0, 4, 5, 9, 9]
+            return data
+
+    assert Halves(**ARGS).facts()["class_counts"] == [2, 3]
 
 
 def test_a_run_records_what_follows_from_its_data(fit: Callable[..., train.Result]) -> None:
