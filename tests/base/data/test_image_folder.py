@@ -1,8 +1,10 @@
 """A user's images: found, decoded as a person sees them, and each mistake reported with its place."""
 
 import contextlib
+import errno
 import io
 import multiprocessing
+import os
 import shutil
 import struct
 import unicodedata
@@ -130,6 +132,20 @@ def test_files_that_are_not_images_are_skipped_and_reported(photos: Path, capfd:
     assert made.read("train").labels.bincount().tolist() == [8, 2, 13]
     assert "23 images in" in (said := capfd.readouterr().err)
     assert "skipped 2 files that are not images" in said
+
+
+def test_a_folder_that_cannot_be_read_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(photos, {"train/big dog/more": 2})
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", denied)
+    with pytest.raises(DataError, match="big dog/more cannot be read: Permission denied"):
+        loader(photos).read("train")
 
 
 def test_a_class_is_the_same_however_a_system_writes_its_letters(photos: Path) -> None:
