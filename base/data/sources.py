@@ -18,8 +18,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        """The samples with these indices, int64 of shape (B,) or a slice, as one batch."""
+    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
+        """The samples with these indices, int64 of shape (B,), as one batch."""
         ...
 
 

@@ -217,6 +217,26 @@ def test_a_change_to_a_copy_of_data_in_memory_stays_out_of_later_batches() -> No
     assert torch.equal(stored, torch.arange(24.0))
 
 
+class Rows:
+    """A user's source of batches."""
+
+    def __init__(self) -> None:
+        self.stored = torch.arange(23.0)
+
+    def __len__(self) -> int:
+        return 23
+
+    def batch(self, indices: Tensor, random: SampleRandom) -> Tensor:
+        return self.stored[indices]
+
+
+def test_what_is_done_to_a_batch_of_an_own_source_leaves_its_data_as_they_are() -> None:
+    source = Rows()
+    for micro_batch in Batches(source, batch_size=5).one_pass():
+        micro_batch.data.zero_()
+    assert torch.equal(source.stored, torch.arange(23.0))
+
+
 def test_data_created_in_inference_mode_is_read_like_any_other() -> None:
     """Such as features that another model has computed."""
     with torch.inference_mode():
