@@ -127,8 +127,8 @@ class BaseDataLoader(ABC):
         """How often to draw each training sample, relative to the others: floats >= 0 of shape (N,), for all samples of
         ``training_data``, including those held out later. None: every sample once per pass.
 
-        With weights, a pass draws as many samples as there are, with replacement. Called after each ``begin_epoch``,
-        which may change them; an epoch that begins in the middle of a pass draws the rest of it by the new ones.
+        With weights, a pass draws as many samples as there are, with replacement. Called when the data is read and
+        after each ``begin_epoch``, which may change them; an epoch within a pass draws the rest of it by the new ones.
         """
         return None
 

@@ -74,7 +74,7 @@ class ImageFolderLoader(ImageLoader):
         if part not in self._read:
             root = self.data_dir / part
             files = [path for path, _ in find_images(root, self.class_names)]
-            made_from = fingerprint(root, files, "images, version 2", self.size, self.white, self.class_names)
+            made_from = fingerprint(root, files, "images, version 3", self.size, self.white, self.class_names)
             cache = ImageCache(self.cache_dir, f"{part}-{self.size}", made_from)
             self._read[part] = cache.load(in_memory=self.in_memory) or self._decode(part, cache)
         return self._read[part]

@@ -1,5 +1,6 @@
 """The examples of docs/data.md run as printed."""
 
+import csv
 import itertools
 import json
 from collections.abc import Callable
@@ -65,6 +66,19 @@ def test_the_text_examples_facts() -> None:
     assert loader.facts() == {"vocabulary_size": 20}
     widths = [batch[0].shape[1] - int((batch[0] > 0).sum(1).min()) - 1 for batch in loaded(loader.training(seed=0))]
     assert sum(widths) / len(widths) < 8, "little is padded"
+
+
+def test_an_example_prepares_new_inputs_like_its_test_data() -> None:
+    patients = DATA_LOADERS["PatientLoader"](batch_size=120)
+    raw, _ = patients.measurements(seed=1)
+    [(inputs, _)] = loaded(patients.test())
+    assert torch.equal(patients.prepare_input(raw, patients.input_facts()), inputs)
+
+    table = DATA_LOADERS["TableLoader"](**{**TABLE, "eval_batch_size": 300})
+    [(inputs, _)] = loaded(table.test())
+    with Path(TABLE["test_file"]).open(newline="") as file:
+        rows = [table.prepare_input(row, table.input_facts()) for row in csv.DictReader(file)]
+    assert torch.equal(torch.stack(rows), inputs)
 
 
 TRAINED = [config for config in CONFIGS if config["type"] not in ("Masks", "TextLoader", "TableLoader")]

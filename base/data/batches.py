@@ -121,6 +121,8 @@ class Batches:
         self.indices = indices
         self.seed = seed
         self.num_workers = num_workers
+        # in any other source, a slice would select views: what is done to a batch would be done to the data
+        self._takes_slices = type(source).batch is TensorSource.batch
         self.num_samples = len(source) if indices is None else len(indices)
         self.order = order
         self.weighted = weighted(order)
@@ -254,8 +256,10 @@ class Batches:
             size, (passes, start, stop) = self._loaded_range(batch_range)
             current, key = self._pass(passes), self._random_key(passes)
             draws = current.between(start, stop)
+            if not self._takes_slices:
+                draws = as_tensor(draws)
             random = SampleRandom(draws, key, functools.partial(current.random.uniform, key, start, stop))
-            indices = self._batch_indices(current, draws, start, stop)
+            indices: Any = self._batch_indices(current, draws, start, stop)
             yield MicroBatch(batch_range, size, self.source.batch(indices, random))
         if isinstance(self.source, TensorSource):
             self.source.check_views()

@@ -184,16 +184,21 @@ def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
 def class_indices(source: Source) -> Tensor | None:
     """The class of every sample, int64 of shape (N,); None if the targets are something else.
 
-    Targets come from a ``TensorSource``, or from a data set's attribute ``targets``, as in torchvision.
+    Targets come from a ``TensorSource``, or from a data set's attribute ``targets``, as in torchvision, to which its
+    ``target_transform`` is applied.
     """
-    targets = getattr(getattr(source, "dataset", source), "targets", None)
+    dataset = getattr(source, "dataset", source)
+    targets: Any = getattr(dataset, "targets", None)
     if isinstance(targets, ArrayFile):
         targets = targets.rows(slice(0, len(targets)))
     try:
+        if transform := getattr(dataset, "target_transform", None):
+            targets = [transform(int(target)) for target in targets]
         targets = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # also of the user's code
         return None
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not whole or targets.shape != (len(source),) or ((targets < 0) | (targets >= MOST_CLASSES)).any():
+    if not whole or targets.shape != (len(source),):
         return None
-    return targets.long()
+    targets = targets.long()  # first: the bounds may not fit into a smaller dtype
+    return None if ((targets < 0) | (targets >= MOST_CLASSES)).any() else targets

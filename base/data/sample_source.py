@@ -33,9 +33,9 @@ class SampleSource:
         """Called where the data set may have changed, and with it the generators that it keeps and draws from."""
         self.generators = DrawnGenerators()
 
-    def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
+    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
         """The samples, collated. For ``collate``, the generators are seeded too, from the batch's first draw."""
-        numbers = as_tensor(indices).tolist()
+        numbers = indices.tolist()
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         try:
             with OneThread():

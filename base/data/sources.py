@@ -18,8 +18,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor | slice, random: SampleRandom) -> Any:
-        """The samples with these indices, int64 of shape (B,) or a slice, as one batch."""
+    def batch(self, indices: Tensor, random: SampleRandom) -> Any:
+        """The samples with these indices, int64 of shape (B,), as one batch."""
         ...
 
 
@@ -70,7 +70,7 @@ class TensorSource:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        if isinstance(indices, slice) and self.is_plain() and not torch.is_inference_mode_enabled():
+        if isinstance(indices, slice) and self.is_plain() and _counts_changes(self.inputs, self.targets):
             return self._views(self.inputs, self.targets, indices)  # type: ignore[arg-type]
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
@@ -98,14 +98,18 @@ class TensorSource:
         self.check_views()
         self._versions, last = (inputs._version, targets._version), self._last_views
         # a data set of one batch returns the same tensors every time, unless they require gradients
-        if last is None or last[0] != indices or last[1][0].requires_grad:
-            self._last_views = last = indices, (_aligned(inputs[indices]), _aligned(targets[indices]))
-        return last[1]
+        if last is not None and last[0] == indices and not last[1][0].requires_grad:
+            return last[1]
+        views = inputs[indices], targets[indices]
+        batch = _aligned(views[0]), _aligned(views[1])
+        # copies must be made again: a change to them goes unnoticed
+        self._last_views = (indices, views) if batch[0] is views[0] and batch[1] is views[1] else None
+        return batch
 
     def check_views(self) -> None:
         """Raise DataError if the last batch was views, and was written to.
 
-        torch's private count of in-place changes, ``Tensor._version``, shows it; but not in inference mode.
+        torch's private count of in-place changes, ``Tensor._version``, shows it.
         """
         inputs, targets = self.inputs, self.targets
         if self._versions and self._versions != (inputs._version, targets._version):  # type: ignore[union-attr]
@@ -133,6 +137,11 @@ class TensorSource:
         """Whether a batch is returned exactly as stored."""
         changed = self.augment is not None or self.augment_pair is not None or self.transform is not None
         return self.in_memory and not changed
+
+
+def _counts_changes(*data: Tensor | ArrayFile) -> bool:
+    """Whether changes in place are counted: not in inference mode, nor of tensors that were created in it."""
+    return not torch.is_inference_mode_enabled() and not any(isinstance(x, Tensor) and x.is_inference() for x in data)
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:

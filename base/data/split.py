@@ -70,11 +70,12 @@ def check_split(parts: Any, count: int, *, by: str) -> tuple[Tensor, Tensor]:
 
 def _as_indices(part: Any, count: int) -> Tensor:
     indices = torch.as_tensor(part).detach().cpu()
-    if not indices.numel():  # torch makes floats of []
-        indices = indices.long()
     if indices.dtype == torch.bool and indices.shape == (count,):
         indices = indices_of(indices)
-    is_integer = indices.dim() == 1 and not indices.is_floating_point() and indices.dtype != torch.bool
-    if not is_integer or ((indices < 0) | (indices >= count)).any():
+    is_integer = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+    # torch makes floats of [], takes uint8 for a mask, and has no comparison for other unsigned integers
+    if not indices.numel() or (is_integer and indices.dtype != torch.int32):
+        indices, is_integer = indices.long(), True
+    if not is_integer or indices.dim() != 1 or ((indices < 0) | (indices >= count)).any():
         raise ValueError(f"got {describe_batch(indices)}")
     return indices

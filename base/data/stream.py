@@ -73,9 +73,9 @@ class StreamSource:
     def __len__(self) -> int:
         return ENDLESS if self.length is None else self.length
 
-    def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Any, Snapshot | None]:
+    def batch(self, indices: Tensor, random: SampleRandom) -> tuple[Any, Snapshot | None]:
         """The samples with consecutive numbers as one batch, and the stream's position after it; None without state."""
-        numbers = range(indices.start, indices.stop) if isinstance(indices, slice) else indices.tolist()
+        numbers = indices.tolist()
         with suppress(Exception):  # what is wrong is raised where it is read
             self.check_first_sample(random.key)
         with OneThread():

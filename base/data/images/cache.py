@@ -107,10 +107,16 @@ def files_below(folder: Path, on_error: Callable[[OSError], None] | None = None)
     """
     found = []
     for path, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
-        above = {Path(path).resolve(), *Path(path).resolve().parents}
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(path, name).resolve() not in above]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_above(Path(path, name))]
         found += [(path, name) for name in names if not name.startswith(".")]
     return [f"{path}{os.sep}{name}" for path, name in sorted(found)]
+
+
+def _leads_above(folder: Path) -> bool:
+    """Whether this is a link to a folder that it is in, perhaps by way of other links."""
+    if not folder.is_symlink():
+        return False
+    return folder.resolve() in {*folder.parent.resolve().parents, *(each.resolve() for each in folder.parents)}
 
 
 def fingerprint(root: Path, files: Iterable[str], *parts: object) -> str:

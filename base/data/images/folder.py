@@ -54,15 +54,22 @@ def class_folders(root: Path) -> list[str]:
 
 
 def find_images(root: Path, class_names: Sequence[str]) -> list[tuple[str, int]]:
-    """The path of each image in the class folders, and the index of its class. Raises DataError for other classes."""
+    """The path of each image in the class folders, and the index of its class.
+
+    Raises DataError for other classes, and for a folder that cannot be read.
+    """
     found = []
     for folder in class_folders(root):
         if class_name(folder) not in class_names:
             known = ", ".join(at_most(10, class_names))
             raise DataError(f"{root} has a class that is not in the training data: {folder}; expected one of: {known}")
         label = class_names.index(class_name(folder))
-        found += [(path, label) for path in files_below(root / folder) if is_image(path)]
+        found += [(path, label) for path in files_below(root / folder, _raise_unreadable) if is_image(path)]
     return found
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def decode(
@@ -105,6 +112,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
     """
     from PIL import Image
 
+    image.load()  # which rotates a TIFF
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises many types

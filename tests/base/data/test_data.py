@@ -206,6 +206,48 @@ def test_evaluation_leaves_the_data_as_they_are() -> None:
     assert torch.equal(stored, torch.arange(23.0))
 
 
+def test_a_change_to_a_copy_of_data_in_memory_stays_out_of_later_batches() -> None:
+    """Data that is not aligned is copied, even if it is a single batch, which is the same every time."""
+    stored = torch.arange(24.0)
+    batches = Batches(TensorSource(stored[1:], torch.arange(23)), batch_size=23)
+    for _ in range(2):
+        inputs = next(batches.one_pass()).data[0]
+        assert torch.equal(inputs, torch.arange(1, 24.0))
+        inputs.zero_()
+    assert torch.equal(stored, torch.arange(24.0))
+
+
+class Rows:
+    """A user's source of batches."""
+
+    def __init__(self) -> None:
+        self.stored = torch.arange(23.0)
+
+    def __len__(self) -> int:
+        return 23
+
+    def batch(self, indices: Tensor, random: SampleRandom) -> Tensor:
+        return self.stored[indices]
+
+
+def test_what_is_done_to_a_batch_of_an_own_source_leaves_its_data_as_they_are() -> None:
+    source = Rows()
+    for micro_batch in Batches(source, batch_size=5).one_pass():
+        micro_batch.data.zero_()
+    assert torch.equal(source.stored, torch.arange(23.0))
+
+
+def test_data_created_in_inference_mode_is_read_like_any_other() -> None:
+    """Such as features that another model has computed."""
+    with torch.inference_mode():
+        stored = torch.arange(23.0)
+    for micro_batch in Batches(TensorSource(stored, torch.arange(23)), batch_size=5).one_pass():
+        inputs, targets = micro_batch.data
+        assert torch.equal(inputs, targets.float())
+        inputs.zero_()
+    assert torch.equal(stored, torch.arange(23.0))
+
+
 def test_augmentation_does_not_depend_on_the_batch() -> None:
     small, large = (Batches(numbers(), batch_size=size, seed=1) for size in (2, 23))
     assert torch.equal(torch.cat([inputs for inputs, _ in passes(small, 1)]), passes(large, 1)[0][0])

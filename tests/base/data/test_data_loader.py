@@ -10,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.datasets import FakeData
 
 import train
 from base.base_data_loader import BaseDataLoader
@@ -114,6 +115,14 @@ def test_a_split_of_ones_own_holds_out_what_it_says() -> None:
     assert split_loader((torch.arange(50), [])).validation() is None
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint64])
+def test_a_split_of_ones_own_may_be_integers_of_any_dtype(dtype: torch.dtype) -> None:
+    loader = split_loader((torch.arange(40).to(dtype), torch.arange(40, 50).to(dtype)))
+    assert held_out(loader) == set(range(40, 50))
+    targets: Any = loader.training_data(augment=False).targets
+    assert loader.facts()["class_counts"] == targets[:40].bincount(minlength=3).tolist()
+
+
 def test_validation_data_of_its_own_rules_out_a_split() -> None:
     loader = RandomTensorLoader(**ARGS, validation_split=10)
     loader.validation_data = loader.test_data  # type: ignore[method-assign]
@@ -216,6 +225,27 @@ def test_facts_of_classes() -> None:
     loader.class_names = ["a", "b"]
     with pytest.raises(DataError, match="class_names has 2 names, but the targets are classes from 0 to 2"):
         loader.facts()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint64])
+def test_classes_may_have_any_dtype_of_integers(dtype: torch.dtype) -> None:
+    class Compact(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> TensorSource:
+            return TensorSource(torch.zeros(4, 6), torch.tensor([0, 2, 100, 2]).to(dtype))
+
+    counts = Compact(**ARGS).facts()["class_counts"]
+    assert len(counts) == 101
+    assert [counts[each] for each in (0, 2, 100)] == [1, 2, 1]
+
+
+def test_classes_are_those_that_a_target_transform_returns() -> None:
+    class Halves(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> Any:
+            data: Any = FakeData(5, (1, 2, 2), target_transform=lambda digit: digit // 5)
+            data.targets = [0, 4, 5, 9, 9]
+            return data
+
+    assert Halves(**ARGS).facts()["class_counts"] == [2, 3]
 
 
 def test_a_run_records_what_follows_from_its_data(fit: Callable[..., train.Result]) -> None:

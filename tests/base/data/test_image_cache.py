@@ -172,3 +172,11 @@ def test_files_below_a_folder_are_found(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to(tmp_path / "nothing")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     assert files_below(tmp_path) == [f"{tmp_path}/{name}" for name in ("broken", "a/y", "a/b/x")]
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+        (tmp_path / name / "link").symlink_to(tmp_path / other)
+    assert files_below(tmp_path / "a") == [f"{tmp_path}/a/x", f"{tmp_path}/a/link/x"]

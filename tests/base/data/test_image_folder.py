@@ -1,8 +1,10 @@
 """A user's images: found, decoded as a person sees them, and each mistake reported with its place."""
 
 import contextlib
+import errno
 import io
 import multiprocessing
+import os
 import shutil
 import struct
 import unicodedata
@@ -130,6 +132,20 @@ def test_files_that_are_not_images_are_skipped_and_reported(photos: Path, capfd:
     assert made.read("train").labels.bincount().tolist() == [8, 2, 13]
     assert "23 images in" in (said := capfd.readouterr().err)
     assert "skipped 2 files that are not images" in said
+
+
+def test_a_folder_that_cannot_be_read_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(photos, {"train/big dog/more": 2})
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", denied)
+    with pytest.raises(DataError, match="big dog/more cannot be read: Permission denied"):
+        loader(photos).read("train")
 
 
 def test_a_class_is_the_same_however_a_system_writes_its_letters(photos: Path) -> None:
@@ -322,8 +338,9 @@ def test_a_tiff_that_says_what_is_white_is_read_so(tmp_path: Path, dtype: Any, w
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[341] = float(white)
     tags.tagtype[341] = 12
+    tags[0x0112] = 3  # upside down
     Image.fromarray(gradient(dtype, white)).save(tmp_path / "said.tiff", tiffinfo=tags)
-    found = read_image(str(tmp_path / "said.tiff"), size=16)[:, :, 0]
+    found = read_image(str(tmp_path / "said.tiff"), size=16)[::-1, ::-1, 0]
     assert np.abs(found.astype(int) - gradient(int, 255)).max() <= 1
 
 
@@ -363,12 +380,14 @@ def test_of_the_exif_only_the_orientation_counts(tmp_path: Path, tag: int, turne
     assert np.abs(red - RED).max() < 40
 
 
+@pytest.mark.parametrize("name", ["turned.png", "turned.tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_pillows(tmp_path: Path, orientation: int) -> None:
+def test_every_orientation_is_pillows(tmp_path: Path, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(values).save(tmp_path / "turned.png", exif=exif)
-    with Image.open(tmp_path / "turned.png") as image:
+    Image.fromarray(values).save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-    assert (read_image(str(tmp_path / "turned.png"), size=16) == expected).all()
+    assert (expected == values).all() == (orientation == 1)
+    assert (read_image(str(tmp_path / name), size=16) == expected).all()
