@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from base.data.batches import Batches
 from base.data.collate import collate_samples
 from base.data.device_cache import DeviceCache
-from base.data.errors import call_hook
+from base.data.errors import ARGUMENTS, call_hook
 from base.data.orders import (
     MOST_CLASSES,
     Bucketed,
@@ -33,10 +33,9 @@ from base.data.orders import (
 from base.data.sample_source import as_source
 from base.data.sources import Source
 from base.data.split import check_folds, check_split, split_at_random
-from base.data.stream import StreamBatches, StreamSource
+from base.data.stream import StreamBatches, StreamSource, check_for_training
 from utils.errors import DataError
 from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
-from utils.text import listed
 
 
 class BaseDataLoader(ABC):
@@ -214,14 +213,21 @@ class BaseDataLoader(ABC):
         """Shuffled, augmented batches, in an order and with an augmentation determined by the seed."""
         source = self._source(augment=True)
         if isinstance(source, StreamSource):
-            self._check_stream(source)
+            asked = {
+                self._holds_out(): True,
+                "balanced": self.balanced,
+                "sample_weights()": self.defines("sample_weights"),
+                "lengths()": call_hook(self, "lengths") is not None,
+            }
+            check_for_training(source, [name for name, given in asked.items() if name and given])
             return StreamBatches(source, batch_size=self.batch_size, seed=seed, num_workers=self.num_workers)
         train, _ = self._split(len(source))
         count = len(source) if train is None else len(train)
         if self.drop_last and count < self.batch_size:
             raise DataError(
-                f"data_loader.args.drop_last: the {count} training samples do not fill one batch of {self.batch_size}, "
-                "so all would be dropped; set a smaller batch_size, or drop_last to false"
+                f"the {count} training samples do not fill one batch of {self.batch_size}, "
+                "so all would be dropped; set a smaller batch_size, or drop_last to false",
+                (*ARGUMENTS, "drop_last"),
             )
         return Batches(
             source,
@@ -294,24 +300,6 @@ class BaseDataLoader(ABC):
         source = as_source(data, collate)
         return self.device_cache.keep(source, self.device) if self.device_cache else source
 
-    def _check_stream(self, source: StreamSource) -> None:
-        """Raise DataError if a stream for training has a length, or is combined with what needs indices."""
-        asked = {
-            self._holds_out(): True,
-            "balanced": self.balanced,
-            "sample_weights()": self.defines("sample_weights"),
-            "lengths()": call_hook(self, "lengths") is not None,
-        }
-        if names := [name for name, given in asked.items() if name and given]:
-            raise DataError(
-                f"the training data is a stream, which has no indices; leave {listed(names)} out. To hold out samples, "
-                "define validation_data()"
-            )
-        if source.length is not None:
-            raise DataError(
-                "a stream for training must not have a length; trainer.steps_per_epoch sets the length of an epoch"
-            )
-
     def _evaluation(self, source: Source, indices: Tensor | None, phase: str = "validation") -> Batches:
         if not len(source):
             raise DataError(f"{type(self).__name__}: the {phase} data is empty")
@@ -331,7 +319,8 @@ class BaseDataLoader(ABC):
         if not self.shuffle:
             if weighted or lengths is not None:
                 what = "balanced, sample_weights() or lengths()"
-                raise DataError(f"data_loader.args.shuffle: {what} determines the order, so shuffle cannot be false")
+                message = f"{what} determines the order, so shuffle cannot be false"
+                raise DataError(message, (*ARGUMENTS, "shuffle"))
             return None
         order: Order = Shuffled(len(source) if train is None else len(train), seed)
         if weighted:
@@ -345,7 +334,7 @@ class BaseDataLoader(ABC):
         """The weights of the training samples in an epoch, float64 of shape (N,)."""
         given, kind = call_hook(self, "sample_weights"), type(self).__name__
         if given is not None and self.balanced:
-            raise DataError(f"data_loader.args.balanced: {kind} has its own sample_weights(); leave balanced out")
+            raise DataError(f"{kind} has its own sample_weights(); leave balanced out", (*ARGUMENTS, "balanced"))
         if given is not None:
             weights = check_weights(given, len(source), kind=kind)
             weights = weights if train is None else weights[train]
@@ -357,9 +346,10 @@ class BaseDataLoader(ABC):
         classes = class_indices(source)
         if classes is None:
             raise DataError(
-                "data_loader.args.balanced: needs a class for each sample: integer targets from 0 to "
+                "needs a class for each sample: integer targets from 0 to "
                 f'{MOST_CLASSES - 1:,}, of shape (N,), in a TensorSource or as "targets" of the data set; otherwise '
-                "define sample_weights()"
+                "define sample_weights()",
+                (*ARGUMENTS, "balanced"),
             )
         return balanced_sample_weights(classes if train is None else classes[train])
 

@@ -66,12 +66,10 @@ def call(path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | 
     """Call a component. Errors name its path in the config and, if raised in the user's own code, the line there."""
     try:
         built = make()
-    except (CheckpointError, DataError) as error:  # also that of a teacher which a constructor loads
-        message = str(error)
-        # of this data loader, which may be a validation set's
-        if path[0] != "trainer" and (named := re.match(r"data_loader\.args\.(\w+): ", message)):
-            path, message = (*path, named[1]), message[named.end() :]
-        raise type(error)(message, path) from error
+    except (CheckpointError, DataError) as error:
+        if path[0] == "trainer":  # of a teacher that its constructor loads, with a config of its own
+            raise type(error)(str(error), path) from error
+        raise type(error)(error.message, (*path, *error.path[2:])) from error  # of an argument of this data loader
     except UserError:
         raise
     except Exception as error:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from base.data.errors import ARGUMENTS
 from base.data.sources import Source, TensorSource
 from utils.errors import DataError
 
@@ -27,10 +28,8 @@ class DeviceCache:
         if self.if_suitable and (device.type == "cpu" or not _is_suitable(source)):
             return source
         if not isinstance(source, TensorSource) or not source.in_memory:
-            raise DataError(
-                "data_loader.args.device_cache: only tensors in memory (a TensorSource) can be kept on the device; "
-                "leave device_cache out"
-            )
+            message = "only tensors in memory (a TensorSource) can be kept on the device; leave device_cache out"
+            raise DataError(message, (*ARGUMENTS, "device_cache"))
         source.inputs, source.targets = self._move(source.inputs, device), self._move(source.targets, device)
         return source
 

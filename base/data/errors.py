@@ -7,6 +7,8 @@ from utils.errors import DataError, UserError
 from utils.text import listed
 from utils.user_code import format_error_with_source
 
+ARGUMENTS = ("data_loader", "args")
+"""The path of a data loader's arguments, for errors; ``base.construct.call`` knows that of a validation set's."""
 MORE_SHARED_MEMORY = "give the container more, as by docker run --shm-size=8g, or use fewer workers"
 
 

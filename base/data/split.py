@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from base.data.errors import ARGUMENTS
 from utils.errors import DataError
 from utils.random import permutation
 from utils.tree import describe_batch
@@ -26,16 +27,15 @@ def _held_out(count: int, validation_split: float, folds: int | None, fold: int 
     order = permutation(count, "validation")
     if folds is not None and fold is not None:
         if folds > count:
-            raise DataError(f"data_loader.args.folds: {count} training samples are not enough for {folds} folds")
+            raise DataError(f"{count} training samples are not enough for {folds} folds", (*ARGUMENTS, "folds"))
         return order[count * fold // folds : count * (fold + 1) // folds]
     if not validation_split:
         return order[:0]
     split = validation_split
     held_out = max(1, round(split * count)) if isinstance(split, float) else split
     if held_out >= count:
-        raise DataError(
-            f"data_loader.args.validation_split: {split} of {count} training samples leaves none to train on"
-        )
+        message = f"{split} of {count} training samples leaves none to train on"
+        raise DataError(message, (*ARGUMENTS, "validation_split"))
     return order[:held_out]
 
 

@@ -10,12 +10,12 @@ from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
 from base.data.collate import OneThread, collate_samples
-from base.data.errors import collate_error, sample_error
+from base.data.errors import ARGUMENTS, collate_error, sample_error
 from base.data.own_generators import OwnGenerators
 from base.data.sample_random import RandomKey, SampleRandom
 from base.data.seeding import DrawnGenerators
 from utils.errors import CheckpointError, DataError
-from utils.text import count
+from utils.text import count, listed
 
 ENDLESS = 2**62
 """Nominal length of a stream of unknown length, never reached."""
@@ -197,8 +197,9 @@ class StreamBatches(Batches):
         if num_workers > 1 and isinstance(source.samples, IterableDataset):
             name = type(source.samples).__name__
             raise DataError(
-                f"data_loader.args.num_workers: {name} is an IterableDataset, which may split its samples between "
-                "workers itself, but here each worker reads all of them; set num_workers to 1 or 0"
+                f"{name} is an IterableDataset, which may split its samples between "
+                "workers itself, but here each worker reads all of them; set num_workers to 1 or 0",
+                (*ARGUMENTS, "num_workers"),
             )
         super().__init__(source, batch_size=batch_size, seed=seed, num_workers=num_workers)
         self._latest: Snapshot | None = None
@@ -242,6 +243,19 @@ class StreamBatches(Batches):
             raise CheckpointError("the checkpoint has no valid stream position: data.stream")
         self.close()
         self._trained = self.source.snapshot = state if self.source.has_state() else None  # its class may have changed
+
+
+def check_for_training(source: StreamSource, indexed: Sequence[str]) -> None:
+    """Raise DataError if a stream for training has a length, or what needs indices. indexed: its names."""
+    if indexed:
+        raise DataError(
+            f"the training data is a stream, which has no indices; leave {listed(indexed)} out. To hold out samples, "
+            "define validation_data()"
+        )
+    if source.length is not None:
+        raise DataError(
+            "a stream for training must not have a length; trainer.steps_per_epoch sets the length of an epoch"
+        )
 
 
 def check_not_empty(batches: Batches) -> None:
