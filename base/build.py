@@ -200,7 +200,8 @@ def _check_without_validation(loaded: LoadedConfig) -> None:
 def _validation(loaded: LoadedConfig, data: BaseDataLoader) -> dict[str, Batches]:
     """The batches of each validation set by name; a single one has the name ""."""
     at = ("data_loader", "args")
-    seed_generators(loaded.config.seed, "validation data")  # the training data may have been drawn already, for facts
+    # what is held out is of the training data, which the loader may draw again
+    seed_generators(loaded.config.seed, "training data" if data._holds_out() else "validation data")
     held_out: Batches | None = call(loaded, at, type(data).__name__, data.validation, (Batches, type(None)))
     if not loaded.config.validations:
         return {} if held_out is None else {"": held_out}
