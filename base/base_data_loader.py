@@ -91,17 +91,15 @@ class BaseDataLoader(ABC):
             raise ValueError(
                 f'"device_cache" copies data once, but {type(self).__name__}.begin_epoch may change it; leave one out'
             )
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.validation_split = validation_split
-        self.folds = folds
-        self.fold = fold
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.validation_split, self.folds, self.fold = validation_split, folds, fold
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.drop_last = drop_last
         self.balanced = balanced
         asked = not (num_workers or self.defines("begin_epoch")) if device_cache is None else device_cache
         self.device_cache = DeviceCache(if_suitable=device_cache is None) if asked else None
+        self._parts: tuple[Tensor, Tensor] | None = None
         self.device = torch.device("cpu")
         """Where data is kept with device_cache: the training device, once it is known."""
 
@@ -117,8 +115,8 @@ class BaseDataLoader(ABC):
         """Indices of the samples of ``training_data`` to train on, (N,), and of those to hold out, (M,).
 
         By default held out at random, by ``validation_split`` or ``folds``. Override it to hold out all samples of some
-        people, or the latest: integers, or masks of shape (count,). Samples in neither are not used. It must always
-        return the same. Called after ``training_data``, which may call it for statistics of the training samples alone.
+        people, or the latest: integers, or masks of shape (count,). Samples in neither are not used. Called after
+        ``training_data``, which may call it for statistics of the training samples alone: it must return the same.
         """
         return split_at_random(count, validation_split=self.validation_split, folds=self.folds, fold=self.fold)
 
@@ -365,8 +363,10 @@ class BaseDataLoader(ABC):
             raise DataError(f"{type(self).__name__}: the training data is empty")
         if not self._holds_out():
             return None, None
-        kind = type(self)  # the loader may keep an argument as self.split
-        return check_split(kind.split(self, count), count, by=kind.__name__)
+        if self._parts is None:  # asked once: one that draws samples at random would hold out others each time
+            kind = type(self)  # the loader may keep an argument as self.split
+            self._parts = check_split(kind.split(self, count), count, by=kind.__name__)
+        return self._parts
 
 
 def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = None) -> Tensor:

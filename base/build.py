@@ -204,7 +204,8 @@ def _validation(config: Config, data: BaseDataLoader) -> tuple[dict[str, Batches
     A single set has the name "".
     """
     at = ("data_loader", "args")
-    seed_generators(config.seed, "validation data")  # the training data may have been drawn already, for facts
+    # what is held out is of the training data, which the loader may draw again
+    seed_generators(config.seed, "training data" if data._holds_out() else "validation data")
     held_out: Batches | None = call(at, type(data).__name__, data.validation, (Batches, type(None)))
     if not config.validations:
         return ({} if held_out is None else {"": held_out}), []

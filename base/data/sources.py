@@ -8,7 +8,7 @@ from torch import Tensor
 
 from base.array_file import ArrayFile
 from base.data.errors import sample_error
-from base.data.sample_random import SampleRandom
+from base.data.sample_random import SampleRandom, as_tensor
 from utils.errors import DataError
 from utils.tree import describe_batch, to_device
 
@@ -70,7 +70,7 @@ class TensorSource:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        if isinstance(indices, slice) and self.is_plain() and _counts_changes(self.inputs, self.targets):
+        if isinstance(indices, slice) and self.is_plain() and _has_views(self.inputs, self.targets):
             return self._views(self.inputs, self.targets, indices)  # type: ignore[arg-type]
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
@@ -139,9 +139,11 @@ class TensorSource:
         return self.in_memory and not changed
 
 
-def _counts_changes(*data: Tensor | ArrayFile) -> bool:
-    """Whether changes in place are counted: not in inference mode, nor of tensors that were created in it."""
-    return not torch.is_inference_mode_enabled() and not any(isinstance(x, Tensor) and x.is_inference() for x in data)
+def _has_views(*data: Tensor | ArrayFile) -> bool:
+    """Whether consecutive samples can be views whose changes are counted: not if sparse, nor in inference mode."""
+    if torch.is_inference_mode_enabled():
+        return False
+    return not any(isinstance(x, Tensor) and (x.is_inference() or x.layout is not torch.strided) for x in data)
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
@@ -151,9 +153,9 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
     """
     if isinstance(data, ArrayFile):
         return data.rows(indices)
-    if isinstance(indices, slice):
+    if isinstance(indices, slice) and data.layout is torch.strided:
         return data[indices].clone()
-    return data.index_select(0, indices.to(data.device))
+    return data.index_select(0, as_tensor(indices).to(data.device))
 
 
 def _aligned(view: Tensor) -> Tensor:

@@ -233,7 +233,10 @@ class StreamBatches(Batches):
         return position.samples - (self._trained["position"] if self._trained else 0)
 
     def state_dict(self) -> Snapshot | None:
-        """The stream's position; None without state or before reading. The same for any number of processes."""
+        """The stream's position; None without state or before reading.
+
+        It is that of the main process, and with several, within the last batch: the rest of it is read again.
+        """
         return self._trained
 
     def load_state_dict(self, state: Snapshot | None) -> None:

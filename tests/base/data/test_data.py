@@ -248,6 +248,13 @@ def test_data_created_in_inference_mode_is_read_like_any_other() -> None:
     assert torch.equal(stored, torch.arange(23.0))
 
 
+def test_sparse_data_is_read_in_order_too() -> None:
+    stored = torch.diag(torch.arange(1, 24.0))
+    batches = Batches(TensorSource(stored.to_sparse(), torch.arange(23)), batch_size=5)
+    inputs = [micro_batch.data[0].to_dense() for micro_batch in batches.one_pass()]
+    assert torch.equal(torch.cat(inputs), stored)
+
+
 def test_augmentation_does_not_depend_on_the_batch() -> None:
     small, large = (Batches(numbers(), batch_size=size, seed=1) for size in (2, 23))
     assert torch.equal(torch.cat([inputs for inputs, _ in passes(small, 1)]), passes(large, 1)[0][0])

@@ -14,6 +14,7 @@ from torchvision.datasets import FakeData
 
 import train
 from base.base_data_loader import BaseDataLoader
+from base.build import build_experiment, build_training, with_facts
 from base.data import Batches, SampleRandom, TensorSource
 from base.data.sample_source import as_source
 from data_loader.cifar10 import CIFAR10Loader
@@ -236,6 +237,31 @@ def test_classes_may_have_any_dtype_of_integers(dtype: torch.dtype) -> None:
     counts = Compact(**ARGS).facts()["class_counts"]
     assert len(counts) == 101
     assert [counts[each] for each in (0, 2, 100)] == [1, 2, 1]
+
+
+class Drawn(BaseDataLoader):
+    """Draws its data, and which samples to hold out, from the global generator."""
+
+    def split(self, count: int) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(count)
+        return order[10:], order[:10]
+
+    def training_data(self, *, augment: bool) -> TensorSource:
+        return TensorSource(torch.randn(50, 6), torch.randint(0, 3, (50,)))
+
+
+def test_what_is_held_out_of_drawn_data_is_a_part_of_the_same_data(write_config: Callable[..., Path]) -> None:
+    with temporarily(DATA_LOADERS, Drawn):
+        loss = {"type": "cross_entropy", "args": {"weight": "${data.class_weights}"}}
+        config = write_config(data_loader={"type": "Drawn", "args": {"batch_size": 50}}, loss=loss)
+        loaded, data = with_facts(load_config(config))
+        training = build_training(loaded, build_experiment(loaded, data))
+        batches: Any = training.batches
+        validation: Any = training.validation[""]
+        assert torch.equal(batches.source.inputs, validation.source.inputs)
+        assert sorted([*batches.indices.tolist(), *validation.indices.tolist()]) == list(range(50))
+        counts = batches.source.targets[batches.indices].bincount().tolist()
+        assert loaded.config.losses[""].args["weight"] == pytest.approx([40 / (3 * count) for count in counts])
 
 
 def test_classes_are_those_that_a_target_transform_returns() -> None:
