@@ -359,6 +359,17 @@ def test_a_process_without_samples_takes_any_outputs(supervised: bool) -> None:
         assert (stats.classification is not None) == (supervised and isinstance(outputs, Tensor))
 
 
+@pytest.mark.parametrize("samples", [3, 1000])
+def test_r2_leaves_out_outputs_whose_targets_are_constant(samples: int) -> None:
+    """The mean of many 0.1 is not quite 0.1."""
+    varying = torch.linspace(1e9, 1e9 + 1, samples, dtype=torch.float64)
+    true = torch.stack([torch.full_like(varying, 0.1), varying], 1)
+    found = Regression(samples, 2)
+    for start in range(0, samples, 64):
+        found.add(start, true[start : start + 64] + 0.01, true[start : start + 64])
+    assert 0.99 < found.residuals().r2 < 1
+
+
 def test_r2_of_several_outputs_is_the_mean_of_theirs() -> None:
     """Not that of all numbers, to which differences between the outputs' means would add."""
     generator = torch.Generator().manual_seed(0)
