@@ -17,13 +17,16 @@ CLASS_LOSSES = CLASS_LOGITS | {"nll_loss", "NLLLoss", "MultiMarginLoss"}
 """Losses whose outputs, (B, C, ...), are scores of classes."""
 
 
-def are_probabilities(outputs: Tensor) -> bool:
-    """Whether the outputs of every sample, (B, C, ...), are a distribution. The model then ends in a softmax."""
+def are_probabilities(outputs: Tensor) -> bool | None:
+    """Whether the outputs of every sample, (B, C, ...), are a distribution. The model then ends in a softmax.
+
+    A sample that is not finite says nothing about the others; None if none is finite.
+    """
     tolerance = SUM_TOLERANCE if outputs.itemsize < 4 else EXACT_TOLERANCE
     outputs = outputs.detach().float()
     distributions = (outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= tolerance)
-    finite = outputs.isfinite().all(1)  # a broken sample says nothing about the others
-    return bool(finite.any() & (distributions | ~finite).all())
+    finite = outputs.isfinite().all(1)
+    return bool((distributions | ~finite).all()) if finite.any() else None
 
 
 def may_be_classes(loss: str, outputs: int, names: Sequence[str] | None, highest: int | None) -> bool:

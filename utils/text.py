@@ -110,7 +110,7 @@ def one_line(text: str) -> str:
 
 
 def escape_controls(text: str) -> str:
-    """Replace all control characters, including line breaks, with escapes such as \\x1b."""
+    """Replace control characters, but for tabs and line breaks (\\n), with escapes such as \\x1b."""
     return _CONTROL.sub(_as_escape, text)
 
 

@@ -84,7 +84,8 @@ class Interpreter:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self._given: dict[str, bool] = {}
+        self._given: dict[str, bool | None] = {}
+        """Whether outputs are probabilities, by name; None: no output was finite so far."""
 
     def fields(self, outputs: Any, count: int) -> list[Field]:
         """count: number of inputs. Raises DataError unless there is one output for each."""
@@ -123,11 +124,11 @@ class Interpreter:
 
     def _of_tensor(self, outputs: Tensor, task: Task, name: str) -> Iterator[Field]:
         kind = output_kind(outputs, task)
-        if kind == "classes":  # before the dtype is changed
-            given = self._given.setdefault(name, are_probabilities(outputs))
+        if kind == "classes" and self._given.get(name) is None:  # before the dtype is changed
+            self._given[name] = are_probabilities(outputs)
         outputs = _for_numpy(outputs)
         if kind == "classes":
-            yield from classes(outputs if given else outputs.softmax(1), task.class_names, name)
+            yield from classes(outputs if self._given[name] else outputs.softmax(1), task.class_names, name)
         elif kind == "labels":
             chances = outputs if task.losses.get("") in PROBABILITIES else outputs.sigmoid()
             yield from labels(chances, task.class_names, name)

@@ -62,7 +62,8 @@ class EvaluationStats(Observer):
         self.supervised = getattr(experiment, "supervised", True)
         self._begun = False
         self._expected = 0
-        self._given = False
+        self._given: bool | None = None
+        """Whether the outputs are probabilities; None: not known yet, as no output was finite so far."""
         self._of_two = False
         """Whether the outputs are of shape (B,) or (B, 1), for the second of two classes."""
 
@@ -80,6 +81,8 @@ class EvaluationStats(Observer):
             return
         if not self._begun:
             self._recognise(result)
+        if self.classification is not None and self._given is None:
+            self._given = self._are_probabilities(result.outputs)
         if self.classification is None and self.regression is None:
             return
         if not batch_range.size:
@@ -92,7 +95,7 @@ class EvaluationStats(Observer):
         as_classes = of_two_classes if self._of_two else as_probabilities
         if self._of_two:  # a target between the classes is neither
             targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
-        self.add_probabilities(batch_range, as_classes(outputs, given=self._given).cpu(), targets.long(), inputs)
+        self.add_probabilities(batch_range, as_classes(outputs, given=bool(self._given)).cpu(), targets.long(), inputs)
 
     def _pictured(self, batch: Any, samples: int) -> Tensor | None:
         """The inputs of a batch, (inputs, targets), if there are pictures of them.
@@ -166,14 +169,18 @@ class EvaluationStats(Observer):
             if outputs.dim() == 2 and targets.shape == outputs.shape[:1] and 0 < outputs.shape[1] <= MOST_CLASSES:
                 if not may_be_classes(self.loss, outputs.shape[1], self.data.class_names, None):
                     return
-                self.classification = Classification(outputs.shape[1])
-                own = are_probabilities(outputs)  # must be the same in all processes
-                self._given = self.processes.all_reduce_sum([own])[0] == self.processes.world_size
+                self.classification, self._given = Classification(outputs.shape[1]), None
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss in LOGITS | PROBABILITIES:
             if outputs.dim() and len(outputs) == outputs.numel():
                 self._recognise_two_classes(outputs, targets)
         elif targets.is_floating_point() and outputs.shape == targets.shape and self.loss not in NO_REGRESSION:
             self.regression = Regression(self._expected, outputs[0].numel()) if outputs.dim() and len(outputs) else None
+
+    def _are_probabilities(self, outputs: Tensor) -> bool | None:
+        """The same in all processes."""
+        own = are_probabilities(outputs)
+        yes, no = self.processes.all_reduce_sum([own is True, own is False])
+        return not no if yes or no else None
 
     def _recognise_two_classes(self, outputs: Tensor, targets: Tensor) -> None:
         """One output and one target for each sample. All processes must come to the same result."""

@@ -219,7 +219,7 @@ class Residuals(NamedTuple):
     largest: float
     """Largest absolute value."""
     r2: float
-    """Explained fraction of the targets' variance, the mean over the outputs; NaN if all targets are constant."""
+    """Explained fraction of the targets' variance, the mean over the outputs whose targets vary; NaN without any."""
 
 
 class Moments:
@@ -338,6 +338,8 @@ class Regression:
         )
 
     def _r2(self) -> float:
-        found, varied = self._residuals, self._targets.spreads > 0
+        found, targets = self._residuals, self._targets
+        # more than constant float64 targets do by the rounding of their mean
+        varied = targets.spreads > targets.counts * (1e-14 * targets.means) ** 2
         squares = found.spreads + found.counts * found.means**2
-        return float((1 - squares[varied] / self._targets.spreads[varied]).mean()) if varied.any() else math.nan
+        return float((1 - squares[varied] / targets.spreads[varied]).mean()) if varied.any() else math.nan

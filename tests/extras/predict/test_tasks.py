@@ -592,6 +592,14 @@ def test_a_probability_of_a_half_is_of_the_same_class_as_in_torchmetrics() -> No
     assert fields(task, torch.zeros(1, 2), 1)["classes"] == [[]]
 
 
+def test_a_first_batch_that_is_not_finite_does_not_tell_what_the_outputs_are() -> None:
+    """A model that ends in a softmax."""
+    interpreter = Interpreter(Task({"": "cross_entropy"}, outputs=FLOAT, targets=INDEX))
+    interpreter.fields(torch.tensor([[torch.nan, 0.0]]), 1)
+    _, probability, _ = interpreter.fields(torch.tensor([[0.1, 0.9]]), 1)
+    assert probability.values == pytest.approx([0.9])
+
+
 def test_classes_are_told_from_values_by_the_training() -> None:
     outputs = torch.tensor([[0.0, 1.0], [torch.nan, 1.0]])
     of_own_loss = Task({"": "my_loss"}, outputs=FLOAT, targets=INDEX, class_names=("cat", "dog"))

@@ -1,5 +1,6 @@
 """What is found batch by batch is what all outputs at once would show."""
 
+import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -151,7 +152,7 @@ def test_what_counts_as_a_probability() -> None:
     broken = torch.tensor([[float("nan"), 1.0], [0.2, 0.8]])
     assert as_probabilities(broken, given=True)[0].isnan().all()
     assert are_probabilities(broken)
-    assert not are_probabilities(broken[:1])
+    assert are_probabilities(broken[:1]) is None
 
 
 @pytest.mark.parametrize("width", [1, 3, 10])
@@ -256,6 +257,20 @@ def test_the_task_is_recognised(outputs: Tensor, targets: Tensor, loss: Any, tas
         assert findings.classification.samples == 6
 
 
+def test_a_first_batch_that_is_not_finite_does_not_tell_what_the_outputs_are() -> None:
+    """A model that ends in a softmax, in batches of one."""
+    runtime = SimpleNamespace(process_group=ProcessGroup())
+    experiment: Any = SimpleNamespace(data=Noise(batch_size=1), criterion=cross_entropy, runtime=runtime)
+    stats = EvaluationStats(experiment)
+    stats.begin_evaluation(2)
+    for place, row in enumerate(([math.nan, 0.0], [0.1, 0.9])):
+        result = StepResult(torch.tensor(0.0), torch.tensor([row]), torch.tensor([0]))
+        stats.evaluated(BatchRange(0, place, place + 1), (torch.zeros(1), LABELS[:1]), result)
+    assert stats.classification is not None
+    assert stats.classification.not_finite == 1
+    assert stats.mistakes()[0].probability == pytest.approx(0.9)
+
+
 def test_each_mistake_keeps_its_own_picture() -> None:
     """Inputs of several shapes, of which the second is not a picture."""
     runtime = SimpleNamespace(process_group=ProcessGroup())
@@ -342,6 +357,17 @@ def test_a_process_without_samples_takes_any_outputs(supervised: bool) -> None:
         stats.evaluated(BatchRange(0, 0, 0), None, StepResult(torch.tensor(0.0), outputs, targets))  # type: ignore[arg-type]
         stats.end_evaluation()
         assert (stats.classification is not None) == (supervised and isinstance(outputs, Tensor))
+
+
+@pytest.mark.parametrize("samples", [3, 1000])
+def test_r2_leaves_out_outputs_whose_targets_are_constant(samples: int) -> None:
+    """The mean of many 0.1 is not quite 0.1."""
+    varying = torch.linspace(1e9, 1e9 + 1, samples, dtype=torch.float64)
+    true = torch.stack([torch.full_like(varying, 0.1), varying], 1)
+    found = Regression(samples, 2)
+    for start in range(0, samples, 64):
+        found.add(start, true[start : start + 64] + 0.01, true[start : start + 64])
+    assert 0.99 < found.residuals().r2 < 1
 
 
 def test_r2_of_several_outputs_is_the_mean_of_theirs() -> None:
