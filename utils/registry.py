@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, get_args
 
@@ -22,6 +23,7 @@ from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.schema import KeyPath, TrainerConfig
 from utils.schema_fields import field_at
+from utils.streams import say_error
 from utils.text import closest
 from utils.user_code import format_error_with_source, in_project, where
 
@@ -239,9 +241,14 @@ def registry_inside(registry: Registry) -> Registry:
     return registry if registry in (LOSSES, SCHEDULERS) else MODELS
 
 
+_imported: dict[str, tuple[Any, bytes]] = {}
+"""The spec of each module imported from the users' folders, which a reload replaces, and its file's content then."""
+
+
 def import_components() -> None:
     """Import each file in the users' folders, so that its components are registered.
 
+    Warns of a file that has been edited since, as between the cells of a notebook: its old code is used.
     Raises UserError with the file and line of the user's code if an import fails.
     """
     if early := find_extra("early"):
@@ -249,9 +256,19 @@ def import_components() -> None:
     for folder in FOLDERS:
         for path in sorted((PROJECT / folder).glob("[!_.]*.py")):
             try:
-                importlib.import_module(f"{folder}.{path.stem}")
+                _warn_if_edited(importlib.import_module(f"{folder}.{path.stem}"), path)
             except UserError:
                 raise
             except (Exception, SystemExit) as error:
                 message = f"{in_project(path)} cannot be imported: {format_error_with_source(error)}"
                 raise UserError(message) from error
+
+
+def _warn_if_edited(module: ModuleType, path: Path) -> None:
+    now = path.read_bytes()
+    spec, before = _imported.get(module.__name__, (None, now))
+    if spec is not module.__spec__:
+        _imported[module.__name__] = module.__spec__, now
+    elif before != now:
+        call = f"importlib.reload({module.__name__})"
+        say_error(f"warning: {in_project(path)} has changed since it was imported; to use the new code: {call}")

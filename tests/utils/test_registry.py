@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -90,6 +91,28 @@ def test_files_that_an_editor_or_an_archive_leaves_are_not_imported(
     monkeypatch.setattr("utils.paths.PROJECT", tmp_path)
     import_components()
     assert code_digests()["model"]
+
+
+def test_a_file_that_is_edited_after_its_import_is_named_until_it_is_reloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model" / "edited_net.py"
+    file.parent.mkdir()
+    file.write_text("width = 1\n")
+    monkeypatch.setattr("utils.registry.PROJECT", tmp_path)
+    monkeypatch.setattr("model.__path__", [str(file.parent)])
+    import_components()
+    import_components()
+    assert capsys.readouterr().err == ""
+    file.write_text("width = 200\n")
+    import_components()
+    assert capsys.readouterr().err.endswith(
+        "edited_net.py has changed since it was imported; to use the new code: importlib.reload(model.edited_net)\n"
+    )
+    importlib.reload(sys.modules["model.edited_net"])
+    import_components()
+    assert capsys.readouterr().err == ""
+    del sys.modules["model.edited_net"]
 
 
 def test_files_that_cannot_be_read_are_left_out_of_the_digest_of_the_code(
