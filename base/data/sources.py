@@ -63,6 +63,8 @@ class TensorSource:
         self.augment_pair = augment_pair
         self.transform = transform
         self.any_device = any_device
+        # consecutive samples can be views whose changes are counted
+        self._has_views = all(_counts_changes(each) for each in (inputs, targets))
         self._versions: tuple[int, int] | None = None
         self._last_views: tuple[slice, tuple[Tensor, Tensor]] | None = None
 
@@ -70,7 +72,7 @@ class TensorSource:
         return len(self.inputs)
 
     def batch(self, indices: Tensor | slice, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        if isinstance(indices, slice) and self.is_plain() and _has_views(self.inputs, self.targets):
+        if isinstance(indices, slice) and self._has_views and self.is_plain() and not torch.is_inference_mode_enabled():
             return self._views(self.inputs, self.targets, indices)  # type: ignore[arg-type]
         if isinstance(self.inputs, Tensor) and not self.inputs.is_cpu:
             random.device = self.inputs.device
@@ -139,11 +141,9 @@ class TensorSource:
         return self.in_memory and not changed
 
 
-def _has_views(*data: Tensor | ArrayFile) -> bool:
-    """Whether consecutive samples can be views whose changes are counted: not if sparse, nor in inference mode."""
-    if torch.is_inference_mode_enabled():
-        return False
-    return not any(isinstance(x, Tensor) and (x.is_inference() or x.layout is not torch.strided) for x in data)
+def _counts_changes(data: Tensor | ArrayFile) -> bool:
+    """Whether torch counts changes in place to views of this data: not if it is sparse, or from inference mode."""
+    return isinstance(data, Tensor) and data.layout is torch.strided and not data.is_inference()
 
 
 def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
@@ -153,9 +153,11 @@ def _copy(data: Tensor | ArrayFile, indices: Tensor | slice) -> Tensor:
     """
     if isinstance(data, ArrayFile):
         return data.rows(indices)
-    if isinstance(indices, slice) and data.layout is torch.strided:
-        return data[indices].clone()
-    return data.index_select(0, as_tensor(indices).to(data.device))
+    if isinstance(indices, slice):
+        if data.layout is torch.strided:
+            return data[indices].clone()
+        indices = as_tensor(indices)
+    return data.index_select(0, indices.to(data.device))
 
 
 def _aligned(view: Tensor) -> Tensor:
