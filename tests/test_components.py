@@ -18,7 +18,7 @@ from tests.configs import BUNDLED, sound, with_small_data
 from tests.helpers import lines
 from utils.checkpoint.checkpointer import Checkpointer
 from utils.config import load_config
-from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
+from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, REGISTRIES, TRAINERS
 
 
 def prepare(path: Path, data: Path) -> BaseTrainer:
@@ -31,6 +31,13 @@ def prepare(path: Path, data: Path) -> BaseTrainer:
     nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
     trainer.begin(training, Outputs(Writers({}), nowhere, Observer()))
     return trainer
+
+
+@pytest.mark.parametrize("kind", list(REGISTRIES))
+def test_every_component_says_what_it_is(kind: str) -> None:
+    own = REGISTRIES[kind].own()
+    without = [f"{component.__module__}: {name}" for name, component in own.items() if not component.__doc__]
+    assert not without, "these have no docstring, which train.py --list shows:\n" + "\n".join(without)
 
 
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)

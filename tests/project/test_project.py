@@ -17,7 +17,6 @@ from utils.errors import DataError
 from utils.extras import find_extra
 from utils.paths import PROJECT, project_path
 from utils.registry import REGISTRIES, import_components
-from utils.user_code import where
 
 import_components()
 
@@ -66,13 +65,6 @@ def missing(loaded: LoadedConfig) -> list[str]:
 def values(result: train.Result) -> list[dict[str, Any]]:
     """What a run logged in each epoch, except times."""
     return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in result.history]
-
-
-@pytest.mark.parametrize("kind", list(REGISTRIES))
-def test_every_component_says_what_it_is(kind: str) -> None:
-    own = REGISTRIES[kind].own()
-    without = [f"{where(component)}: {name}" for name, component in own.items() if not component.__doc__]
-    assert not without, "these have no docstring, which train.py --list shows:\n" + "\n".join(without)
 
 
 @pytest.mark.parametrize("path", CONFIGS)
