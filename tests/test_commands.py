@@ -1,6 +1,6 @@
 """The commands as a user types them: what they print, what they leave, and their exit status."""
 
-import gzip
+import bz2
 import importlib
 import json
 import re
@@ -200,12 +200,13 @@ gc.enable()
 
 
 def test_a_file_that_a_component_leaves_open_is_complete(tmp_path: Path) -> None:
+    # not a gzip file, whose end Python 3.14 itself loses
     component = f"""
-import gzip, io
+import bz2, io
 FILES = [
     io.TextIOWrapper(io.BufferedWriter(io.BytesIO())),
     open({str(tmp_path / "plain.txt")!r}, "w"),
-    gzip.open({str(tmp_path / "packed.gz")!r}, "wt"),
+    bz2.open({str(tmp_path / "packed.bz2")!r}, "wt"),
 ]
 
 def write():
@@ -221,7 +222,7 @@ gc.enable()
 """
     assert run_code(tmp_path, code, component=component) == []
     assert (tmp_path / "plain.txt").read_text() == "the last line"
-    with gzip.open(tmp_path / "packed.gz", "rt") as file:
+    with bz2.open(tmp_path / "packed.bz2", "rt") as file:
         assert file.read() == "the last line"
 
 

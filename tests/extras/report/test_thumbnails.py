@@ -97,7 +97,7 @@ def test_a_long_name_stays_in_its_column(written: dict[str, float]) -> None:
     title, *texts = written
     assert title.startswith("Most confident mistakes")
     assert texts[1:] == ["true: cat", f"…{files[3][-23:]}"]
-    assert max(written[text] for text in texts) <= picture_grid.COLUMN
+    assert max(written[text] for text in texts) <= picture_grid.COLUMN + 2  # without Raqm, letters are not kerned
 
 
 def test_a_file_whose_name_no_font_has_is_a_number(written: dict[str, float]) -> None:
