@@ -91,8 +91,11 @@ class BaseDataLoader(ABC):
             raise ValueError(
                 f'"device_cache" copies data once, but {type(self).__name__}.begin_epoch may change it; leave one out'
             )
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.validation_split, self.folds, self.fold = validation_split, folds, fold
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.validation_split = validation_split
+        self.folds = folds
+        self.fold = fold
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.drop_last = drop_last

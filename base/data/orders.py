@@ -192,13 +192,18 @@ def class_indices(source: Source) -> Tensor | None:
     if isinstance(targets, ArrayFile):
         targets = targets.rows(slice(0, len(targets)))
     try:
-        if transform := getattr(dataset, "target_transform", None):
-            targets = [transform(int(target)) for target in targets]
-        targets = torch.as_tensor(targets)
+        classes = _as_integers(targets)
+        if classes is not None and (transform := getattr(dataset, "target_transform", None)):
+            classes = _as_integers([transform(target) for target in classes.tolist()])
     except Exception:  # also of the user's code
         return None
-    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not whole or targets.shape != (len(source),):
+    if classes is None or classes.shape != (len(source),) or ((classes < 0) | (classes >= MOST_CLASSES)).any():
         return None
-    targets = targets.long()  # first: the bounds may not fit into a smaller dtype
-    return None if ((targets < 0) | (targets >= MOST_CLASSES)).any() else targets
+    return classes
+
+
+def _as_integers(values: Any) -> Tensor | None:
+    """Values as int64, before they are compared: bounds may not fit into a smaller dtype. None for other numbers."""
+    numbers = torch.as_tensor(values)
+    other = numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool
+    return None if other else numbers.long()

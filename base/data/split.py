@@ -73,7 +73,8 @@ def _as_indices(part: Any, count: int) -> Tensor:
     if indices.dtype == torch.bool and indices.shape == (count,):
         indices = indices_of(indices)
     is_integer = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
-    # torch makes floats of [], takes uint8 for a mask, and has no comparison for other unsigned integers
+    # torch makes floats of [], takes uint8 for a mask, and has no comparison for other unsigned integers; int32, as
+    # of ``permutation``, takes half the memory of int64
     if not indices.numel() or (is_integer and indices.dtype != torch.int32):
         indices, is_integer = indices.long(), True
     if not is_integer or indices.dim() != 1 or ((indices < 0) | (indices >= count)).any():

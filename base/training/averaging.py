@@ -24,17 +24,18 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float, strategy: Strategy) -> None:
         self.model, self.decay, self.strategy = model, decay, strategy
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        saved = model.state_dict().keys()
+        self.saved = set(model.state_dict())
+        """The names in the model's state."""
         self.averages = {
             name: tensor.detach().clone()
             for name, tensor in self._current().items()
-            if name in saved and has_strides(tensor)
+            if name in self.saved and has_strides(tensor)
         }
 
     @torch.no_grad()
     def update(self) -> None:
         """Call after each optimizer step."""
-        pairs = [(_local(average), _local(tensor)) for average, tensor in self._pairs()]
+        pairs = self.strategy.local(self._pairs())
         averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
         copied = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
         self._average([average for average, _ in averaged], [tensor for _, tensor in averaged], 0)  # 0: not used
@@ -79,8 +80,7 @@ class AveragedWeights:
         every = itertools.chain(
             self.model.named_parameters(remove_duplicate=False), self.model.named_buffers(remove_duplicate=False)
         )
-        saved = self.model.state_dict().keys()
-        state = {name: averages.get(id(tensor), tensor) for name, tensor in every if name in saved}
+        state = {name: averages.get(id(tensor), tensor) for name, tensor in every if name in self.saved}
         return self.strategy.whole(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -90,8 +90,3 @@ class AveragedWeights:
                 saved = self.strategy.shard_like(state[name], average)
                 alike = (saved.shape, saved.dtype) == (average.shape, average.dtype)
                 self.averages[name] = average.copy_(saved) if alike else saved.to(average.device, copy=True)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, which shares its memory; torch averages no shards together with buffers."""
-    return getattr(tensor, "to_local", lambda: tensor)()

@@ -100,8 +100,11 @@ class FSDP(Parallel):
         finally:
             model.set_reshard_after_forward(False, recurse=False)
 
+    def local(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        return [(_local(one), _local(other)) for one, other in pairs]
+
     def whole(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _gather(tensor) for name, tensor in state.items()} if self.whole_states else state
+        return map_tensors(_gather, state) if self.whole_states else state
 
     def shard_like(self, saved: Tensor, own: Tensor) -> Tensor:
         return _shard_like(saved, own)  # type: ignore[no-any-return]
@@ -233,6 +236,10 @@ def _shard_state(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     for name in state:
         if name in own:
             state[name] = _shard_like(state[name], own[name])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _gather(tensor: Tensor) -> Tensor:

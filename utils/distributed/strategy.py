@@ -51,6 +51,10 @@ class Strategy:
         """Inside the block, with FSDP: the model's parameters are its shards, except during a call."""
         yield
 
+    def local(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """With FSDP: this process's shards of pairs of tensors. They share memory, and may be mixed with buffers."""
+        return pairs
+
     def whole(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """With FSDP: a state of shards as the main process saves it, with whole tensors. All processes must call it."""
         return state

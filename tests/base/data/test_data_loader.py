@@ -274,6 +274,16 @@ def test_classes_are_those_that_a_target_transform_returns() -> None:
     assert Halves(**ARGS).facts()["class_counts"] == [2, 3]
 
 
+def test_numbers_that_a_target_transform_makes_classes_of_are_not_cut_off() -> None:
+    class Binned(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> Any:
+            data: Any = FakeData(3, (1, 2, 2), target_transform=lambda number: int(number > 0.5))
+            data.targets = [0.2, 0.7, 0.9]
+            return data
+
+    assert "class_counts" not in Binned(**ARGS).facts()
+
+
 def test_a_run_records_what_follows_from_its_data(fit: Callable[..., train.Result]) -> None:
     """For comparisons: it differs between folds."""
     loss = {"type": "cross_entropy", "args": {"weight": "${data.class_weights}"}}
