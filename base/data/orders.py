@@ -194,7 +194,9 @@ def class_indices(source: Source) -> Tensor | None:
     try:
         classes = _as_integers(targets)
         if classes is not None and (transform := getattr(dataset, "target_transform", None)):
-            classes = _as_integers([transform(target) for target in classes.tolist()])
+            different, places = torch.unique(classes, dim=0, return_inverse=True)
+            transformed = _as_integers([transform(target) for target in different.tolist()])
+            classes = None if transformed is None else transformed[places]
     except Exception:  # also of the user's code
         return None
     if classes is None or classes.shape != (len(source),) or ((classes < 0) | (classes >= MOST_CLASSES)).any():
