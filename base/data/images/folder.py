@@ -16,6 +16,7 @@ from base.data.images.cache import Decoded, Pixels, files_below
 from base.data.workers import read_once, worker_count
 from logger.console import counting
 from utils.errors import DataError, os_errors_as
+from utils.files import open_regular
 from utils.paths import display_path
 from utils.streams import say_error
 from utils.text import at_most, count
@@ -175,6 +176,7 @@ class _Pixels(Dataset[Pixels | str]):
 
         path = self.paths[index]
         try:
+            open_regular(Path(path)).close()  # a named pipe would block
             return read_image(path, size=self.size, white=self.white)
         except UnidentifiedImageError:
             return f"{display_path(Path(path))}: not an image, or truncated"
