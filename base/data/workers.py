@@ -23,6 +23,7 @@ from utils.device import pins_memory
 from utils.errors import DataError, TrainingError, UserError
 from utils.random import mix, seed_cpu_generators
 from utils.signals import end_workers_at_exit, ignore_in_worker
+from utils.user_code import user_line
 
 Request = tuple[bytes, RandomKey]
 """The draws of a batch, int64 of shape (B,), and the key of its random numbers. A draw is the index of a sample, plus
@@ -97,7 +98,7 @@ def starting_workers() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+        if user_line(error) or (isinstance(error, RuntimeError) and "start new thread" not in str(error)):
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(
