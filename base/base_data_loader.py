@@ -24,11 +24,10 @@ from base.data.orders import (
     Shuffled,
     Weighted,
     balanced_sample_weights,
-    check_lengths,
-    check_weights,
     class_indices,
     class_weights,
     once,
+    sample_numbers,
 )
 from base.data.sample_source import as_source
 from base.data.sources import Source
@@ -315,7 +314,7 @@ class BaseDataLoader(ABC):
 
         train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
-        lengths = call_hook(self, "lengths")
+        lengths = sample_numbers(self, "lengths", len(source))
         weighted = self.balanced or self.defines("sample_weights")
         if not self.shuffle:
             if weighted or lengths is not None:
@@ -328,16 +327,14 @@ class BaseDataLoader(ABC):
             order = Weighted(partial(self._weights, source, train), seed)
         if lengths is None:
             return order
-        lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""
-        given, kind = call_hook(self, "sample_weights"), type(self).__name__
-        if given is not None and self.balanced:
+        weights, kind = sample_numbers(self, "sample_weights", len(source), lowest=0), type(self).__name__
+        if weights is not None and self.balanced:
             raise DataError(f"{kind} has its own sample_weights(); leave balanced out", (*ARGUMENTS, "balanced"))
-        if given is not None:
-            weights = check_weights(given, len(source), kind=kind)
+        if weights is not None:
             weights = weights if train is None else weights[train]
             if not torch.finfo(torch.float64).tiny <= (total := weights.sum()) < torch.inf:
                 raise DataError(f"{kind}.sample_weights() adds up to {total:g} in training: none can be drawn")
