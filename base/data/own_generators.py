@@ -101,20 +101,20 @@ class OwnGenerators:
         if self._searches < 2:  # again after the first batch, which may create some, or replace them
             self._searches += 1
             self._found = dict(_generators(objects))
-        return {name: (each, pickle.dumps(_kind(each).state(each))) for name, each in self._found.items()}
+        return {name: (each, pickle.dumps(kind_of(each).state(each))) for name, each in self._found.items()}
 
     def seed(self, name: str, seed: int) -> None:
         if name in self._found:
             generator = self._found[name]
-            _kind(generator).seed(generator, mix(seed, name))
+            kind_of(generator).seed(generator, mix(seed, name))
 
     def restore(self, snapshot: Snapshot, names: list[str]) -> None:
         for name, (generator, state) in snapshot.items():
             if name in names:
-                _kind(generator).restore(generator, pickle.loads(state))
+                kind_of(generator).restore(generator, pickle.loads(state))
 
 
-def _kind(generator: Any) -> Kind:
+def kind_of(generator: Any) -> Kind:
     return next(KINDS[each] for each in type(generator).__mro__ if each in KINDS)
 
 
