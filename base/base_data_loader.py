@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +34,7 @@ from base.data.split import check_folds, check_split, split_at_random
 from base.data.stream import StreamBatches, StreamSource, check_for_training
 from utils.errors import DataError
 from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
+from utils.text import is_number
 
 
 class BaseDataLoader(ABC):
@@ -373,18 +373,13 @@ def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = Non
     """Some or all cells of a table row as float32 of shape (D,). Raises ValueError."""
     numbers = []
     for name in cells if columns is None else columns:
-        try:
-            cell = cells[name]
-        except KeyError as error:
-            raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}") from error
-        number = math.nan
-        with suppress(ValueError):
-            number = float(cell)
+        if name not in cells:
+            raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}")
+        cell = cells[name]
+        number = float(cell) if is_number(cell) else math.nan
         if math.isnan(number) or "_" in cell:  # Python takes 1_5 for 15
             raise ValueError(f"column {name}: {cell!r} is not a number")
+        if torch.finfo(torch.float32).max < abs(number) < math.inf:
+            raise ValueError(f"column {name}: {cell!r} is out of range")
         numbers.append(number)
-    row = torch.tensor(numbers, dtype=torch.float32)
-    for name, number, rounded in zip(columns or cells, numbers, row.tolist(), strict=True):
-        if math.isinf(rounded) and not math.isinf(number):
-            raise ValueError(f"column {name}: {cells[name]!r} is out of range")
-    return row
+    return torch.tensor(numbers, dtype=torch.float32)
