@@ -39,13 +39,13 @@ class Unreadable(Exception):  # noqa: N818  (not an error of the program: the fi
 
 
 class Item(NamedTuple):
-    """An input of the model, or why it could not be read."""
+    """An input of the model."""
 
     file: str
     row: int | None
     """Row in an array or table, from 0."""
     value: Any
-    problem: str = ""
+    """The input; or Unreadable, with the reason."""
 
     @property
     def source(self) -> str:
@@ -95,18 +95,18 @@ def _read_rows(name: str, rows: Iterator[Any], prepare: Prepare) -> Iterator[Ite
             yield _item(name, row, raw if isinstance(raw, Unreadable) else _prepared(prepare, raw))
             row += 1
     except Unreadable as error:
-        yield Item(name, row or None, None, str(error))
+        yield Item(name, row or None, error)
         return
     if not row:
-        yield Item(name, None, None, "it has no rows")
+        yield Item(name, None, Unreadable("it has no rows"))
 
 
 def _item(name: str, row: int | None, value: Any) -> Item:
-    """value: the input, or an exception as returned by ``_prepared``. Raises UserError."""
+    """value: as returned by ``_prepared``. Raises UserError."""
     item = Item(name, row, value)
     if isinstance(value, UserError):
         raise type(value)(f"{item.source}: {value}")
-    return item._replace(value=None, problem=str(value)) if isinstance(value, Unreadable) else item
+    return item
 
 
 def _prepared(prepare: Prepare, raw: Any) -> Any:
