@@ -104,14 +104,3 @@ def _warn_of_shared_memory(reason: str) -> None:
         f"warning: a worker process has no shared memory for a batch ({reason}), and sends it in a slower way; "
         f"{MORE_SHARED_MEMORY}"
     )
-
-
-class OneThread:
-    """Compute with one thread, as torch does in a worker process: with several, sums differ in their last bits."""
-
-    def __enter__(self) -> None:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.threads)

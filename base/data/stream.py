@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
-from base.data.collate import OneThread, collate_samples
+from base.data.collate import collate_samples
 from base.data.errors import ARGUMENTS, collate_error, sample_error
 from base.data.own_generators import OwnGenerators
 from base.data.sample_random import RandomKey, SampleRandom
@@ -78,8 +78,7 @@ class StreamSource:
         numbers = indices.tolist()
         with suppress(Exception):  # what is wrong is raised where it is read
             self.check_first_sample(random.key)
-        with OneThread():
-            return self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
+        return self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
 
     def _load(self, numbers: Sequence[int], key: RandomKey) -> tuple[Any, Snapshot | None]:
         samples = self._read_samples(numbers, key)
@@ -122,8 +121,7 @@ class StreamSource:
         if self._checked:
             return
         self._checked = True
-        with OneThread():
-            self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
+        self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
         self._iterator = None
 
     def _load_first_sample(self, key: RandomKey) -> None:
