@@ -1,6 +1,7 @@
 """From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
 
 import csv
+import functools
 import io
 import itertools
 import pickle
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from base.data.workers import read_once, worker_count
@@ -216,24 +217,19 @@ def _numbered(row: Sequence[str]) -> list[str]:
 
 def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
     workers = worker_count(len(names) // CHUNK) if len(names) > FEW else 0
-    values = itertools.chain.from_iterable(read_once(_Files(names, prepare), CHUNK, workers))
+    read = functools.partial(_read_file, prepare)
+    values = itertools.chain.from_iterable(read_once(read, names, CHUNK, workers))
     for name, value in zip(names, values, strict=True):
         yield _item(name, None, pickle.loads(value) if workers else value)
 
 
-class _Files(Dataset[Any]):
-    def __init__(self, names: Sequence[str], prepare: Prepare) -> None:
-        self.names, self.prepare = names, prepare
+def _read_file(prepare: Prepare, name: str) -> Any:
+    """What ``_prepared`` returns."""
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Any:
-        """What ``_prepared`` returns."""
-        value = _prepared(self._read, Path(self.names[index]))
-        # sent as bytes: tensors would need shared memory, which is scarce in containers
-        return value if get_worker_info() is None else pickle.dumps(value)
-
-    def _read(self, path: Path) -> Any:
+    def read(path: Path) -> Any:
         open_regular(path).close()  # a named pipe would block
-        return self.prepare(path)
+        return prepare(path)
+
+    value = _prepared(read, Path(name))
+    # sent as bytes: tensors would need shared memory, which is scarce in containers
+    return value if get_worker_info() is None else pickle.dumps(value)

@@ -439,7 +439,10 @@ def test_what_cannot_be_sent_to_a_worker_process_is_told(transform: Any, says: s
 def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, start: str, error: Exception) -> None:
     monkeypatch.setattr(start, Mock(side_effect=error))
     samples: Any = [1, 2]
-    for loaded in (Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(), read_once(samples, 1, 1)):
+    for loaded in (
+        Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(),
+        read_once(str, samples, 1, 1),
+    ):
         with pytest.raises(UserError, match=f"cannot be started: {error.args[-1]}; set .*num_workers"):
             next(loaded)
 
