@@ -32,8 +32,8 @@ class ArrayFile:
     """Size and times of the file when first opened; a replaced file is rejected."""
 
     @classmethod
-    def open(cls, path: Path) -> "ArrayFile":
-        """Raises DataError if the file has no such array."""
+    def open(cls, path: Path, expected: FileSignature | None = None) -> "ArrayFile":
+        """Raises DataError if the file has no such array, or another signature than expected."""
         try:
             with os_errors_as(DataError, f"{path} cannot be read"):
                 signature = file_signature(path.stat())
@@ -45,17 +45,12 @@ class ArrayFile:
             raise DataError(
                 f"{path} does not have contiguous rows; write it with np.save(path, np.ascontiguousarray(a))"
             )
+        if expected not in (None, signature):
+            raise DataError(f"{path} was replaced while in use; start the run again")
         return cls(path, np.asarray(mapped), mapped.offset, signature)
 
-    @classmethod
-    def _reopen(cls, path: Path, signature: FileSignature) -> "ArrayFile":
-        array = cls.open(path)
-        if array.file_signature != signature:
-            raise DataError(f"{path} was replaced while in use; start the run again")
-        return array
-
     def __reduce__(self) -> Any:
-        return ArrayFile._reopen, (self.path, self.file_signature)
+        return ArrayFile.open, (self.path, self.file_signature)
 
     def __len__(self) -> int:
         return len(self.array)

@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +23,10 @@ from base.data.orders import (
     Shuffled,
     Weighted,
     balanced_sample_weights,
-    check_lengths,
-    check_weights,
     class_indices,
     class_weights,
     once,
+    sample_numbers,
 )
 from base.data.sample_source import as_source
 from base.data.sources import Source
@@ -36,6 +34,7 @@ from base.data.split import check_folds, check_split, split_at_random
 from base.data.stream import StreamBatches, StreamSource, check_for_training
 from utils.errors import DataError
 from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
+from utils.text import is_number
 
 
 class BaseDataLoader(ABC):
@@ -315,7 +314,7 @@ class BaseDataLoader(ABC):
 
         train: indices of the training samples, (N,); None: all. Raises DataError for invalid weights.
         """
-        lengths = call_hook(self, "lengths")
+        lengths = sample_numbers(self, "lengths", len(source))
         weighted = self.balanced or self.defines("sample_weights")
         if not self.shuffle:
             if weighted or lengths is not None:
@@ -328,16 +327,14 @@ class BaseDataLoader(ABC):
             order = Weighted(partial(self._weights, source, train), seed)
         if lengths is None:
             return order
-        lengths = check_lengths(lengths, len(source), kind=type(self).__name__)
         return Bucketed(order, lengths if train is None else lengths[train], self.batch_size, seed)
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""
-        given, kind = call_hook(self, "sample_weights"), type(self).__name__
-        if given is not None and self.balanced:
+        weights, kind = sample_numbers(self, "sample_weights", len(source), lowest=0), type(self).__name__
+        if weights is not None and self.balanced:
             raise DataError(f"{kind} has its own sample_weights(); leave balanced out", (*ARGUMENTS, "balanced"))
-        if given is not None:
-            weights = check_weights(given, len(source), kind=kind)
+        if weights is not None:
             weights = weights if train is None else weights[train]
             if not torch.finfo(torch.float64).tiny <= (total := weights.sum()) < torch.inf:
                 raise DataError(f"{kind}.sample_weights() adds up to {total:g} in training: none can be drawn")
@@ -376,18 +373,13 @@ def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = Non
     """Some or all cells of a table row as float32 of shape (D,). Raises ValueError."""
     numbers = []
     for name in cells if columns is None else columns:
-        try:
-            cell = cells[name]
-        except KeyError as error:
-            raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}") from error
-        number = math.nan
-        with suppress(ValueError):
-            number = float(cell)
+        if name not in cells:
+            raise DataError(f"the table has no column {name!r}; the model takes {', '.join(columns or ())}")
+        cell = cells[name]
+        number = float(cell) if is_number(cell) else math.nan
         if math.isnan(number) or "_" in cell:  # Python takes 1_5 for 15
             raise ValueError(f"column {name}: {cell!r} is not a number")
+        if torch.finfo(torch.float32).max < abs(number) < math.inf:
+            raise ValueError(f"column {name}: {cell!r} is out of range")
         numbers.append(number)
-    row = torch.tensor(numbers, dtype=torch.float32)
-    for name, number, rounded in zip(columns or cells, numbers, row.tolist(), strict=True):
-        if math.isinf(rounded) and not math.isinf(number):
-            raise ValueError(f"column {name}: {cells[name]!r} is out of range")
-    return row
+    return torch.tensor(numbers, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base.metric import StepResult
@@ -10,9 +11,9 @@ from base.training.broadcast import name_of
 from base.training.library_metric import CLASS_LOGITS, LOGITS
 
 SUM_TOLERANCE = 0.02
-"""For the sum of a sample's probabilities: of targets, which may be rounded, and of outputs in half precision."""
+"""For the sum of a sample's probabilities in the targets, which may be rounded."""
 EXACT_TOLERANCE = 1e-4
-"""For other outputs: the two logits of one sample in a hundred add up to 1 within the larger tolerance."""
+"""For that in the outputs: the two logits of one sample in a hundred add up to 1 within the larger tolerance."""
 CLASS_LOSSES = CLASS_LOGITS | {"nll_loss", "NLLLoss", "MultiMarginLoss"}
 """Losses whose outputs, (B, C, ...), are scores of classes."""
 
@@ -22,7 +23,7 @@ def are_probabilities(outputs: Tensor) -> bool | None:
 
     A sample that is not finite says nothing about the others; None if none is finite.
     """
-    tolerance = SUM_TOLERANCE if outputs.itemsize < 4 else EXACT_TOLERANCE
+    tolerance = max(EXACT_TOLERANCE, torch.finfo(outputs.dtype).eps)  # rounding changes the sum by half of it
     outputs = outputs.detach().float()
     distributions = (outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= tolerance)
     finite = outputs.isfinite().all(1)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from base.data.orders import Order, number_repeats, weighted
-from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom, as_tensor
+from base.data.sample_random import RandomBlocks, RandomKey, SampleRandom
 from base.data.sample_source import SampleSource
 from base.data.sources import Source, TensorSource
 from base.data.workers import Request, Workers
@@ -82,13 +83,12 @@ class _Pass:
     number: int  # 0 without an order: all passes are the same
     weights: Tensor | None  # by which the samples were drawn
     draws: Tensor | None  # the samples in order, integers of shape (N,), see ``number_repeats``; None: all as stored
+    indices: Tensor | None  # int64 of shape (N,), where they are not the draws: without repeats, or on a device
     random: RandomBlocks
-    indices_on_device: Tensor | None = None  # the samples in order, int64 of shape (N,), once the source takes them
 
-    def between(self, start: int, stop: int) -> Tensor | slice:
-        """Some of the draws: int64 of shape (B,), or a slice of consecutive samples, which is copied faster."""
-        positions = slice(start, stop)
-        return positions if self.draws is None else self.draws[positions].long()
+    def between(self, start: int, stop: int) -> Tensor:
+        """Some of the draws, int64 of shape (B,)."""
+        return torch.arange(start, stop) if self.draws is None else self.draws[start:stop].long()
 
 
 class Batches:
@@ -192,23 +192,9 @@ class Batches:
         end = batch_range.size * (self.rank + 1) // self.world_size
         return BatchRange(passes, start + first, start + end)
 
-    def sample_indices(self, batch_range: BatchRange) -> Tensor | slice:
-        """The samples of a batch: int64 of shape (B,), or a slice if they are consecutive."""
-        passes, start, stop = batch_range
-        return self._indices(self._pass(passes).between(start, stop))
-
-    def _indices(self, draws: Tensor | slice) -> Tensor | slice:
-        return draws % len(self.source) if self.weighted and isinstance(draws, Tensor) else draws
-
-    def _batch_indices(self, current: _Pass, draws: Tensor | slice, start: int, stop: int) -> Tensor | slice:
-        """The samples of a batch, on the device where the source takes them: a view of the pass's samples."""
-        device = getattr(self.source, "index_device", None)
-        if device is None or current.draws is None:
-            return self._indices(draws)
-        if current.indices_on_device is None:
-            every: Any = self._indices(current.draws.long())
-            current.indices_on_device = to_device(every, device)
-        return current.indices_on_device[start:stop]
+    def sample_indices(self, batch_range: BatchRange) -> Tensor:
+        """The samples of a batch, int64 of shape (B,)."""
+        return self._pass(batch_range.passes).between(batch_range.start, batch_range.stop) % len(self.source)
 
     def _pass(self, passes: int) -> _Pass:
         """The pass after this many, kept until another one is asked for, or its samples have other weights."""
@@ -217,7 +203,11 @@ class Batches:
         current = self._current_pass
         if current is None or current.number != number or current.weights is not weights:
             draws = self._draws(passes)
-            self._current_pass = current = _Pass(number, weights, draws, RandomBlocks(draws, self.batch_size))
+            indices = draws % len(self.source) if draws is not None and self.weighted else None
+            device = getattr(self.source, "index_device", None)
+            if draws is not None and device is not None:
+                indices = to_device((draws if indices is None else indices).long(), device)
+            self._current_pass = current = _Pass(number, weights, draws, indices, RandomBlocks(draws, self.batch_size))
         return current
 
     def _draws(self, passes: int) -> Tensor | None:
@@ -255,11 +245,10 @@ class Batches:
         for batch_range in ranges:
             size, (passes, start, stop) = self._loaded_range(batch_range)
             current, key = self._pass(passes), self._random_key(passes)
-            draws = current.between(start, stop)
-            if not self._takes_slices:
-                draws = as_tensor(draws)
+            consecutive = current.draws is None and self._takes_slices
+            draws = slice(start, stop) if consecutive else current.between(start, stop)
+            indices: Any = draws if current.indices is None else current.indices[start:stop]
             random = SampleRandom(draws, key, functools.partial(current.random.uniform, key, start, stop))
-            indices: Any = self._batch_indices(current, draws, start, stop)
             yield MicroBatch(batch_range, size, self.source.batch(indices, random))
         if isinstance(self.source, TensorSource):
             self.source.check_views()
@@ -292,7 +281,7 @@ class Batches:
 
     def _request(self, batch_range: BatchRange) -> Request:
         _, (passes, start, stop) = self._loaded_range(batch_range)
-        draws = as_tensor(self._pass(passes).between(start, stop))
+        draws = self._pass(passes).between(start, stop)
         return draws.numpy().tobytes(), self._random_key(passes)
 
     def close(self) -> None:

@@ -75,8 +75,10 @@ def send_small_tensors_by_value() -> None:
 
 def _reduce(tensor: Tensor) -> Any:
     tensor = tensor.resolve_conj().resolve_neg()  # torch would send the values without these marks
-    small = tensor.layout is torch.strided and tensor.is_contiguous() and tensor.nbytes <= SMALL
-    return (reduce_by_value(tensor) if small else None) or reduce_tensor(tensor)  # type: ignore[no-untyped-call]
+    if tensor.layout is torch.strided and tensor.is_contiguous() and tensor.nbytes <= SMALL:
+        with suppress(RuntimeError, TypeError):  # requires a gradient, or NumPy lacks its dtype
+            return torch.from_numpy, (tensor.numpy(),)
+    return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
 
 
 def _reduce_storage(storage: torch.UntypedStorage) -> Any:
@@ -102,21 +104,3 @@ def _warn_of_shared_memory(reason: str) -> None:
         f"warning: a worker process has no shared memory for a batch ({reason}), and sends it in a slower way; "
         f"{MORE_SHARED_MEMORY}"
     )
-
-
-def reduce_by_value(tensor: Tensor) -> Any:
-    """How to pickle the values of a tensor; None if NumPy cannot hold them."""
-    with suppress(RuntimeError, TypeError):  # sparse, requires a gradient, or NumPy lacks its dtype
-        return torch.from_numpy, (tensor.numpy(),)
-    return None
-
-
-class OneThread:
-    """Compute with one thread, as torch does in a worker process: with several, sums differ in their last bits."""
-
-    def __enter__(self) -> None:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.threads)

@@ -5,6 +5,7 @@ Weighted    with replacement, in proportion to weights
 Bucketed    another order, rearranged into batches of similar length
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from base.array_file import ArrayFile
+from base.data.errors import call_hook
 from base.data.sources import Source
 from utils.errors import CheckpointError, DataError
 from utils.random import mix, permutation
@@ -47,7 +49,7 @@ class Weighted:
     Each epoch has its own weights, and a checkpoint keeps them: they may depend on losses that have changed since.
     An epoch that begins in the middle of a pass draws the rest of it: no draw depends on those before.
 
-    weights: returns the weights of a new epoch, float64 of shape (N,), from ``check_weights``, or ``once``.
+    weights: returns the weights of a new epoch, float64 of shape (N,), from ``sample_numbers``, or ``once``.
     """
 
     weights: Callable[[], Tensor]
@@ -126,18 +128,32 @@ def number_repeats(indices: Tensor, count: int) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def check_weights(weights: Tensor, count: int, *, kind: str) -> Tensor:
-    """Validate the weights of all training samples; float64 of shape (count,). Raises DataError.
+def sample_numbers(data: Any, hook: str, count: int, *, lowest: float = -math.inf) -> Tensor | None:
+    """What ``sample_weights`` or ``lengths`` of a data loader returns, copied to float64 of shape (count,); or None.
 
-    kind: the class of the data loader.
+    Raises DataError if it fails, or for anything but numbers from the lowest one on.
     """
-    weights = _as_numbers(f"{kind}.sample_weights()", weights, count)
-    wrong = ~torch.isfinite(weights) | (weights < 0)
+    values = call_hook(data, hook)
+    if values is None:
+        return None
+    returned = f"{type(data).__name__}.{hook}() returned"
+    try:
+        numbers = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(values).__name__
+        raise DataError(f"{returned} type {kind}; expected one number per training sample, shape (N,)") from error
+    if numbers.shape != (count,):
+        shape = tuple(numbers.shape)
+        raise DataError(f"{returned} shape {shape} for {count} training samples; expected ({count},)")
+    if numbers.is_complex():
+        raise DataError(f"{returned} complex numbers; expected real ones")
+    numbers = numbers.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
+    wrong = ~(numbers >= lowest)  # NaN too
     if wrong.any():
         index = int(wrong.nonzero()[0])
-        returned = f"{kind}.sample_weights() returned {float(weights[index])} for sample {index}"
-        raise DataError(f"{returned}; a weight is a finite number >= 0")
-    return weights
+        expected = "a number" if lowest == -math.inf else f"a number >= {lowest:g}"
+        raise DataError(f"{returned} {float(numbers[index])} for sample {index}; expected {expected}")
+    return numbers
 
 
 def once(count: int) -> Tensor:
@@ -155,32 +171,6 @@ def class_weights(counts: Tensor) -> list[float]:
     return [float(counts.sum()) / (len(counts) * each) if each else 0.0 for each in counts.tolist()]
 
 
-def check_lengths(lengths: Tensor, count: int, *, kind: str) -> Tensor:
-    """Validate the lengths of all training samples; float64 of shape (count,). Raises DataError.
-
-    kind: the class of the data loader.
-    """
-    lengths = _as_numbers(f"{kind}.lengths()", lengths, count)
-    if lengths.isnan().any():
-        raise DataError(f"{kind}.lengths() returned NaN for sample {int(lengths.isnan().nonzero()[0])}")
-    return lengths
-
-
-def _as_numbers(hook: str, values: Any, count: int) -> Tensor:
-    """What a hook returned, copied to float64 of shape (count,). Raises DataError."""
-    try:
-        numbers = torch.as_tensor(values).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(values).__name__
-        raise DataError(f"{hook} returned type {kind}; expected one number per training sample, shape (N,)") from error
-    if numbers.shape != (count,):
-        shape = tuple(numbers.shape)
-        raise DataError(f"{hook} returned shape {shape} for {count} training samples; expected ({count},)")
-    if numbers.is_complex():
-        raise DataError(f"{hook} returned complex numbers; expected real ones")
-    return numbers.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
-
-
 def class_indices(source: Source) -> Tensor | None:
     """The class of every sample, int64 of shape (N,); None if the targets are something else.
 
@@ -194,7 +184,9 @@ def class_indices(source: Source) -> Tensor | None:
     try:
         classes = _as_integers(targets)
         if classes is not None and (transform := getattr(dataset, "target_transform", None)):
-            classes = _as_integers([transform(target) for target in classes.tolist()])
+            different, places = torch.unique(classes, dim=0, return_inverse=True)
+            transformed = _as_integers([transform(target) for target in different.tolist()])
+            classes = None if transformed is None else transformed[places]
     except Exception:  # also of the user's code
         return None
     if classes is None or classes.shape != (len(source),) or ((classes < 0) | (classes >= MOST_CLASSES)).any():

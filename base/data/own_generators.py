@@ -101,51 +101,45 @@ class OwnGenerators:
         if self._searches < 2:  # again after the first batch, which may create some, or replace them
             self._searches += 1
             self._found = dict(_generators(objects))
-        return {name: (each, pickle.dumps(_kind(each).state(each))) for name, each in self._found.items()}
+        return {name: (each, pickle.dumps(kind_of(each).state(each))) for name, each in self._found.items()}
 
     def seed(self, name: str, seed: int) -> None:
         if name in self._found:
             generator = self._found[name]
-            _kind(generator).seed(generator, mix(seed, name))
+            kind_of(generator).seed(generator, mix(seed, name))
 
     def restore(self, snapshot: Snapshot, names: list[str]) -> None:
         for name, (generator, state) in snapshot.items():
             if name in names:
-                _kind(generator).restore(generator, pickle.loads(state))
+                kind_of(generator).restore(generator, pickle.loads(state))
 
 
-def _kind(generator: Any) -> Kind:
+def kind_of(generator: Any) -> Kind:
     return next(KINDS[each] for each in type(generator).__mro__ if each in KINDS)
 
 
 def _generators(objects: Any) -> Iterator[tuple[str, Any]]:
     """Each generator by the path to it, the nearest first."""
     known = {id(each): each for each in GLOBAL}  # objects are kept, since an id may be used again
-    global_values = deque[tuple[str, Any]]()  # last: a large table would take the place of the objects' own parts
-    yield from _search(deque([("own", objects)]), known, global_values)
-    yield from _search(global_values, known, global_values)
-
-
-def _search(
-    waiting: deque[tuple[str, Any]], known: dict[int, Any], global_values: deque[tuple[str, Any]]
-) -> Iterator[tuple[str, Any]]:
-    """The generators inside what waits. Adds to the values that functions find by global names."""
-    looked = 0
-    while waiting and looked < MOST_VALUES:
-        path, owner = waiting.popleft()
-        with suppress(Exception):  # of what is empty, or of the user's code
-            for name, value in _inside(owner, known):
-                looked += 1
-                kind = type(value)  # not isinstance, which may ask the object for its class
-                if id(value) in known or issubclass(kind, PLAIN) or (issubclass(kind, type) and not _is_own(value)):
-                    continue
-                if not issubclass(kind, type):  # these, once their attributes are known
-                    known[id(value)] = value
-                is_global = type(owner) is FunctionType and name not in HELD[FunctionType]
-                if issubclass(kind, GENERATORS):
-                    yield f"{path} {name}", value
-                else:
-                    (global_values if is_global else waiting).append((f"{path} {name}", value))
+    waiting = deque[tuple[str, Any]]([("own", objects)])
+    by_global_names = deque[tuple[str, Any]]()  # last: a large table would take the place of the objects' own parts
+    for queue in (waiting, by_global_names):
+        looked = 0
+        while queue and looked < MOST_VALUES:
+            path, owner = queue.popleft()
+            with suppress(Exception):  # of what is empty, or of the user's code
+                for name, value in _inside(owner, known):
+                    looked += 1
+                    kind = type(value)  # not isinstance, which may ask the object for its class
+                    if id(value) in known or issubclass(kind, PLAIN) or (issubclass(kind, type) and not _is_own(value)):
+                        continue
+                    if not issubclass(kind, type):  # these, once their attributes are known
+                        known[id(value)] = value
+                    if issubclass(kind, GENERATORS):
+                        yield f"{path} {name}", value
+                        continue
+                    is_global = type(owner) is FunctionType and name not in HELD[FunctionType]
+                    (by_global_names if is_global else queue).append((f"{path} {name}", value))
 
 
 def _inside(owner: Any, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.data.collate import OneThread, collate_samples
+from base.data.collate import collate_samples
 from base.data.errors import collate_error, sample_error
 from base.data.sample_random import RandomKey, SampleRandom, as_tensor
 from base.data.seeding import DrawnGenerators
@@ -38,9 +38,8 @@ class SampleSource:
         numbers = indices.tolist()
         draws = numbers if random.indices is indices else as_tensor(random.indices).tolist()
         try:
-            with OneThread():
-                load = functools.partial(self._load, numbers, draws, random.key)
-                return self.generators.load(load, self.dataset, self.collate)
+            load = functools.partial(self._load, numbers, draws, random.key)
+            return self.generators.load(load, self.dataset, self.collate)
         except Exception as error:
             raise self._explained(error, numbers, draws, random.key) from error
 

@@ -49,12 +49,15 @@ class DrawnGenerators:
         objects: those that may keep generators for themselves.
 
         Restores the generators' state afterwards: without workers, the model's dropout draws from the same generators.
-        Only a second normal number that NumPy's may keep is lost.
+        Only a second normal number that NumPy's may keep is lost. Computes with one thread, as torch does in a worker
+        process: with several, sums differ in their last bits.
         """
         numpy_generator = numpy_random.get_bit_generator()
         numpy_random.set_bit_generator(NUMPY)
         before = {name: state() for name, state in STATES.items()}
         own_before = self.own.snapshot(*objects)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             while True:
                 try:
@@ -67,6 +70,7 @@ class DrawnGenerators:
                     if not self._has_moved(before, own_before, objects):
                         return batch
         finally:
+            torch.set_num_threads(threads)
             self.own.restore(own_before, self.names)
             numpy_random.set_bit_generator(numpy_generator)
             _numpy_memory.raw = before["numpy"]

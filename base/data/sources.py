@@ -55,6 +55,8 @@ class TensorSource:
             if not isinstance(each, (Tensor, ArrayFile)):
                 instead = "convert it with torch.as_tensor, or return a data set of samples (input, target)"
                 raise TypeError(f"TensorSource takes tensors, got {type(each).__name__}; {instead}")
+            if isinstance(each, Tensor) and each.layout not in (torch.strided, torch.sparse_coo):
+                raise TypeError(f"TensorSource cannot select rows of {each.layout}; use x.to_dense() or x.to_sparse()")
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
         self.inputs = inputs

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from base.data.batches import Batches, BatchRange, MicroBatch, Position, StepBatches
-from base.data.collate import OneThread, collate_samples
+from base.data.collate import collate_samples
 from base.data.errors import ARGUMENTS, collate_error, sample_error
 from base.data.own_generators import OwnGenerators
 from base.data.sample_random import RandomKey, SampleRandom
@@ -78,21 +78,16 @@ class StreamSource:
         numbers = indices.tolist()
         with suppress(Exception):  # what is wrong is raised where it is read
             self.check_first_sample(random.key)
-        with OneThread():
-            batch, state = self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
-        if not self.has_state():
-            return batch, None
-        return batch, {"position": self._position, "passes": self._passes, "state": state}
+        return self.generators.load(lambda: self._load(numbers, random.key), self.transform, self.collate)
 
-    def _load(self, numbers: Sequence[int], key: RandomKey) -> tuple[Any, Any]:
-        """The samples with consecutive numbers as one batch, and the state after it, which may hold a generator's."""
+    def _load(self, numbers: Sequence[int], key: RandomKey) -> tuple[Any, Snapshot | None]:
         samples = self._read_samples(numbers, key)
         self.generators.seed(key, numbers[0], "collate")
         try:
             batch = (self.collate or collate_samples)(samples)
         except Exception as error:
             raise collate_error(error, type(self.samples).__name__, numbers) from error
-        return batch, self._state() if self.has_state() else None
+        return batch, self._snapshot() if self.has_state() else None
 
     def _read_samples(self, numbers: Sequence[int], key: RandomKey) -> list[Any]:
         """The samples with consecutive numbers."""
@@ -126,8 +121,7 @@ class StreamSource:
         if self._checked:
             return
         self._checked = True
-        with OneThread():
-            self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
+        self.generators.load(lambda: self._load_first_sample(key), self.transform, self.collate)
         self._iterator = None
 
     def _load_first_sample(self, key: RandomKey) -> None:
@@ -138,14 +132,14 @@ class StreamSource:
     def has_state(self) -> bool:
         return hasattr(self.samples, "state_dict") and hasattr(self.samples, "load_state_dict")
 
-    def _state(self) -> Any:
+    def _snapshot(self) -> Snapshot:
         state = copy.deepcopy(self.samples.state_dict())
         if state is None:
             raise DataError(
                 f"StreamSource: {type(self.samples).__name__}.state_dict() returned None; expected its position. "
                 "Without state_dict and load_state_dict, a resumed run reads up to its position again"
             )
-        return state
+        return {"position": self._position, "passes": self._passes, "state": state}
 
     def _seek(self, start: int, key: RandomKey) -> Iterator[Any]:
         """Go to a known position before a sample: the current one, that where a run was resumed, or the start."""

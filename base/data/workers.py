@@ -1,15 +1,16 @@
 """Processes that load batches in the background."""
 
+import functools
 import io
 import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from utils.device import pins_memory
 from utils.errors import DataError, TrainingError, UserError
 from utils.random import mix, seed_cpu_generators
 from utils.signals import end_workers_at_exit, ignore_in_worker
+from utils.user_code import user_line
 
 Request = tuple[bytes, RandomKey]
 """The draws of a batch, int64 of shape (B,), and the key of its random numbers. A draw is the index of a sample, plus
@@ -97,7 +99,7 @@ def starting_workers() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+        if user_line(error) or (isinstance(error, RuntimeError) and "start new thread" not in str(error)):
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -127,26 +129,30 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_once(dataset: Dataset[Any], chunk: int, workers: int) -> Iterator[list[Any]]:
-    """The items of a data set in order, in lists. Raises TrainingError if a worker process dies, UserError if none
-    can be started.
+def read_once(read: Callable[[Any], Any], items: Sequence[Any], chunk: int, workers: int) -> Iterator[list[Any]]:
+    """What a function returns for each item, in order, in lists. Raises TrainingError if a worker process dies,
+    UserError if none can be started.
 
-    Items that are not tensors need no shared memory, which is scarce in containers.
+    Values that are not tensors need no shared memory, which is scarce in containers.
     """
     end_workers_at_exit()
     loader = DataLoader(
-        dataset,
+        cast("Dataset[Any]", items),
         batch_size=chunk,
         num_workers=workers,
         multiprocessing_context=start_method(workers),
-        collate_fn=list,
+        collate_fn=functools.partial(_read_each, read),  # in the worker
         worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # by default the loader would draw from the model's
     )
     with naming_dead_worker():
         with starting_workers():
-            items = iter(loader)
-        yield from items
+            values = iter(loader)
+        yield from values
+
+
+def _read_each(read: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [read(item) for item in items]
 
 
 def _begin_worker(_: int) -> None:

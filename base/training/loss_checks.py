@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 
 from base.data.batches import Batches, BatchRange
-from base.data.sample_random import as_tensor
 from base.training.trainer_interface import TrainerInterface
 from utils.errors import DivergedError
 from utils.extras import find_extra
@@ -77,5 +76,5 @@ def _check_counts(trainer: TrainerInterface) -> None:
 
 def samples_of(batches: Batches, ranges: Iterable[BatchRange]) -> str:
     """The samples in some batches for a message: "samples 3, 14, ..."."""
-    indices = [int(index) for each in ranges for index in as_tensor(batches.sample_indices(each))]
+    indices = [int(index) for each in ranges for index in batches.sample_indices(each)]
     return f"samples {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''}"

@@ -8,7 +8,6 @@ from typing import Any
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
-from base.data.sample_random import as_tensor
 from base.data.stream import StreamBatches
 from base.training.first_batch import DO_THEY_MATCH, may_not_match
 from utils.text import closest
@@ -134,7 +133,7 @@ def broken_samples(batches: Batches, ranges: Iterable[BatchRange]) -> list[str]:
     alone.num_workers = 0
     for batch_range in ranges:
         [micro_batch] = alone.load([batch_range])
-        indices = as_tensor(batches.sample_indices(batch_range))
+        indices = batches.sample_indices(batch_range)
         for tensor in tensors(micro_batch.data):
             if tensor.is_floating_point() and tensor.dim() and len(tensor) == len(indices):
                 finite = tensor.reshape(len(tensor), -1).isfinite().all(1).cpu()

@@ -1,7 +1,6 @@
 """What a resumed run would do differently from one that was not stopped. docs/exactness.md gives the remedies."""
 
 import copy
-import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from base.base_trainer import BaseTrainer
 from base.data.batches import Batches, BatchRange
+from base.data.own_generators import GENERATORS, kind_of
 from base.data.stream import StreamBatches
 from base.training.epoch_start import prepare_epoch
 from base.training.loss import loss_module
@@ -46,7 +46,7 @@ class Fresh:
         self.trainer = trainer
         self._of_base = {*of_base, "base_attributes"}
         self._attributes = self._own()
-        self._values = [(each, _value(each)) for each in (*self._attributes.values(), *self._data().values())]
+        self._values = [(each, _value(each)) for each in self._watched().values()]
         roots = {"model": trainer.experiment.model, "loss": loss_module(trainer.experiment.criterion)}
         self._plain = {
             f"{what}.{name}": (owner, name.rpartition(".")[2], copied(value))
@@ -68,16 +68,14 @@ class Fresh:
 
     def contents(self) -> dict[str, Any]:
         """Copies of all values in the trainer's own attributes, and of the unsaved ones in modules, by name."""
-        attributes = {name: copied(dict(_leaves(value))) for name, value in self._own().items()}
-        data = {f"data_loader.{name}": copied(value) for name, value in self._data().items()}
-        plain = {what: copied(getattr(owner, name)) for what, (owner, name, _) in self._plain.items()}
-        return attributes | data | plain
+        watched = {name: copied(dict(_leaves(value))) for name, value in self._watched().items()}
+        return watched | {what: copied(getattr(owner, name)) for what, (owner, name, _) in self._plain.items()}
 
-    def _data(self) -> dict[str, Tensor]:
-        """The small tensors in attributes of the data loader, such as labels that ``begin_epoch`` changes."""
-        attributes = vars(self.trainer.experiment.data)
-        own = {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
-        return {name: value for name, value in own.items() if size_of(value) <= SMALL}
+    def _watched(self) -> dict[str, Any]:
+        """The trainer's own attributes, and the small tensors of the data loader, as labels that it changes."""
+        data = vars(self.trainer.experiment.data).items()
+        small = {name: value for name, value in data if isinstance(value, Tensor) and size_of(value) <= SMALL}
+        return self._own() | {f"data_loader.{name}": value for name, value in small.items()}
 
     def _own(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.trainer).items() if name not in self._of_base}
@@ -255,11 +253,7 @@ def _state(value: Any) -> Any:
         return [*value.parameters(), *value.buffers()]
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value) if value.dtype.kind in "biufc" else None
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
-    if isinstance(value, random.Random):
-        return value.getstate()
+    if isinstance(value, GENERATORS):
+        return _state(kind_of(value).state(value))
     state = None if isinstance(value, type) else getattr(value, "state_dict", None)
     return state() if callable(state) else value

@@ -102,7 +102,7 @@ class _Check:
         self.fetching = 0.0
         """Seconds to load a batch."""
         self.metrics_failed = False
-        # the schedule is unaffected: its length is that of the run
+        self.schedules = [*schedule_checks.check_schedules(training)]  # of the run's length, which is longer
         constant = {name: schedule_checks.unscheduled(optimizer) for name, optimizer in training.optimizers.items()}
         nowhere = Checkpointer(Path(os.devnull), keep_last=None, warn=experiment.console.warn, main=False)
         of_subclass = vars(trainer).keys() - trainer.base_attributes.keys()
@@ -153,11 +153,10 @@ class _Check:
         yield from self._smallest_batch()
         yield from self._validation()
         cause = "state of the trainer or the model that another batch has changed"
-        with schedule_checks.base_rates(self.training):
-            yield from tried("repetition", partial(self._costs, result, measure), cause=cause, lenient=True)
-            yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
-            yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
-        yield from schedule_checks.check_schedules(self.training)
+        yield from tried("repetition", partial(self._costs, result, measure), cause=cause, lenient=True)
+        yield from tried("test data", self._test_data, lenient=True)  # not earlier: a run does not read them
+        yield from exactness_checks.check_resume(self.fresh, self.training.batches, self._take_step)
+        yield from self.schedules
 
     def _first_batch(self) -> Any:
         batches, workers = self.training.batches.one_pass(), self.training.batches.num_workers

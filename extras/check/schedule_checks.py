@@ -1,14 +1,13 @@
 """The learning rates of a whole run, before it starts; and constant ones, for the other checks."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from base.experiment import Training
 from base.training.schedule import Schedule, ScheduledOptimizer
 from extras.check.check_result import CheckResult
 from utils.errors import ConfigError
+from utils.tree import copied
 
 MOST_STEPS = 50_000
 """A longer schedule is not computed: these take 0.6 s."""
@@ -19,7 +18,7 @@ LIKE_AN_END = 0.01
 def check_schedules(training: Training) -> Iterator[CheckResult]:
     """The rates of each schedule, or why it fails before the end of the run; silent for those that follow losses.
 
-    Steps them to the end of the run: to be called last.
+    Steps them to the end of the run.
     """
     for optimizer in training.optimizers.values():
         schedule = optimizer.schedule
@@ -53,23 +52,8 @@ def _description(optimizer: ScheduledOptimizer, rates: Sequence[Sequence[float]]
 
 
 def unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
-    """An optimizer whose learning rate stays as it is."""
+    """An optimizer that keeps its own learning rate; that of its schedule may begin at 0."""
+    for group, initial in zip(optimizer.optimizer.param_groups, optimizer.schedule.initial, strict=True):
+        group.update(copied(initial))
     schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, length=1)
     return replace(optimizer, schedule=schedule)
-
-
-@contextmanager
-def base_rates(training: Training) -> Iterator[None]:
-    """The optimizers' own learning rates instead of those of their schedules, which may begin at 0."""
-
-    def groups() -> list[dict[str, Any]]:  # loading a state replaces them
-        return [group for each in training.optimizers.values() for group in each.optimizer.param_groups]
-
-    rates = [group["lr"] for group in groups()]
-    for group in groups():
-        group["lr"] = group.get("initial_lr", group["lr"])
-    try:
-        yield
-    finally:
-        for group, rate in zip(groups(), rates, strict=True):
-            group["lr"] = rate

@@ -37,15 +37,13 @@ def find_files(words: Sequence[str], suffixes: Sequence[str]) -> Found:
             content = sys.stdin.buffer.read() if sys.stdin is not None else b""
             given = content.split(b"\0") if b"\0" in content else content.splitlines()
             matches = [*filter(None, map(os.fsdecode, given))]
-            for name in matches:
-                if os.path.lexists(name):
-                    _add(name, suffixes, found)
-                else:
-                    found.problems.append(f"{name}: no such file")
         else:
             there = os.path.lexists(file_and_member(word)[0])
             matches = [word] if there else sorted(glob.glob(word, recursive=True))  # noqa: PTH207  (it may be absolute)
-            for name in matches:
+        for name in matches:
+            if word == "-" and not os.path.lexists(name):
+                found.problems.append(f"{name}: no such file")
+            else:
                 _add(name, suffixes, found)
         if before == len(found.files) + len(found.problems):
             missing = "no names on standard input" if word == "-" else "no such file or folder"

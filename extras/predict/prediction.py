@@ -21,7 +21,7 @@ from base.training.first_batch import FORWARD_ERRORS
 from extras.picture_grid import Cell
 from extras.predict.inputs import Found, file_and_member, find_files
 from extras.predict.outputs import ADVICE, Field, Interpreter, Sample, Task
-from extras.predict.reading import Item, file_kind, read_items, say_beside_bar
+from extras.predict.reading import Item, Unreadable, file_kind, read_items, say_beside_bar
 from extras.predict.writing import Source, merged, write
 from logger.console import counting
 from utils.errors import DataError, Stopped, TrainingError, UserError
@@ -111,8 +111,8 @@ class Predictor:
         for problem in files.problems:
             self._name(problem)
         prepare = functools.partial(self.data.prepare_input, facts=self.facts)
-        needed, whole = self.facts.get("columns") or (), self.data.input_suffixes
-        items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
+        whole = self.data.input_suffixes
+        items = self._readable(read_items(files.files, prepare, self.columns, whole))
         kinds = {file_kind(name, whole) for name in files.files}
         total = len(files.files) if kinds == {"file"} else None
         interpreter, found = Interpreter(self.task), []
@@ -134,8 +134,8 @@ class Predictor:
 
     def _readable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:
-            if item.problem:
-                self._name(f"{item.source}: {item.problem}")
+            if isinstance(item.value, Unreadable):
+                self._name(f"{item.source}: {item.value}")
                 continue
             try:
                 yield item._replace(value=map_tensors(self._fitting, item.value))

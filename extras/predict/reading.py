@@ -1,6 +1,7 @@
 """From files to inputs of the model: pictures in worker processes, arrays and tables row by row."""
 
 import csv
+import functools
 import io
 import itertools
 import pickle
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from base.data.workers import read_once, worker_count
@@ -39,13 +40,13 @@ class Unreadable(Exception):  # noqa: N818  (not an error of the program: the fi
 
 
 class Item(NamedTuple):
-    """An input of the model, or why it could not be read."""
+    """An input of the model."""
 
     file: str
     row: int | None
     """Row in an array or table, from 0."""
     value: Any
-    problem: str = ""
+    """The input; or Unreadable, with the reason."""
 
     @property
     def source(self) -> str:
@@ -62,20 +63,18 @@ def read_items(
     files: Sequence[str],
     prepare: Prepare,
     columns: Sequence[str] | None,
-    needed: Sequence[str] = (),
     whole: Sequence[str] | None = None,
 ) -> Iterator[Item]:
     """The inputs from all files, in order. Raises UserError for what the model does not accept at all.
 
-    columns: of tables, those to read. needed: those that the data loader's ``input_facts`` names.
-    whole: see ``file_kind``.
+    columns: of tables, those to read. whole: see ``file_kind``.
     """
     for kind, names in itertools.groupby(files, lambda name: file_kind(name, whole)):
         if kind == "file":
             yield from _read_files(list(names), prepare)
             continue
         for name in names:
-            rows = _table_rows(name, columns, needed) if kind == "table" else _array_rows(name)
+            rows = _table_rows(name, columns) if kind == "table" else _array_rows(name)
             yield from _read_rows(name, rows, prepare)
 
 
@@ -97,18 +96,18 @@ def _read_rows(name: str, rows: Iterator[Any], prepare: Prepare) -> Iterator[Ite
             yield _item(name, row, raw if isinstance(raw, Unreadable) else _prepared(prepare, raw))
             row += 1
     except Unreadable as error:
-        yield Item(name, row or None, None, str(error))
+        yield Item(name, row or None, error)
         return
     if not row:
-        yield Item(name, None, None, "it has no rows")
+        yield Item(name, None, Unreadable("it has no rows"))
 
 
 def _item(name: str, row: int | None, value: Any) -> Item:
-    """value: the input, or an exception as returned by ``_prepared``. Raises UserError."""
+    """value: as returned by ``_prepared``. Raises UserError."""
     item = Item(name, row, value)
     if isinstance(value, UserError):
         raise type(value)(f"{item.source}: {value}")
-    return item._replace(value=None, problem=str(value)) if isinstance(value, Unreadable) else item
+    return item
 
 
 def _prepared(prepare: Prepare, raw: Any) -> Any:
@@ -164,7 +163,7 @@ def _member(path: str, names: Sequence[str], wanted: str) -> str:
 # ------------------------------------------------------------------ tables
 
 
-def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str]) -> Iterator[Any]:
+def _table_rows(name: str, columns: Sequence[str] | None) -> Iterator[Any]:
     """The cells of each row by column name, or by number without a header; Unreadable for a row that is wrong.
 
     Raises Unreadable; DataError if a column is missing.
@@ -184,15 +183,12 @@ def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str])
                 raise Unreadable("two columns have the same name")
             if missing := [each for each in columns or () if each not in names]:
                 raise DataError(f"{name} has no column {missing[0]!r}; it has {', '.join(names[:20])}")
-            chosen = columns or names
-            if (columns or names != _numbered(first)) and (missing := [each for each in needed if each not in chosen]):
-                raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
             for row in itertools.chain([] if is_header else [first], rows):
                 if len(row) != len(names):
                     yield Unreadable(f"{len(row)} cells, but there are {len(names)} columns")
                     continue
                 cells = dict(zip(names, row, strict=True))
-                yield {each: cells[each] for each in chosen}
+                yield {each: cells[each] for each in columns or names}
     except UnicodeDecodeError as error:
         raise Unreadable("not valid UTF-8") from error
     except csv.Error as error:
@@ -221,24 +217,19 @@ def _numbered(row: Sequence[str]) -> list[str]:
 
 def _read_files(names: Sequence[str], prepare: Prepare) -> Iterator[Item]:
     workers = worker_count(len(names) // CHUNK) if len(names) > FEW else 0
-    values = itertools.chain.from_iterable(read_once(_Files(names, prepare), CHUNK, workers))
+    read = functools.partial(_read_file, prepare)
+    values = itertools.chain.from_iterable(read_once(read, names, CHUNK, workers))
     for name, value in zip(names, values, strict=True):
         yield _item(name, None, pickle.loads(value) if workers else value)
 
 
-class _Files(Dataset[Any]):
-    def __init__(self, names: Sequence[str], prepare: Prepare) -> None:
-        self.names, self.prepare = names, prepare
+def _read_file(prepare: Prepare, name: str) -> Any:
+    """What ``_prepared`` returns."""
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Any:
-        """What ``_prepared`` returns."""
-        value = _prepared(self._read, Path(self.names[index]))
-        # sent as bytes: tensors would need shared memory, which is scarce in containers
-        return value if get_worker_info() is None else pickle.dumps(value)
-
-    def _read(self, path: Path) -> Any:
+    def read(path: Path) -> Any:
         open_regular(path).close()  # a named pipe would block
-        return self.prepare(path)
+        return prepare(path)
+
+    value = _prepared(read, Path(name))
+    # sent as bytes: tensors would need shared memory, which is scarce in containers
+    return value if get_worker_info() is None else pickle.dumps(value)

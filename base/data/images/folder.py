@@ -3,6 +3,7 @@
 torchvision and Pillow are imported only when images are decoded.
 """
 
+import functools
 import time
 import unicodedata
 from collections.abc import Generator, Sequence
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from base.data.images.cache import Decoded, Pixels, files_below
 from base.data.workers import read_once, worker_count
 from logger.console import counting
 from utils.errors import DataError, os_errors_as
+from utils.files import open_regular
 from utils.paths import display_path
 from utils.streams import say_error
 from utils.text import at_most, count
@@ -84,9 +85,8 @@ def decode(
     empty = [class_names[index] for index in sorted({*range(len(class_names))} - {*labels.tolist()})]
     if empty and (every_class or not samples):
         raise DataError(f"{root}: no images of {', '.join(empty[:10])}; add some or remove the folder ({SUFFIXES})")
-    return Decoded(
-        (len(samples), size, size, 3), labels, _chunks(root, _Pixels([path for path, _ in samples], size, white))
-    )
+    paths = [path for path, _ in samples]
+    return Decoded((len(samples), size, size, 3), labels, _chunks(root, paths, size, white))
 
 
 def read_image(image: "str | Pixels", *, size: int, white: float | None = None) -> Pixels:
@@ -159,51 +159,39 @@ def _to_bytes(values: np.ndarray, white: float | None) -> Pixels:
     return scaled
 
 
-class _Pixels(Dataset[Pixels | str]):
-    """The pixels of some files, or as a string the reason why a file has none."""
+def _pixels(path: str, *, size: int, white: float | None) -> Pixels | str:
+    """The pixels of a file, or as a string the reason why it has none."""
+    from PIL import UnidentifiedImageError
 
-    def __init__(self, paths: list[str], size: int, white: float | None) -> None:
-        self.paths = paths
-        self.size = size
-        self.white = white
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Pixels | str:
-        from PIL import UnidentifiedImageError
-
-        path = self.paths[index]
-        try:
-            return read_image(path, size=self.size, white=self.white)
-        except UnidentifiedImageError:
-            return f"{display_path(Path(path))}: not an image, or truncated"
-        except Exception as error:  # Pillow raises many types for damaged files
-            return f"{display_path(Path(path))}: {error or type(error).__name__}"
+    try:
+        open_regular(Path(path)).close()  # a named pipe would block
+        return read_image(path, size=size, white=white)
+    except UnidentifiedImageError:
+        return f"{display_path(Path(path))}: not an image, or truncated"
+    except Exception as error:  # Pillow raises many types for damaged files
+        return f"{display_path(Path(path))}: {error or type(error).__name__}"
 
 
-def _chunks(root: Path, images: _Pixels) -> Generator[Pixels, None, None]:
+def _chunks(root: Path, paths: list[str], size: int, white: float | None) -> Generator[Pixels, None, None]:
     """The pixels of several images at a time, in order."""
-    chunk = max(1, min(64, 2**23 // (3 * images.size**2)))  # a process sends 8 MB at most
+    read = functools.partial(_pixels, size=size, white=white)
+    chunk = max(1, min(64, 2**23 // (3 * size**2)))  # a process sends 8 MB at most
     broken: list[str] = []
     flat: list[str] = []
-    seen = 0
+    names = iter(paths)
     start = time.perf_counter()
     title = f"decoding {display_path(root)}"
-    with counting(title, "images", len(images)) as advance:
-        for items in read_once(images, chunk, worker_count(len(images) // chunk)):
+    with counting(title, "images", len(paths)) as advance:
+        for items in read_once(read, paths, chunk, worker_count(len(paths) // chunk)):
             broken += [item for item in items if isinstance(item, str)]
-            paths = images.paths[seen : seen + len(items)]
-            flat += [
-                path for path, item in zip(paths, items, strict=True) if type(item) is not str and np.ptp(item) <= FLAT
-            ]
-            seen += len(items)
+            named = [(item, next(names)) for item in items]
+            flat += [name for item, name in named if not isinstance(item, str) and np.ptp(item) <= FLAT]
             if not broken:
                 yield np.stack(items)
             advance(len(items))
     if broken:
-        named = "\n".join(at_most(MOST_NAMED, broken))
-        raise DataError(f"{len(broken):,} of {len(images):,} images cannot be read; repair or remove them:\n{named}")
+        reasons = "\n".join(at_most(MOST_NAMED, broken))
+        raise DataError(f"{len(broken):,} of {len(paths):,} images cannot be read; repair or remove them:\n{reasons}")
     seconds = time.perf_counter() - start
     if flat:
         say_error(
@@ -212,4 +200,4 @@ def _chunks(root: Path, images: _Pixels) -> Generator[Pixels, None, None]:
         )
     skipped = sum(not is_image(path) for path in files_below(root))
     others = f"; skipped {count(skipped, 'file')} that are not images" if skipped else ""
-    say_error(f"{title}: {len(images):,} images in {seconds:.1f} s{others}")
+    say_error(f"{title}: {len(paths):,} images in {seconds:.1f} s{others}")

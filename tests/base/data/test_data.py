@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -436,20 +437,21 @@ def test_what_cannot_be_sent_to_a_worker_process_is_told(transform: Any, says: s
     ],
 )
 def test_a_worker_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, start: str, error: Exception) -> None:
-    def refused(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(start, refused)
+    monkeypatch.setattr(start, Mock(side_effect=error))
     samples: Any = [1, 2]
-    for loaded in (Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(), read_once(samples, 1, 1)):
+    for loaded in (
+        Batches(SampleSource(samples), batch_size=2, num_workers=1).one_pass(),
+        read_once(str, samples, 1, 1),
+    ):
         with pytest.raises(UserError, match=f"cannot be started: {error.args[-1]}; set .*num_workers"):
             next(loaded)
 
 
 def test_other_errors_are_not_taken_for_those_of_worker_processes() -> None:
     for explained in (naming_dead_worker, starting_workers):
-        with pytest.raises(RuntimeError, match="other"), explained():
-            raise RuntimeError("other")
+        for error in (RuntimeError("other"), OSError("of the user's code")):
+            with pytest.raises(type(error), match=str(error)), explained():
+                raise error
 
 
 @pytest.mark.slow

@@ -274,6 +274,25 @@ def test_classes_are_those_that_a_target_transform_returns() -> None:
     assert Halves(**ARGS).facts()["class_counts"] == [2, 3]
 
 
+def test_a_target_transform_is_applied_once_to_each_class() -> None:
+    """Weights are computed again in each epoch."""
+    seen = []
+
+    def renamed(digit: int) -> int:
+        seen.append(digit)
+        return 9 - digit
+
+    class Renamed(RandomTensorLoader):
+        def training_data(self, *, augment: bool) -> Any:
+            data: Any = FakeData(6, (1, 2, 2), target_transform=renamed)
+            data.targets = [0, 4, 4, 4, 9, 9]
+            return data
+
+    counts = Renamed(**ARGS).facts()["class_counts"]
+    assert [(index, count) for index, count in enumerate(counts) if count] == [(0, 2), (5, 3), (9, 1)]
+    assert seen == [0, 4, 9]
+
+
 def test_numbers_that_a_target_transform_makes_classes_of_are_not_cut_off() -> None:
     class Binned(RandomTensorLoader):
         def training_data(self, *, augment: bool) -> Any:

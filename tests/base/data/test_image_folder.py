@@ -201,15 +201,17 @@ def test_all_broken_files_are_named_at_once(photos: Path) -> None:
     (cats / "2.png").write_bytes(b"")
     (cats / "3.jpg").write_bytes(b"<html>not found</html>")
     (cats / "broken.png").symlink_to(cats / "nothing.png")
+    os.mkfifo(cats / "pipe.png")
     Image.new("F", (4, 4)).save(cats / "fractions.tiff")
     with pytest.raises(DataError) as error:
         loader(photos).training(seed=0)
-    assert "5 of 23 images cannot be read" in str(error.value)
+    assert "6 of 24 images cannot be read" in str(error.value)
     for name in (
         "1.png",
         "2.png: not an image",
         "3.jpg: not an image",
         "broken.png",
+        "pipe.png",
         "fractions.tiff: the pixels are float32 from 0 to 0",
     ):
         assert name in str(error.value)

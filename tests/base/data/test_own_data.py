@@ -87,6 +87,7 @@ class OwnData(BaseDataLoader):
         data: dict[str, Callable[[], Any]] = {
             "pair": lambda: (INPUTS, TARGETS),
             "arrays": lambda: TensorSource(INPUTS.numpy(), np.arange(40) % 3),  # type: ignore[arg-type]
+            "csr": lambda: TensorSource(INPUTS.to_sparse_csr(), TARGETS),
             "targets": lambda: TensorSource(INPUTS, {"class": TARGETS}),  # type: ignore[arg-type]
             "transform": lambda: TensorSource(INPUTS, TARGETS, transform=without_attribute),
             "augment": lambda: TensorSource(INPUTS, TARGETS, augment=without_attribute),
@@ -146,6 +147,7 @@ _registered = registering((DATA_LOADERS, OwnData, OwnCollate, Doubling, Dropping
 HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
 
 
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support:UserWarning")
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -161,6 +163,7 @@ HERE = r"\n  tests/base/data/test_own_data.py:\d+: "
         ("endless", "args: the data is of type Endless; expected .* a data set with __getitem__ and __len__"),
         ("pair", r"args: the data is of type tuple; expected a TensorSource\(inputs, targets\)"),
         ("arrays", rf"TypeError: TensorSource takes tensors, got ndarray; convert it with torch.as_tensor.*{HERE}"),
+        ("csr", r"TypeError: TensorSource cannot select rows of torch.sparse_csr; use x.to_dense\(\) or x.to_sparse"),
         ("targets", rf"TensorSource takes tensors, got dict; .* return a data set of samples .*{HERE}"),
         ("transform", rf"transform fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),
         ("augment", rf"augment fails for a batch of \(8, 6\) float32, \(8,\) int64: AttributeError: .*{HERE}"),

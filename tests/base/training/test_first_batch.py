@@ -353,7 +353,7 @@ def test_each_pass_with_drop_last_leaves_out_other_samples() -> None:
     assert (len(batches), batches.optimizer_steps(1)) == (2, 2)
     ranges = batches.ranges()
     passes = [[batches.sample_indices(next(ranges)) for _ in range(2)] for _ in range(3)]
-    seen = [set(torch.cat(each).tolist()) for each in passes]  # type: ignore[arg-type]
+    seen = [set(torch.cat(each).tolist()) for each in passes]
     assert [len(each) for each in seen] == [8, 8, 8]
     assert len(set.union(*seen)) > 8
     with pytest.raises(UserError, match="do not fill one batch of 20"):

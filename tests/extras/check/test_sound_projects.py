@@ -363,9 +363,8 @@ def test_constant_inputs_stand_in_for_data_of_a_trainer_that_makes_them(check: C
     status, report = check(**plain() | loader | UNSUPERVISED)
     assert status == 0, report
     assert "batch         ok    inputs" in report
-    status, report = check(**plain() | loader)
-    assert status == 1
-    assert "batch         FAIL  inputs" in report
+    _, report = check(**plain() | loader)
+    assert "batch         note  inputs" in report
 
 
 @pytest.mark.usefixtures("check")

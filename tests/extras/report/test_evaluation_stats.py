@@ -147,7 +147,9 @@ def test_what_counts_as_a_probability() -> None:
     assert not are_probabilities(logits)
     assert not are_probabilities(logits.log_softmax(1))
     assert are_probabilities(chances.to(torch.bfloat16))
-    assert not are_probabilities(torch.tensor([[0.39, 0.6]])), "one sample's logits may add up to nearly 1"
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        one = torch.tensor([[0.39, 0.62]], dtype=dtype)
+        assert not are_probabilities(one), "one sample's logits may add up to nearly 1"
     assert torch.equal(as_probabilities(chances, given=True), chances)
     broken = torch.tensor([[float("nan"), 1.0], [0.2, 0.8]])
     assert as_probabilities(broken, given=True)[0].isnan().all()
