@@ -29,12 +29,8 @@ class CheckResult:
         width: columns of the terminal; 0: do not wrap, as in a file. plain: without colours.
         """
         verdict = f"{self.verdict:<5}" if plain else styled(f"{self.verdict:<5}", STYLE[self.verdict])
-        indent = INDENT if width == 0 or width >= 2 * INDENT else 4
         texts = [*self.text.splitlines(), *([f"usually: {self.cause}"] if self.cause else [])]
-        room = max(width - indent, 8) if width else sys.maxsize
+        room = max(width - INDENT, INDENT) if width else sys.maxsize
         lines = [line for text in texts for line in textwrap.wrap(text, room, break_on_hyphens=False)]
-        if indent < INDENT:  # too narrow for three columns
-            yield f"{self.check:<13} {verdict}".rstrip()
-        else:
-            yield f"{self.check:<13} {verdict} {lines.pop(0) if lines else ''}"
-        yield from (f"{'':<{indent}}{line}" for line in lines)
+        yield f"{self.check:<13} {verdict} {lines.pop(0) if lines else ''}"
+        yield from (f"{'':<{INDENT}}{line}" for line in lines)

@@ -302,9 +302,9 @@ def test_a_verdict_is_coloured_and_wrapped_in_a_terminal() -> None:
     )
     assert next(result.lines()).startswith("first loss    FAIL  a loss that is very")
     assert len(list(result.lines())) == 3
-    for width in (8, 30, 60, 80):
+    for width in (8, 40, 60, 80):
         lines = list(result.lines(width=width))
-        assert max(map(len, lines)) <= max(width, 19)
+        assert max(map(len, lines)) <= max(width, 40)
         assert all(line.startswith("    ") for line in lines[1:])
         assert " ".join(" ".join(lines).split()) == " ".join(" ".join(result.lines()).split())
     coloured = next(result.lines(width=80, plain=False))
