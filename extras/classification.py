@@ -23,7 +23,9 @@ def are_probabilities(outputs: Tensor) -> bool | None:
 
     A sample that is not finite says nothing about the others; None if none is finite.
     """
-    tolerance = max(EXACT_TOLERANCE, torch.finfo(outputs.dtype).eps)  # rounding changes the sum by half of it
+    # rounding changes the sum by half of it; a model may return integers
+    rounding = torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0
+    tolerance = max(EXACT_TOLERANCE, rounding)
     outputs = outputs.detach().float()
     distributions = (outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= tolerance)
     finite = outputs.isfinite().all(1)

@@ -147,6 +147,7 @@ def test_what_counts_as_a_probability() -> None:
     assert not are_probabilities(logits)
     assert not are_probabilities(logits.log_softmax(1))
     assert are_probabilities(chances.to(torch.bfloat16))
+    assert are_probabilities(torch.eye(2, dtype=torch.int64)), "a model may return integers"
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         one = torch.tensor([[0.39, 0.62]], dtype=dtype)
         assert not are_probabilities(one), "one sample's logits may add up to nearly 1"
