@@ -6,6 +6,7 @@ schema only helps to write it.
 
 import inspect
 import json
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any, get_args, get_origin
 
@@ -140,24 +141,30 @@ def _definitions(kind: str, registry: Registry) -> Schema:
 
 def _arguments(kind: str, registry: Registry, name: str) -> Schema:
     """The "args" of a component."""
-    properties = {}
     known = registry.parameters(name)
-    texts = docstrings.arguments(registry[name], known)
-    for parameter in known.values():
-        optional = parameter.default is not parameter.empty or FROM_RUN_LENGTH.get(name) == parameter.name
-        schema = _type(kind, parameter, takes_null=optional)
-        if schema is not None:
-            properties[parameter.name] = _about(texts.get(parameter.name), _with_default(schema, parameter.default))
+    optional = {key for key, each in known.items() if each.default is not each.empty}
+    properties = _properties(kind, registry[name], known, nullable={*optional, FROM_RUN_LENGTH.get(name)})
     return {"type": "object", "properties": properties, "additionalProperties": registry.takes_any(name)}
 
 
-def _type(kind: str, parameter: inspect.Parameter, *, takes_null: bool) -> Schema | None:
-    """The schema of an argument of a component; None if JSON cannot express it."""
-    schema = _of_annotation(kind, parameter.annotation)
-    if not schema:
-        return schema
-    schema = _or_reference(schema)
-    return _or(schema, NULL) if takes_null and schema else schema
+def _properties(
+    kind: str, described: Any, known: Mapping[str, inspect.Parameter], *, nullable: Collection[str | None]
+) -> Schema:
+    """The arguments of a component, or the fields of settings, that JSON can express. nullable: those that take null.
+
+    described: the component or class, whose docstring describes them.
+    """
+    texts = docstrings.arguments(described, known)
+    found: Schema = {}
+    for name, parameter in known.items():
+        schema = _of_annotation(kind, parameter.annotation)
+        if schema is None:
+            continue
+        if schema:
+            schema = _or_reference(schema)
+            schema = _or(schema, NULL) if name in nullable else schema
+        found[name] = _about(texts.get(name), _with_default(schema, parameter.default))
+    return found
 
 
 def _of_annotation(kind: str, annotation: Any) -> Schema | None:
@@ -189,15 +196,8 @@ def _with_objects(kind: str, annotation: Any) -> Schema:
         return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
     if is_settings(annotation):
         fields = parameters(annotation)
-        texts = docstrings.arguments(annotation, fields)
-        described = {
-            name: (_type(kind, field, takes_null=field.default is None), field) for name, field in fields.items()
-        }
-        properties = {
-            name: _about(texts.get(name), _with_default(schema, field.default))
-            for name, (schema, field) in described.items()
-            if schema is not None
-        }
+        nullable = [name for name, field in fields.items() if field.default is None]
+        properties = _properties(kind, annotation, fields, nullable=nullable)
         required = [name for name, field in fields.items() if field.default is field.empty]
         takes_any = getattr(annotation, "model_config", {}).get("extra") == "allow"
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
