@@ -286,7 +286,7 @@ def _optimizers(
         for path, reason in replaced_arguments(config.optimizers[name], groups):
             if loaded.document.is_override(path):
                 raise ConfigError(reason, path)
-            experiment.console.warn(str(loaded.error(path, reason)))
+            experiment.console.warn(str(loaded.document.error(path, reason)))
         settings = config.optimizers[name]
         scheduled[name] = ScheduledOptimizer(
             optimizer,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
+from utils.errors import Problem
 from utils.schema import KeyPath
 from utils.text import closest, hint
 
@@ -132,22 +133,23 @@ def problems(
     component: str,
     known: Mapping[str, inspect.Parameter],
     args: Mapping[str, Any],
+    path: KeyPath,
     *,
     takes_any: bool,
     complete: bool = True,
     filled: str | None = None,
-) -> Iterator[tuple[KeyPath, str]]:
-    """Problems with the arguments of a component, as (path below "args", message).
+) -> Iterator[Problem]:
+    """Problems with the arguments of a component, which are at this path.
 
     known: the parameters that a config may set. takes_any: the component rejects unknown names itself.
     complete: whether all parameters without a default must be given. filled: one that may be omitted nevertheless.
     """
     for name, value in args.items():
         if name in known:
-            yield from _type_problems(name, known[name], value)
+            yield from _type_problems((*path, name), known[name], value)
         elif not takes_any:
             instead = hint(name, known).replace("expected one of:", "it takes:")
-            yield (name,), f'{component} has no argument "{name}"; {instead}'
+            yield Problem((*path, name), f'{component} has no argument "{name}"; {instead}')
     meant = {filled, *(closest(name, known) for name in args if name not in known)}
     for name, parameter in known.items():
         required = complete and parameter.default is parameter.empty
@@ -155,14 +157,14 @@ def problems(
             annotation = parameter.annotation
             how = f": {describe(annotation)}" if annotation is not inspect.Parameter.empty else ""
             cannot = NOT_JSON if json_type(annotation) is NotJson else ""
-            yield (), f'{component} needs the argument "{name}"{how}{cannot}'
+            yield Problem(path, f'{component} needs the argument "{name}"{how}{cannot}')
 
 
-def _type_problems(name: str, parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Problems with the type of the named argument's value, one per path."""
+def _type_problems(path: KeyPath, parameter: inspect.Parameter, value: Any) -> Iterator[Problem]:
+    """Problems with the type of the value at a path, one per path."""
     kind = json_type(parameter.annotation)
     if kind is NotJson:
-        yield (name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
+        yield Problem(path, f"takes {describe(parameter.annotation)}{NOT_JSON}")
         return
     if parameter.default is None and value is None:
         return
@@ -174,8 +176,8 @@ def _type_problems(name: str, parameter: inspect.Parameter, value: Any) -> Itera
         found: dict[KeyPath, list[str]] = {}  # a union has one per member
         for item in error.errors(include_url=False):
             found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
-        for path, messages in found.items():
-            yield (name, *path), f"{either(messages)}, got {shortened(inside(value, path)[1])}"
+        for below, messages in found.items():
+            yield Problem((*path, *below), f"{either(messages)}, got {shortened(inside(value, below)[1])}")
 
 
 def in_json_words(message: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import PositiveInt
 
-from utils.arguments import annotations, of_field, parameters, takes_any_keyword
+from utils.arguments import annotations, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
 from utils.paths import PROJECT
@@ -215,13 +215,6 @@ REGISTRIES: dict[str, Registry] = {
     "lr_scheduler": SCHEDULERS,
     "trainer": TRAINERS,
 }
-
-
-def setting_at(path: KeyPath, component: str | None) -> inspect.Parameter | None:
-    """The key of the schema at a path, or the argument of the named component, with its type and default."""
-    if field := field_at(path):
-        return of_field(field)
-    return REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
 
 
 def markers(path: KeyPath, component: str | None, kind: type[M]) -> list[M]:

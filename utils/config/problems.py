@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from utils import arguments
 from utils.arguments import either, in_json_words, inside, shortened
-from utils.config.located_json import Problem
 from utils.config.schedulers import FROM_RUN_LENGTH
+from utils.errors import Problem
 from utils.extras import find_extra
 from utils.nested_arguments import nested
 from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
@@ -147,11 +147,9 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         return
     known = registry.parameters(name)
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
-    for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
-        yield Problem((*path, "args", *below), message)
+    yield from arguments.problems(name, known, args, (*path, "args"), filled=filled, takes_any=takes_any)
     for group_path, group_args in group_arguments(path, entry):
-        for below, message in arguments.problems(name, known, group_args, takes_any=takes_any, complete=False):
-            yield Problem((*group_path, *below), message)
+        yield from arguments.problems(name, known, group_args, group_path, takes_any=takes_any, complete=False)
     yield from _nested_problems(registry, known, args, (*path, "args"))
 
 
@@ -168,8 +166,7 @@ def _nested_problems(
             continue
         fields = arguments.parameters(kind)
         takes_any = getattr(kind, "model_config", {}).get("extra") == "allow"
-        for inner, message in arguments.problems(kind.__name__, fields, value, takes_any=takes_any):
-            yield Problem((*at, *inner), message)
+        yield from arguments.problems(kind.__name__, fields, value, at, takes_any=takes_any)
         yield from _nested_problems(registry, fields, value, at)
 
 
