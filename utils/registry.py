@@ -234,8 +234,8 @@ def registry_inside(registry: Registry) -> Registry:
     return registry if registry in (LOSSES, SCHEDULERS) else MODELS
 
 
-_imported: dict[str, tuple[Any, bytes]] = {}
-"""The spec of each module imported from the users' folders, which a reload replaces, and its file's content then."""
+_imported: dict[str, tuple[Any, tuple[int, int]]] = {}
+"""The spec of each module of the users' folders, which a reload replaces, and its file's time and size then."""
 
 
 def import_components() -> None:
@@ -258,7 +258,8 @@ def import_components() -> None:
 
 
 def _warn_if_edited(module: ModuleType, path: Path) -> None:
-    now = path.read_bytes()
+    status = path.stat()  # without reading it, as Python decides whether to compile a file again
+    now = status.st_mtime_ns, status.st_size
     spec, before = _imported.get(module.__name__, (None, now))
     if spec is not module.__spec__:
         _imported[module.__name__] = module.__spec__, now
