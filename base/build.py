@@ -205,7 +205,7 @@ def _validation(config: Config, data: BaseDataLoader) -> tuple[dict[str, Batches
     """
     at = ("data_loader", "args")
     # what is held out is of the training data, which the loader may draw again
-    seed_generators(config.seed, "training data" if data._holds_out() else "validation data")
+    seed_generators(config.seed, "training data" if data.holds_out() else "validation data")
     held_out: Batches | None = call(at, type(data).__name__, data.validation, (Batches, type(None)))
     if not config.validations:
         return ({} if held_out is None else {"": held_out}), []
