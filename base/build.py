@@ -344,8 +344,7 @@ def _schedule(config: Config, optimizer: Optimizer, name: str, batches: Batches)
     settings = with_mode(component.model_dump(), config.trainer.monitor)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
-        arguments = arguments_of(SCHEDULERS, name, args, (*path, "args"))
-        return call((*path, "args"), name, functools.partial(SCHEDULERS[name], **arguments), LRScheduler)
+        return construct(SCHEDULERS, Component(type=name, args=args), path, LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, at)

@@ -20,13 +20,6 @@ Build = Callable[[type, Any, KeyPath], Any]
 """Creates an object (settings, a module, a tensor) from its class and the config value at a path."""
 
 
-def nested(annotation: Any, value: Any) -> list[tuple[KeyPath, type, Any]]:
-    """The settings and components in a checked value: path, class and config value of each."""
-    found: list[tuple[KeyPath, type, Any]] = []
-    _built(annotation, value, lambda kind, value, path: found.append((path, kind, value)), ())
-    return [each for each in found if not is_tensor(each[1]) and each[1] is not Path]
-
-
 def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build, path: KeyPath) -> dict[str, Any]:
     """Checked arguments, with settings and components replaced by the objects they describe."""
     return {
