@@ -109,11 +109,9 @@ def component_problems(config: dict[str, Any]) -> list[Problem]:
 
 
 def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
-    trainer = config.get("trainer")
-    writers = trainer.get("writers") if isinstance(trainer, dict) else None
-    for index, entry in enumerate(writers if isinstance(writers, list) else ()):
-        path = ("trainer", "writers", index)
-        yield from _problems(WRITERS, entry, path)
+    path, writers = inside(config, ("trainer", "writers"))
+    for index, entry in enumerate(writers if len(path) == 2 and isinstance(writers, list) else ()):
+        yield from _problems(WRITERS, entry, (*path, index))
 
 
 def _example(section: type[BaseModel]) -> str:
