@@ -195,31 +195,39 @@ def either(messages: Iterable[str]) -> str:
     return " or ".join([first, *(message.removeprefix("should be ") for message in others)])
 
 
-def json_type(annotation: Any) -> Any:
-    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if there is none."""
+def as_written(kind: type) -> Any:
+    """What a config gives for settings, or for a component."""
+    return dict[str, Any] if is_settings(kind) else str | dict[str, Any]
+
+
+def json_type(annotation: Any, of_object: Callable[[type], Any] = as_written) -> Any:
+    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if there is none.
+
+    of_object: gives the type for settings and components.
+    """
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
     if is_tensor(annotation):
         return list[float] | None if _union(annotation) else list[float]
-    if is_settings(annotation):
-        return dict[str, Any]
-    if is_component(annotation):
-        return str | dict[str, Any]
+    if is_settings(annotation) or is_component(annotation):
+        return of_object(annotation)
     if annotation in PLAIN or typing.get_origin(annotation) is Literal:
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return str
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
+        kind = json_type(inner[0], of_object)
+        return annotation if kind is inner[0] or _union(inner[0]) else kind
     if _union(annotation):
         # in a union with other types, a tensor is left out
-        kinds = [kind for kind in (json_type(item) for item in inner if not is_tensor(item)) if kind is not NotJson]
+        kinds = [json_type(item, of_object) for item in inner if not is_tensor(item)]
+        kinds = [kind for kind in kinds if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
     if origin not in (*LISTS, *DICTS):
         return NotJson
-    kinds = [item if item is Ellipsis else json_type(item) for item in inner]
+    kinds = [item if item is Ellipsis else json_type(item, of_object) for item in inner]
     if NotJson in kinds:
         return NotJson
     plain = dict if origin in DICTS else tuple if origin is tuple else list

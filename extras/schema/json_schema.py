@@ -8,18 +8,18 @@ import inspect
 import json
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, WithJsonSchema
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
 from extras.schema import docstrings
-from utils.arguments import DICTS, STRICT, NotJson, is_component, is_settings, json_type, parameters
+from utils.arguments import STRICT, NotJson, is_component, json_type, parameters
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.registry import METRICS, REGISTRIES, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
-from utils.schema_fields import alternatives, keys_of, section_at
+from utils.schema_fields import keys_of, section_at
 
 Schema = dict[str, Any]
 
@@ -168,46 +168,35 @@ def _properties(
 
 
 def _of_annotation(kind: str, annotation: Any) -> Schema | None:
-    value = json_type(annotation)
+    objects: Schema = {}
+
+    def stand_in(described: type) -> Any:
+        """A type whose schema refers to that of settings or of a component."""
+        name = f"{len(objects)}"
+        objects[name] = _or(_of_object(kind, described), REFERENCE)
+        return Annotated[Any, WithJsonSchema({"$object": name})]
+
+    value = json_type(annotation, stand_in)
     if value is NotJson:
         return None
-    if _contains_objects(annotation):
-        several = [_with_objects(kind, one) for one in alternatives(annotation)]
-        return several[0] if len(several) == 1 else {"anyOf": several}
     try:
         schema = TypeAdapter(value, config=STRICT).json_schema()
-        return dict(_draft_7(schema, schema.pop("$defs", {})))
+        return dict(_draft_7(schema, schema.pop("$defs", {}) | objects))
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
 
 
-def _contains_objects(annotation: Any) -> bool:
-    """Whether an argument may contain settings or components at any depth."""
-    return any(
-        is_settings(one) or is_component(one) or any(map(_contains_objects, get_args(one)))
-        for one in alternatives(annotation)
-    )
-
-
-def _with_objects(kind: str, annotation: Any) -> Schema:
-    """The schema of settings, of a component, or of a list or dict containing them."""
-    if is_component(annotation):
+def _of_object(kind: str, described: type) -> Schema:
+    """The schema of settings, or of a component."""
+    if is_component(described):
         inside = next(name for name, one in REGISTRIES.items() if one is registry_inside(REGISTRIES[kind]))
         return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
-    if is_settings(annotation):
-        fields = parameters(annotation)
-        nullable = [name for name, field in fields.items() if field.default is None]
-        properties = _properties(kind, annotation, fields, nullable=nullable)
-        required = [name for name, field in fields.items() if field.default is field.empty]
-        takes_any = getattr(annotation, "model_config", {}).get("extra") == "allow"
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
-    inner = [one for one in get_args(annotation) if one is not Ellipsis]
-    if _contains_objects(annotation) and get_origin(annotation) in DICTS:
-        return {"type": "object", "additionalProperties": _or_reference(_of_annotation(kind, inner[1]) or {})}
-    if _contains_objects(annotation):
-        items = [_or_reference(_of_annotation(kind, one) or {}) for one in inner]
-        return {"type": "array", "items": items[0] if len(items) == 1 else items}
-    return _of_annotation(kind, annotation) or {}
+    fields = parameters(described)
+    nullable = [name for name, field in fields.items() if field.default is None]
+    properties = _properties(kind, described, fields, nullable=nullable)
+    required = [name for name, field in fields.items() if field.default is field.empty]
+    takes_any = getattr(described, "model_config", {}).get("extra") == "allow"
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
 
 
 def _or_reference(schema: Schema) -> Schema:
@@ -244,6 +233,8 @@ def _draft_7(schema: Any, definitions: Schema) -> Any:
         return [_draft_7(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
+    if "$object" in schema:
+        return definitions[schema["$object"]]
     if "$ref" in schema:
         named = definitions[schema["$ref"].removeprefix("#/$defs/")]
         return _draft_7({**named, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
