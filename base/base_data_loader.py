@@ -214,7 +214,7 @@ class BaseDataLoader(ABC):
         source = self._source(augment=True)
         if isinstance(source, StreamSource):
             asked = {
-                self._holds_out(): True,
+                self.holds_out(): True,
                 "balanced": self.balanced,
                 "sample_weights()": self.defines("sample_weights"),
                 "lengths()": call_hook(self, "lengths") is not None,
@@ -243,10 +243,10 @@ class BaseDataLoader(ABC):
         """Batches of the validation data or of the held-out samples, or None if there are none."""
         data = self.validation_data()
         if data is not None:
-            if what := self._holds_out():
+            if what := self.holds_out():
                 raise DataError(f"{type(self).__name__} has its own validation data; leave {what} out")
             return self._evaluation(self._as_source(data), None)
-        if not self._holds_out():
+        if not self.holds_out():
             return None
         source = self._source(augment=False)
         _, held_out = self._split(len(source))
@@ -351,7 +351,7 @@ class BaseDataLoader(ABC):
             )
         return balanced_sample_weights(classes if train is None else classes[train])
 
-    def _holds_out(self) -> str:
+    def holds_out(self) -> str:
         """The argument or hook by which samples are held out; "" if none are."""
         if self.defines("split"):
             return "split()"
@@ -361,7 +361,7 @@ class BaseDataLoader(ABC):
         """What ``split`` returns, checked; None: all, none."""
         if not count:
             raise DataError(f"{type(self).__name__}: the training data is empty")
-        if not self._holds_out():
+        if not self.holds_out():
             return None, None
         if self._parts is None:  # asked once: one that draws samples at random would hold out others each time
             kind = type(self)  # the loader may keep an argument as self.split

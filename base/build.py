@@ -168,11 +168,10 @@ def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
 def build_training(loaded: LoadedConfig, experiment: Experiment) -> Training:
     """The parts only training needs. Reads the training data, writes nothing."""
     config, settings, data = loaded.config, loaded.config.trainer, experiment.data
-    at, name = ("data_loader", "args"), config.data_loader.type
     process_group = experiment.runtime.process_group
     seed_generators(config.seed, "training data")
     with process_group.main_process_first():
-        batches = call(at, name, lambda: data.training(config.seed), Batches)
+        batches = call(("data_loader", "args"), config.data_loader.type, lambda: data.training(config.seed), Batches)
         validation, loaders = _validation(config, data)
         for part in validation.values():
             check_not_empty(part)
@@ -203,9 +202,9 @@ def _validation(config: Config, data: BaseDataLoader) -> tuple[dict[str, Batches
 
     A single set has the name "".
     """
-    at = ("data_loader", "args")
     # what is held out is of the training data, which the loader may draw again
-    seed_generators(config.seed, "training data" if data._holds_out() else "validation data")
+    seed_generators(config.seed, "training data" if data.holds_out() else "validation data")
+    at: KeyPath = ("data_loader", "args")
     held_out: Batches | None = call(at, type(data).__name__, data.validation, (Batches, type(None)))
     if not config.validations:
         return ({} if held_out is None else {"": held_out}), []
@@ -222,14 +221,10 @@ def _validation(config: Config, data: BaseDataLoader) -> tuple[dict[str, Batches
         loader.device = data.device
         loaders.append(loader)
         seed_generators(config.seed, "validation data", *path)
-        make = functools.partial(_held_out_or_test, loader)
-        sets[name] = call((*path, "args"), component.type, make, Batches)
+        at = (*path, "args")
+        batches: Batches | None = call(at, component.type, loader.validation, (Batches, type(None)))
+        sets[name] = call(at, component.type, loader.test, Batches) if batches is None else batches
     return sets, loaders
-
-
-def _held_out_or_test(loader: BaseDataLoader) -> Batches:
-    held_out = loader.validation()
-    return loader.test() if held_out is None else held_out
 
 
 def _metrics(config: Config, runtime: Runtime, sum_loss: bool, *, training: bool = False) -> Metrics:
@@ -286,7 +281,7 @@ def _optimizers(
         for path, reason in replaced_arguments(config.optimizers[name], groups):
             if loaded.document.is_override(path):
                 raise ConfigError(reason, path)
-            experiment.console.warn(str(loaded.error(path, reason)))
+            experiment.console.warn(str(loaded.document.error(path, reason)))
         settings = config.optimizers[name]
         scheduled[name] = ScheduledOptimizer(
             optimizer,
@@ -344,8 +339,7 @@ def _schedule(config: Config, optimizer: Optimizer, name: str, batches: Batches)
     settings = with_mode(component.model_dump(), config.trainer.monitor)
 
     def build(path: KeyPath, name: str, args: dict[str, Any]) -> LRScheduler:
-        arguments = arguments_of(SCHEDULERS, name, args, (*path, "args"))
-        return call((*path, "args"), name, functools.partial(SCHEDULERS[name], **arguments), LRScheduler)
+        return construct(SCHEDULERS, Component(type=name, args=args), path, LRScheduler)
 
     def make(optimizer: Optimizer) -> LRScheduler:
         return make_scheduler(settings, optimizer, length, build, at)

@@ -45,21 +45,12 @@ def arguments_of(registry: Registry, name: str, args: Mapping[str, Any], path: K
         inner, component = registry_inside(registry), Component.model_validate(value)
         if inner is LOSSES and not inspect.isclass(inner[component.type]) and kind is nn.Module:
             inner_args = arguments_of(inner, component.type, component.args, (*at, "args"))
-            return FunctionModule(functools.partial(inner[component.type], **inner_args))
+            module = nn.Module()  # as the argument expects
+            module.forward = functools.partial(inner[component.type], **inner_args)
+            return module
         return construct(inner, component, at, kind)
 
     return built(registry.parameters(name), args, build, path)
-
-
-class FunctionModule(nn.Module):
-    """Wraps a loss function where a module is needed."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
 
 
 def call(path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | tuple[type[T], ...]) -> T:

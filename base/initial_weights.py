@@ -13,9 +13,9 @@ from base.training.state import fit_buffers
 from utils import checkpoint
 from utils.checkpoint.weights_file import read_weights
 from utils.config import LoadedConfig, located
-from utils.config.located_json import Problem, config_error
+from utils.config.located_json import config_error
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import CheckpointError, errors_at
+from utils.errors import CheckpointError, Problem, errors_at
 from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder
 from utils.schema import WeightsConfig

@@ -82,7 +82,10 @@ def origin(path: Path) -> tuple[str, bool]:
     if status.returncode:
         raise ValueError(f"{project} is not in git, which could undo an update: git init, git add, git commit first")
     if status.stdout:
-        raise ValueError(f"{project} has changes that are not committed; commit them first (git status lists them)")
+        raise ValueError(
+            f"{project} has changes that are not committed; commit them first (git status lists them). If they are "
+            "of an update that was interrupted, undo it: git reset --hard"
+        )
     return commit, bool(minimal)
 
 

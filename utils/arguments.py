@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
+from utils.errors import Problem
 from utils.schema import KeyPath
 from utils.text import closest, hint
 
@@ -132,22 +133,23 @@ def problems(
     component: str,
     known: Mapping[str, inspect.Parameter],
     args: Mapping[str, Any],
+    path: KeyPath,
     *,
     takes_any: bool,
     complete: bool = True,
     filled: str | None = None,
-) -> Iterator[tuple[KeyPath, str]]:
-    """Problems with the arguments of a component, as (path below "args", message).
+) -> Iterator[Problem]:
+    """Problems with the arguments of a component, which are at this path.
 
     known: the parameters that a config may set. takes_any: the component rejects unknown names itself.
     complete: whether all parameters without a default must be given. filled: one that may be omitted nevertheless.
     """
     for name, value in args.items():
         if name in known:
-            yield from _type_problems(name, known[name], value)
+            yield from _type_problems((*path, name), known[name], value)
         elif not takes_any:
             instead = hint(name, known).replace("expected one of:", "it takes:")
-            yield (name,), f'{component} has no argument "{name}"; {instead}'
+            yield Problem((*path, name), f'{component} has no argument "{name}"; {instead}')
     meant = {filled, *(closest(name, known) for name in args if name not in known)}
     for name, parameter in known.items():
         required = complete and parameter.default is parameter.empty
@@ -155,14 +157,14 @@ def problems(
             annotation = parameter.annotation
             how = f": {describe(annotation)}" if annotation is not inspect.Parameter.empty else ""
             cannot = NOT_JSON if json_type(annotation) is NotJson else ""
-            yield (), f'{component} needs the argument "{name}"{how}{cannot}'
+            yield Problem(path, f'{component} needs the argument "{name}"{how}{cannot}')
 
 
-def _type_problems(name: str, parameter: inspect.Parameter, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Problems with the type of the named argument's value, one per path."""
+def _type_problems(path: KeyPath, parameter: inspect.Parameter, value: Any) -> Iterator[Problem]:
+    """Problems with the type of the value at a path, one per path."""
     kind = json_type(parameter.annotation)
     if kind is NotJson:
-        yield (name,), f"takes {describe(parameter.annotation)}{NOT_JSON}"
+        yield Problem(path, f"takes {describe(parameter.annotation)}{NOT_JSON}")
         return
     if parameter.default is None and value is None:
         return
@@ -174,8 +176,8 @@ def _type_problems(name: str, parameter: inspect.Parameter, value: Any) -> Itera
         found: dict[KeyPath, list[str]] = {}  # a union has one per member
         for item in error.errors(include_url=False):
             found.setdefault(inside(value, item["loc"])[0], []).append(in_json_words(item["msg"]))
-        for path, messages in found.items():
-            yield (name, *path), f"{either(messages)}, got {shortened(inside(value, path)[1])}"
+        for below, messages in found.items():
+            yield Problem((*path, *below), f"{either(messages)}, got {shortened(inside(value, below)[1])}")
 
 
 def in_json_words(message: str) -> str:
@@ -193,31 +195,39 @@ def either(messages: Iterable[str]) -> str:
     return " or ".join([first, *(message.removeprefix("should be ") for message in others)])
 
 
-def json_type(annotation: Any) -> Any:
-    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if there is none."""
+def as_written(kind: type) -> Any:
+    """What a config gives for settings, or for a component."""
+    return dict[str, Any] if is_settings(kind) else str | dict[str, Any]
+
+
+def json_type(annotation: Any, of_object: Callable[[type], Any] = as_written) -> Any:
+    """The part of an annotation that JSON can express: ``float`` of ``float | Tensor``; NotJson if there is none.
+
+    of_object: gives the type for settings and components.
+    """
     if annotation in (inspect.Parameter.empty, Any, object):
         return Any
     if is_tensor(annotation):
         return list[float] | None if _union(annotation) else list[float]
-    if is_settings(annotation):
-        return dict[str, Any]
-    if is_component(annotation):
-        return str | dict[str, Any]
+    if is_settings(annotation) or is_component(annotation):
+        return of_object(annotation)
     if annotation in PLAIN or typing.get_origin(annotation) is Literal:
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return str
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return annotation if json_type(inner[0]) is inner[0] or _union(inner[0]) else json_type(inner[0])
+        kind = json_type(inner[0], of_object)
+        return annotation if kind is inner[0] or _union(inner[0]) else kind
     if _union(annotation):
         # in a union with other types, a tensor is left out
-        kinds = [kind for kind in (json_type(item) for item in inner if not is_tensor(item)) if kind is not NotJson]
+        kinds = [json_type(item, of_object) for item in inner if not is_tensor(item)]
+        kinds = [kind for kind in kinds if kind is not NotJson]
         useful = any(kind is not type(None) for kind in kinds)
         return functools.reduce(operator.or_, kinds) if useful else NotJson
     if origin not in (*LISTS, *DICTS):
         return NotJson
-    kinds = [item if item is Ellipsis else json_type(item) for item in inner]
+    kinds = [item if item is Ellipsis else json_type(item, of_object) for item in inner]
     if NotJson in kinds:
         return NotJson
     plain = dict if origin in DICTS else tuple if origin is tuple else list

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class UserError(Exception):
@@ -18,6 +19,14 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """The config or an override is wrong."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mistake in the config: its path, and a message. A ConfigError reports several together."""
+
+    path: tuple[str | int, ...]
+    message: str
 
 
 class CheckpointError(UserError):

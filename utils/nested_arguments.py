@@ -4,7 +4,7 @@ They may also be inside lists and dicts.
 """
 
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,6 @@ from utils.schema_fields import alternatives
 
 Build = Callable[[type, Any, KeyPath], Any]
 """Creates an object (settings, a module, a tensor) from its class and the config value at a path."""
-
-
-def nested(annotation: Any, value: Any) -> list[tuple[KeyPath, type, Any]]:
-    """The settings and components in a checked value: path, class and config value of each."""
-    found: list[tuple[KeyPath, type, Any]] = []
-    _built(annotation, value, lambda kind, value, path: found.append((path, kind, value)), ())
-    return [each for each in found if not is_tensor(each[1]) and each[1] is not Path]
 
 
 def built(known: Mapping[str, Parameter], args: Mapping[str, Any], build: Build, path: KeyPath) -> dict[str, Any]:
@@ -73,14 +66,14 @@ def plain(value: Any) -> Any:
 def _built(annotation: Any, value: Any, build: Build, path: KeyPath) -> Any:
     if kind := _object_of(annotation, value):
         return build(kind, value, path)
-    in_list = isinstance(value, list)
-    items = {
-        key: _built(inner, item, build, (*path, key if in_list else str(key)))
-        for key, inner, item in _elements(annotation, value)
-    }
-    if not items:
-        return value
-    return list(items.values()) if in_list else items
+    for one in alternatives(annotation):
+        origin, kinds = typing.get_origin(one), [kind for kind in typing.get_args(one) if kind is not Ellipsis]
+        if isinstance(value, list) and origin in LISTS and kinds:
+            last = len(kinds) - 1  # one kind for all elements, or one for each
+            return [_built(kinds[min(i, last)], item, build, (*path, i)) for i, item in enumerate(value)]
+        if isinstance(value, dict) and origin in DICTS and kinds:
+            return {_as_key(key, kinds[0]): _built(kinds[1], item, build, (*path, key)) for key, item in value.items()}
+    return value
 
 
 def _object_of(annotation: Any, value: Any) -> type | None:
@@ -95,20 +88,6 @@ def _object_of(annotation: Any, value: Any) -> type | None:
     if isinstance(value, str) and Path in kinds:
         return Path
     return next((kind for kind in kinds if is_component(kind) or (is_settings(kind) and isinstance(value, dict))), None)
-
-
-def _elements(annotation: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Key, annotation and value of each element of a list or dict."""
-    for one in alternatives(annotation):
-        origin, inner = typing.get_origin(one), typing.get_args(one)
-        if isinstance(value, list) and origin in LISTS and inner:
-            kinds = [kind for kind in inner if kind is not Ellipsis]  # one for all, or one for each
-            for index, item in enumerate(value):
-                yield index, kinds[min(index, len(kinds) - 1)], item
-            return
-        if isinstance(value, dict) and origin in DICTS and inner:
-            yield from ((_as_key(key, inner[0]), inner[1], item) for key, item in value.items())
-            return
 
 
 def _as_key(key: Any, kind: Any) -> Any:

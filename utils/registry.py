@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import PositiveInt
 
-from utils.arguments import annotations, of_field, parameters, takes_any_keyword
+from utils.arguments import annotations, parameters, takes_any_keyword
 from utils.errors import UserError
 from utils.extras import find_extra
 from utils.paths import PROJECT
@@ -217,13 +217,6 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
-def setting_at(path: KeyPath, component: str | None) -> inspect.Parameter | None:
-    """The key of the schema at a path, or the argument of the named component, with its type and default."""
-    if field := field_at(path):
-        return of_field(field)
-    return REGISTRIES[str(path[0])].parameters(component).get(str(path[-1])) if component else None
-
-
 def markers(path: KeyPath, component: str | None, kind: type[M]) -> list[M]:
     """What annotations of a kind say about a config path: the nearest in the schema, which applies to everything below
     it without one of its own; then, in the arguments of the named component, that of the argument."""
@@ -241,8 +234,8 @@ def registry_inside(registry: Registry) -> Registry:
     return registry if registry in (LOSSES, SCHEDULERS) else MODELS
 
 
-_imported: dict[str, tuple[Any, bytes]] = {}
-"""The spec of each module imported from the users' folders, which a reload replaces, and its file's content then."""
+_imported: dict[str, tuple[Any, tuple[int, int]]] = {}
+"""The spec of each module of the users' folders, which a reload replaces, and its file's time and size then."""
 
 
 def import_components() -> None:
@@ -265,7 +258,8 @@ def import_components() -> None:
 
 
 def _warn_if_edited(module: ModuleType, path: Path) -> None:
-    now = path.read_bytes()
+    status = path.stat()  # without reading it, as Python decides whether to compile a file again
+    now = status.st_mtime_ns, status.st_size
     spec, before = _imported.get(module.__name__, (None, now))
     if spec is not module.__spec__:
         _imported[module.__name__] = module.__spec__, now

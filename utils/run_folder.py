@@ -132,30 +132,27 @@ class RunFolder:
         in_use = UserError(f"{self.path} is in use: another process {doing}")
         if folder in _owned:  # closing a second file would release the lock of the first
             raise in_use
-        with os_errors_as(UserError, f"cannot write to {self.path}"):
-            # unbuffered: nothing waits to be written to it, for which utils.garbage_collection would keep all
-            file = (folder / ".lock").open("ab", buffering=0)
-            try:
-                is_free = lock_file(file)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    file.close()
-                    raise
-                is_free = True
-                without = f"on a file system without locks ({error.strerror})"
-                say_error(f"warning: {self.path} is {without}: let no other process write to it meanwhile")
-            if not is_free:
-                raise in_use
-        _owned.add(folder)
-        with file:
-            try:
-                # what a killed process left incomplete; suppressed: a folder with such a name, not left by us
-                for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-                yield
-            finally:
-                _owned.discard(folder)
+        with contextlib.ExitStack() as stack:
+            with os_errors_as(UserError, f"cannot write to {self.path}"):
+                # unbuffered: nothing waits to be written to it, for which utils.garbage_collection would keep all
+                file = stack.enter_context((folder / ".lock").open("ab", buffering=0))
+                try:
+                    is_free = lock_file(file)
+                except OSError as error:
+                    if error.errno not in UNSUPPORTED:
+                        raise
+                    is_free = True
+                    without = f"on a file system without locks ({error.strerror})"
+                    say_error(f"warning: {self.path} is {without}: let no other process write to it meanwhile")
+                if not is_free:
+                    raise in_use
+            _owned.add(folder)
+            stack.callback(_owned.discard, folder)
+            # what a killed process left incomplete; suppressed: a folder with such a name, not left by us
+            for path in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            yield
 
     @contextlib.contextmanager
     def owned(self, process_group: ProcessGroup) -> Iterator[None]:

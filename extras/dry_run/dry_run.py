@@ -12,11 +12,10 @@ import torch
 from torch.optim import Optimizer
 
 from utils.arguments import is_tensor, parameters
-from utils.config.located_json import Problem
 from utils.config.problems import components, group_arguments
 from utils.config.schedulers import FROM_RUN_LENGTH, make_scheduler
 from utils.device import pick_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
 from utils.fast_step import step_unmarked
 from utils.nested_arguments import built
 from utils.registry import OPTIMIZERS, REGISTRIES, SCHEDULERS

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from extras.early.names import VARIABLES, OwnNames, is_known, own_names
-from utils.config.located_json import Document, Problem, config_error
+from utils.config.located_json import Document, config_error
 from utils.config.problems import components, group_arguments, schema_problems
 from utils.config.references import References
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.config.sources import read_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
 from utils.extras import find_extra
 from utils.paths import PROJECT
 from utils.registry import REGISTRIES

@@ -3,50 +3,43 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-FORMER_KEYS = {
-    "arch": '"model"',
-    **dict.fromkeys(
-        ("n_gpu", "gpus", "devices", "device_ids", "accelerator", "num_nodes"),
-        '"runtime": {"device": ...}; several processes are started with torchrun',
+# by what to use instead
+_FORMER_KEYS = {
+    '"model"': "arch net network backbone",
+    '"data_loader"': "dataset datamodule train_loader train_dataloader",
+    '"data_loader": {"args": ...}': "data_loader_args",
+    "a data loader of your own (docs/data.md)": "transform transforms augmentation",
+    '"loss"': "criterion loss_fn loss_function",
+    '"lr", under optimizer.args': "learning_rate base_lr",
+    '"groups"': "param_groups",
+    '"lr_scheduler": {"type": ...}': "lr_scheduler_type",
+    'a "SequentialLR" (docs/training.md: Warm-up and decay)': "warmup warmup_steps warmup_epochs",
+    '"weights": {"file": ...}, under "model"': "pretrained init_from load_from",
+    "torch.utils.checkpoint in the model": "gradient_checkpointing",
+    "a trainer of your own (docs/training.md)": "callbacks",
+    '"epochs", under "trainer"': "max_epochs num_epochs n_epochs num_train_epochs nb_epochs",
+    '"steps_per_epoch" and "epochs", under "trainer"': "max_steps total_steps num_steps",
+    '"steps_per_epoch", under "trainer"': "len_epoch",
+    '"accumulate_steps", under "trainer"': "accumulate_grad_batches gradient_accumulation gradient_accumulation_steps",
+    '"clip_grad_norm", under "trainer"': "grad_clip gradient_clip_val max_grad_norm",
+    '"ema": {"decay": ...}, under "trainer"': "ema_decay",
+    '"monitor": "min NAME" or "max NAME", under "trainer"': "mode",
+    '"early_stop", under "trainer"': "early_stopping",
+    '"early_stop", under "trainer"; that of a scheduler belongs under lr_scheduler.args': "patience",
+    '"validate_every_steps", under "trainer"': "val_check_interval eval_steps eval_every",
+    '"save_dir", under "trainer"': "output_dir out_dir log_dir checkpoint_dir",
+    '"save_period"': "save_freq",
+    '"keep_last", under "trainer"; best.pth is kept, too': "save_top_k save_total_limit",
+    '"writers", under "trainer"': "logger loggers wandb mlflow",
+    '"tensorboard"': "tensorboardX",
+    '"tensorboard", under "trainer"': "visualization",
+    "the command: python train.py -r RUN": "resume resume_from_checkpoint ckpt_path",
+    '"precision", under "runtime"': "amp fp16 mixed_precision",
+    '"runtime": {"device": ...}; several processes are started with torchrun': (
+        "n_gpu gpus devices device_ids accelerator num_nodes"
     ),
-    "save_freq": '"save_period"',
-    "len_epoch": '"steps_per_epoch", under "trainer"',
-    "data_loader_args": '"data_loader": {"args": ...}',
-    "lr_scheduler_type": '"lr_scheduler": {"type": ...}',
-    "tensorboardX": '"tensorboard"',
-    "visualization": '"tensorboard", under "trainer"',
-    "patience": '"early_stop", under "trainer"; that of a scheduler belongs under lr_scheduler.args',
-    **dict.fromkeys(("grad_clip", "gradient_clip_val", "max_grad_norm"), '"clip_grad_norm", under "trainer"'),
-    **dict.fromkeys(
-        ("accumulate_grad_batches", "gradient_accumulation", "gradient_accumulation_steps"),
-        '"accumulate_steps", under "trainer"',
-    ),
-    **dict.fromkeys(("amp", "fp16", "mixed_precision"), '"precision", under "runtime"'),
-    **dict.fromkeys(
-        ("max_epochs", "num_epochs", "n_epochs", "num_train_epochs", "nb_epochs"), '"epochs", under "trainer"'
-    ),
-    **dict.fromkeys(("max_steps", "total_steps", "num_steps"), '"steps_per_epoch" and "epochs", under "trainer"'),
-    **dict.fromkeys(("learning_rate", "base_lr"), '"lr", under optimizer.args'),
-    **dict.fromkeys(
-        ("warmup", "warmup_steps", "warmup_epochs"), 'a "SequentialLR" (docs/training.md: Warm-up and decay)'
-    ),
-    **dict.fromkeys(("criterion", "loss_fn", "loss_function"), '"loss"'),
-    **dict.fromkeys(("net", "network", "backbone"), '"model"'),
-    **dict.fromkeys(("dataset", "datamodule", "train_loader", "train_dataloader"), '"data_loader"'),
-    **dict.fromkeys(("transform", "transforms", "augmentation"), "a data loader of your own (docs/data.md)"),
-    **dict.fromkeys(("pretrained", "init_from", "load_from"), '"weights": {"file": ...}, under "model"'),
-    **dict.fromkeys(("logger", "loggers", "wandb", "mlflow"), '"writers", under "trainer"'),
-    **dict.fromkeys(("output_dir", "out_dir", "log_dir", "checkpoint_dir"), '"save_dir", under "trainer"'),
-    **dict.fromkeys(("save_top_k", "save_total_limit"), '"keep_last", under "trainer"; best.pth is kept, too'),
-    **dict.fromkeys(("val_check_interval", "eval_steps", "eval_every"), '"validate_every_steps", under "trainer"'),
-    **dict.fromkeys(("resume", "resume_from_checkpoint", "ckpt_path"), "the command: python train.py -r RUN"),
-    "mode": '"monitor": "min NAME" or "max NAME", under "trainer"',
-    "early_stopping": '"early_stop", under "trainer"',
-    "callbacks": "a trainer of your own (docs/training.md)",
-    "ema_decay": '"ema": {"decay": ...}, under "trainer"',
-    "param_groups": '"groups"',
-    "gradient_checkpointing": "torch.utils.checkpoint in the model",
 }
+FORMER_KEYS = {former: key for key, names in _FORMER_KEYS.items() for former in names.split()}
 
 FORMER_NAMES = {
     "data loader": {"MnistDataLoader": '"CIFAR10Loader", or a file of your own in data_loader/'},

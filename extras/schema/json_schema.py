@@ -6,19 +6,20 @@ schema only helps to write it.
 
 import inspect
 import json
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, WithJsonSchema
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
 from extras.schema import docstrings
-from utils.arguments import DICTS, STRICT, NotJson, is_component, is_settings, json_type, parameters
+from utils.arguments import STRICT, NotJson, is_component, json_type, parameters
 from utils.config.schedulers import FROM_RUN_LENGTH
 from utils.registry import METRICS, REGISTRIES, WRITERS, Registry, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Config, KeyPath
-from utils.schema_fields import alternatives, keys_of, section_at
+from utils.schema_fields import keys_of, section_at
 
 Schema = dict[str, Any]
 
@@ -140,74 +141,62 @@ def _definitions(kind: str, registry: Registry) -> Schema:
 
 def _arguments(kind: str, registry: Registry, name: str) -> Schema:
     """The "args" of a component."""
-    properties = {}
     known = registry.parameters(name)
-    texts = docstrings.arguments(registry[name], known)
-    for parameter in known.values():
-        optional = parameter.default is not parameter.empty or FROM_RUN_LENGTH.get(name) == parameter.name
-        schema = _type(kind, parameter, takes_null=optional)
-        if schema is not None:
-            properties[parameter.name] = _about(texts.get(parameter.name), _with_default(schema, parameter.default))
+    optional = {key for key, each in known.items() if each.default is not each.empty}
+    properties = _properties(kind, registry[name], known, nullable={*optional, FROM_RUN_LENGTH.get(name)})
     return {"type": "object", "properties": properties, "additionalProperties": registry.takes_any(name)}
 
 
-def _type(kind: str, parameter: inspect.Parameter, *, takes_null: bool) -> Schema | None:
-    """The schema of an argument of a component; None if JSON cannot express it."""
-    schema = _of_annotation(kind, parameter.annotation)
-    if not schema:
-        return schema
-    schema = _or_reference(schema)
-    return _or(schema, NULL) if takes_null and schema else schema
+def _properties(
+    kind: str, described: Any, known: Mapping[str, inspect.Parameter], *, nullable: Collection[str | None]
+) -> Schema:
+    """The arguments of a component, or the fields of settings, that JSON can express. nullable: those that take null.
+
+    described: the component or class, whose docstring describes them.
+    """
+    texts = docstrings.arguments(described, known)
+    found: Schema = {}
+    for name, parameter in known.items():
+        schema = _of_annotation(kind, parameter.annotation)
+        if schema is None:
+            continue
+        if schema:
+            schema = _or_reference(schema)
+            schema = _or(schema, NULL) if name in nullable else schema
+        found[name] = _about(texts.get(name), _with_default(schema, parameter.default))
+    return found
 
 
 def _of_annotation(kind: str, annotation: Any) -> Schema | None:
-    value = json_type(annotation)
+    objects: Schema = {}
+
+    def stand_in(described: type) -> Any:
+        """A type whose schema refers to that of settings or of a component."""
+        name = f"{len(objects)}"
+        objects[name] = _or(_of_object(kind, described), REFERENCE)
+        return Annotated[Any, WithJsonSchema({"$object": name})]
+
+    value = json_type(annotation, stand_in)
     if value is NotJson:
         return None
-    if _contains_objects(annotation):
-        several = [_with_objects(kind, one) for one in alternatives(annotation)]
-        return several[0] if len(several) == 1 else {"anyOf": several}
     try:
         schema = TypeAdapter(value, config=STRICT).json_schema()
-        return dict(_draft_7(schema, schema.pop("$defs", {})))
+        return dict(_draft_7(schema, schema.pop("$defs", {}) | objects))
     except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
         return {}
 
 
-def _contains_objects(annotation: Any) -> bool:
-    """Whether an argument may contain settings or components at any depth."""
-    return any(
-        is_settings(one) or is_component(one) or any(map(_contains_objects, get_args(one)))
-        for one in alternatives(annotation)
-    )
-
-
-def _with_objects(kind: str, annotation: Any) -> Schema:
-    """The schema of settings, of a component, or of a list or dict containing them."""
-    if is_component(annotation):
+def _of_object(kind: str, described: type) -> Schema:
+    """The schema of settings, or of a component."""
+    if is_component(described):
         inside = next(name for name, one in REGISTRIES.items() if one is registry_inside(REGISTRIES[kind]))
         return {"allOf": [{"$ref": f"#/definitions/{inside}"}, {"properties": {"weights": False}}]}
-    if is_settings(annotation):
-        fields = parameters(annotation)
-        texts = docstrings.arguments(annotation, fields)
-        described = {
-            name: (_type(kind, field, takes_null=field.default is None), field) for name, field in fields.items()
-        }
-        properties = {
-            name: _about(texts.get(name), _with_default(schema, field.default))
-            for name, (schema, field) in described.items()
-            if schema is not None
-        }
-        required = [name for name, field in fields.items() if field.default is field.empty]
-        takes_any = getattr(annotation, "model_config", {}).get("extra") == "allow"
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
-    inner = [one for one in get_args(annotation) if one is not Ellipsis]
-    if _contains_objects(annotation) and get_origin(annotation) in DICTS:
-        return {"type": "object", "additionalProperties": _or_reference(_of_annotation(kind, inner[1]) or {})}
-    if _contains_objects(annotation):
-        items = [_or_reference(_of_annotation(kind, one) or {}) for one in inner]
-        return {"type": "array", "items": items[0] if len(items) == 1 else items}
-    return _of_annotation(kind, annotation) or {}
+    fields = parameters(described)
+    nullable = [name for name, field in fields.items() if field.default is None]
+    properties = _properties(kind, described, fields, nullable=nullable)
+    required = [name for name, field in fields.items() if field.default is field.empty]
+    takes_any = getattr(described, "model_config", {}).get("extra") == "allow"
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": takes_any}
 
 
 def _or_reference(schema: Schema) -> Schema:
@@ -244,6 +233,8 @@ def _draft_7(schema: Any, definitions: Schema) -> Any:
         return [_draft_7(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
+    if "$object" in schema:
+        return definitions[schema["$object"]]
     if "$ref" in schema:
         named = definitions[schema["$ref"].removeprefix("#/$defs/")]
         return _draft_7({**named, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)

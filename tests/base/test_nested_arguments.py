@@ -167,7 +167,7 @@ def test_settings_and_components_are_built(write_config: Callable[..., Path]) ->
 def test_only_what_describes_an_object_is_built(annotation: Any, value: Any, objects: Any) -> None:
     """objects: the class and the path of each."""
     known = {"x": Parameter("x", Parameter.KEYWORD_ONLY, annotation=annotation)}
-    assert not list(problems("Own", known, {"x": value}, takes_any=False))
+    assert not list(problems("Own", known, {"x": value}, (), takes_any=False))
     assert built(known, {"x": value}, lambda kind, _, path: (kind.__name__, *path), ()) == {"x": objects}
 
 
@@ -363,5 +363,5 @@ def test_the_keys_of_an_object_are_numbers_where_the_argument_says_so() -> None:
     def component(*, costs: Mapping[int, list[float]] | None = None) -> None: ...
 
     args = {"costs": {"3": [0.5]}}
-    assert not list(problems("component", parameters(component), args, takes_any=False))
+    assert not list(problems("component", parameters(component), args, (), takes_any=False))
     assert built(parameters(component), args, lambda kind, value, path: value, ()) == {"costs": {3: [0.5]}}

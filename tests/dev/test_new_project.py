@@ -280,7 +280,7 @@ def test_a_minimal_project_stays_minimal(
 
 
 def test_an_update_that_is_killed_can_be_undone_and_repeated(
-    make: Make, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = make()
     commit(tmp_path / "template", **{"train.py": "new\n", "base/loop.py": "new\n", "base/new.py": "new\n"})
@@ -293,9 +293,11 @@ def test_an_update_that_is_killed_can_be_undone_and_repeated(
     monkeypatch.setattr(update_project, "merge", fails)
     assert script.main(["--update", str(project)]) == 2
     assert json.loads((project / ".template.json").read_text()) == json.loads(before[".template.json"])
+    monkeypatch.setattr(update_project, "merge", merge)
+    assert script.main(["--update", str(project)]) == 2
+    assert "interrupted, undo it: git reset --hard" in capsys.readouterr().err
     git(project, "reset", "--hard")
     assert contents(project) == before
-    monkeypatch.setattr(update_project, "merge", merge)
     assert script.main(["--update", str(project)]) == 0
     assert (project / "base/new.py").read_text() == "new\n"
 

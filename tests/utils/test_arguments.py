@@ -103,8 +103,8 @@ def component(size: int, factor: float = 1, *, on: torch.device, none: int = Non
 )  # fmt: skip
 def test_arguments_that_do_not_fit(args: dict[str, Any], expected: list[str]) -> None:
     def found(**more: Any) -> list[str]:
-        each = problems("component", parameters(component), args, **{"takes_any": False, **more})
-        return [" ".join([*map(str, path), message]) for path, message in each]
+        each = problems("component", parameters(component), args, (), **{"takes_any": False, **more})
+        return [" ".join([*map(str, problem.path), problem.message]) for problem in each]
 
     assert len(found()) == len(expected)
     for message, start in zip(found(), expected, strict=True):

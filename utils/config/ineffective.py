@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.arguments import inside, parameters
-from utils.config.located_json import Problem
 from utils.config.schedulers import SchedulerPart, scheduler_parts
-from utils.config.sources import read_config
-from utils.errors import ConfigError
-from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS, markers, setting_at
+from utils.config.sources import expected_at, read_config
+from utils.errors import ConfigError, Problem
+from utils.registry import METRICS, OPTIMIZERS, SCHEDULERS, TRAINERS, markers
 from utils.schema import Command, Config, KeyPath, OptimizerConfig, SchedulerConfig, component_path
 from utils.text import dotted
 
@@ -145,8 +144,8 @@ def refuse_unread(config: Path, overrides: Sequence[str], command: Command) -> N
         for path in () if source.text is not None else _keys(given, inside(document.value, given)[1]):
             component = _component(document.value, path)
             if not all(command in marker for marker in markers(path, component, Command)):
-                argument = setting_at(path, component) if component else None
-                if path != given and argument and argument.default is argument.empty:
+                expected = expected_at(document.value, path)
+                if component and path != given and expected and expected.default is expected.empty:
                     continue  # the arguments, given as one object, have to have it
                 raise ConfigError(f"{source.name}: this command does not use {dotted(path)}; leave it out")
 

@@ -10,12 +10,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pydantic import ValidationError
 
 from utils.config.ineffective import ineffective
-from utils.config.located_json import Document, Problem, config_error
+from utils.config.located_json import Document, config_error
 from utils.config.problems import component_problems, schema_problems
 from utils.config.references import References, escaped
 from utils.config.schedulers import monitor_conflict, switch_conflict
 from utils.config.sources import read_config
-from utils.errors import ConfigError, UserError
+from utils.errors import Problem, UserError
 from utils.extras import find_extra
 from utils.paths import PROJECT, path_from
 from utils.registry import TRAINERS
@@ -41,10 +41,6 @@ class LoadedConfig:
     from_data: Sequence[KeyPath] = ()
     """The arguments that refer to a fact of the data; ``with_facts`` gives the config to run."""
 
-    def error(self, path: KeyPath, message: str) -> ConfigError:
-        """An error found only when the part at this path is built."""
-        return self.document.error(path, message)
-
     def with_facts(self, facts: Mapping[str, Any]) -> "LoadedConfig":
         """The config with the facts of the data filled in. Raises ConfigError listing the mistakes."""
         filled = _checked(self.unresolved, facts, dry_run=self.dry_run)
@@ -52,7 +48,7 @@ class LoadedConfig:
 
     def warnings(self) -> list[str]:
         """Keys without effect, which are too common in config files to be errors."""
-        lines = (str(self.error(each.path, each.message)) for each in ineffective(self.config))
+        lines = (str(self.document.error(each.path, each.message)) for each in ineffective(self.config))
         return list(dict.fromkeys(lines))  # optimizers may share a schedule
 
 
@@ -66,7 +62,7 @@ def located(build: Callable[Concatenate[LoadedConfig, P], T]) -> Callable[Concat
         except UserError as error:
             if not error.path:
                 raise
-            raise type(error)(str(loaded.error(error.path, error.message))) from error
+            raise type(error)(str(loaded.document.error(error.path, error.message))) from error
 
     return build_located
 

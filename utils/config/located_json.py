@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
 from utils.extras import find_extra
 from utils.schema import KeyPath, is_below
 from utils.text import at_most, dotted, width
@@ -76,14 +76,6 @@ class Document:
         """Mark everything at and below a path as coming from this source."""
         self.sources = {old: kept for old, kept in self.sources.items() if not is_below(old, path)}
         self.sources[path] = source
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The path of a mistake in the config, and a message."""
-
-    path: KeyPath
-    message: str
 
 
 def config_error(document: Document, problems: Sequence[Problem]) -> ConfigError:

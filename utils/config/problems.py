@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from utils import arguments
-from utils.arguments import either, in_json_words, inside, shortened
-from utils.config.located_json import Problem
+from utils.arguments import either, in_json_words, inside, is_component, is_settings, shortened
 from utils.config.schedulers import FROM_RUN_LENGTH
+from utils.errors import Problem
 from utils.extras import find_extra
-from utils.nested_arguments import nested
+from utils.nested_arguments import built
 from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry, registry_inside
 from utils.schema import (
     ONE,
@@ -34,33 +34,29 @@ COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its n
 def schema_problems(value: Any, error: ValidationError, *, below: KeyPath = ()) -> Iterator[Problem]:
     """pydantic's errors about the value at a path. A key that is missing because it is misspelt counts once."""
     config = {} if below else value
-    errors: list[dict[str, Any]] = [
-        {
-            **item,
-            "loc": tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]")),
-            "about_key": item["loc"][-1:] == ("[key]",),
-        }
+    errors: list[tuple[KeyPath, Mapping[str, Any]]] = [
+        (tuple(part for part in item["loc"] if part not in (ONE, SEVERAL, "[key]")), item)
         for item in error.errors(include_url=False)
     ]
     misplaced = [(kind, key) for kind in SEVERAL_BY_NAME if are_several(config.get(kind)) for key in _known((kind,))]
     for kind, key in misplaced:
-        if any(is_below(item["loc"], (kind, key)) for item in errors):
+        if any(is_below(path, (kind, key)) for path, _ in errors):
             each = " and ".join(dotted((kind, name, key)) for name in config[kind] if name not in _known((kind,)))
             yield Problem((kind, key), f"belongs in each component: {each}")
-    errors = [item for item in errors if not is_below(item["loc"], *misplaced)]
-    unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
+    errors = [(path, item) for path, item in errors if not is_below(path, *misplaced)]
+    unknown = [path for path, item in errors if item["type"] == "extra_forbidden"]
     misspelt = {(*path[:-1], _meant(str(path[-1]), _known((*below, *path[:-1])))) for path in unknown}
     wrong: dict[KeyPath, list[str]] = {}  # a union has a reason for each member
-    for item in errors:
-        path = (*below, *item["loc"])
+    for inner, item in errors:
+        path = (*below, *inner)
         if item["type"] == "extra_forbidden":
             yield Problem(path, _unknown_key(str(path[-1]), path[:-1], config))
-        elif item["about_key"]:
+        elif item["loc"][-1:] == ("[key]",):
             yield Problem(path, f"{_reason(path, item)}, got {shortened(path[-1])}")
         elif item["type"] != "missing":
-            place, _ = inside(value, item["loc"])
+            place, _ = inside(value, inner)
             wrong.setdefault(place, []).append(_reason((*below, *place), item))
-        elif item["loc"] not in misspelt:
+        elif inner not in misspelt:
             yield Problem(path[:-1], f'the key "{path[-1]}" is missing')
     for place, reasons in wrong.items():
         yield Problem((*below, *place), f"{either(reasons)}, got {shortened(inside(value, place)[1])}")
@@ -113,11 +109,9 @@ def component_problems(config: dict[str, Any]) -> list[Problem]:
 
 
 def _writer_problems(config: dict[str, Any]) -> Iterator[Problem]:
-    trainer = config.get("trainer")
-    writers = trainer.get("writers") if isinstance(trainer, dict) else None
-    for index, entry in enumerate(writers if isinstance(writers, list) else ()):
-        path = ("trainer", "writers", index)
-        yield from _problems(WRITERS, entry, path)
+    path, writers = inside(config, ("trainer", "writers"))
+    for index, entry in enumerate(writers if len(path) == 2 and isinstance(writers, list) else ()):
+        yield from _problems(WRITERS, entry, (*path, index))
 
 
 def _example(section: type[BaseModel]) -> str:
@@ -147,30 +141,29 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
         return
     known = registry.parameters(name)
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
-    for below, message in arguments.problems(name, known, args, filled=filled, takes_any=takes_any):
-        yield Problem((*path, "args", *below), message)
+    yield from arguments.problems(name, known, args, (*path, "args"), filled=filled, takes_any=takes_any)
     for group_path, group_args in group_arguments(path, entry):
-        for below, message in arguments.problems(name, known, group_args, takes_any=takes_any, complete=False):
-            yield Problem((*group_path, *below), message)
+        yield from arguments.problems(name, known, group_args, group_path, takes_any=takes_any, complete=False)
     yield from _nested_problems(registry, known, args, (*path, "args"))
 
 
 def _nested_problems(
     registry: Registry, known: Mapping[str, Parameter], args: Mapping[str, Any], path: KeyPath
-) -> Iterator[Problem]:
+) -> list[Problem]:
     """Problems with the settings and components inside the arguments at a path."""
-    names = args.keys() & known.keys()
-    objects = [(name, *each) for name in names for each in nested(known[name].annotation, args[name])]
-    for name, below, kind, value in objects:
-        at = (*path, name, *below)
-        if arguments.is_component(kind):
-            yield from _inner_component_problems(registry_inside(registry), value, at)
-            continue
-        fields = arguments.parameters(kind)
-        takes_any = getattr(kind, "model_config", {}).get("extra") == "allow"
-        for inner, message in arguments.problems(kind.__name__, fields, value, takes_any=takes_any):
-            yield Problem((*at, *inner), message)
-        yield from _nested_problems(registry, fields, value, at)
+    found: list[Problem] = []
+
+    def check(kind: type, value: Any, at: KeyPath) -> None:
+        if is_component(kind):
+            found.extend(_inner_component_problems(registry_inside(registry), value, at))
+        elif is_settings(kind):
+            fields = arguments.parameters(kind)
+            takes_any = getattr(kind, "model_config", {}).get("extra") == "allow"
+            found.extend(arguments.problems(kind.__name__, fields, value, at, takes_any=takes_any))
+            found.extend(_nested_problems(registry, fields, value, at))
+
+    built(known, args, check, path)
+    return found
 
 
 def group_arguments(path: KeyPath, entry: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:

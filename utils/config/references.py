@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.config.located_json import Document, Problem
+from utils.config.located_json import Document
 from utils.config.sources import value_at
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Problem
 from utils.schema import KeyPath
 from utils.text import hint
 

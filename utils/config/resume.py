@@ -3,14 +3,12 @@
 The rule for each key is in utils/schema.py; the rule for an argument is in its annotation.
 """
 
-import functools
-import operator
 from dataclasses import dataclass
 from typing import Any
 
-from utils.arguments import shortened
-from utils.config.located_json import Problem
+from utils.arguments import inside, shortened
 from utils.config.problems import components
+from utils.errors import Problem
 from utils.nested_arguments import plain, with_defaults
 from utils.optimizers import INITIAL_ONLY
 from utils.paths import project_path
@@ -91,16 +89,8 @@ def changed_defaults(saved: Any, config: Config) -> list[Change]:
         changed = changes_since(saved, saved_config(config))
     except (KeyError, TypeError, AttributeError):
         return []
-    return [each for each in changed if each.rule is OnResume.REFUSED and _is_omitted(each.path, given)]
-
-
-def _is_omitted(path: KeyPath, config: Any) -> bool:
-    """Whether a path leads to an argument that a config does not give."""
-    try:
-        functools.reduce(operator.getitem, path, config)
-    except (KeyError, IndexError, TypeError):
-        return "args" in path
-    return False
+    omitted = [each for each in changed if "args" in each.path and inside(given, each.path)[0] != each.path]
+    return [each for each in omitted if each.rule is OnResume.REFUSED]
 
 
 def changes(before: Any, now: Any, path: KeyPath = (), component: str | None = None) -> list[Change]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.config.located_json import Problem
+from utils.errors import Problem
 from utils.registry import SCHEDULERS
 from utils.schema import KeyPath, SchedulerConfig, name_and_args
 

@@ -8,13 +8,13 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_origin
 
-from utils.arguments import LISTS, inside, json_type
+from utils.arguments import LISTS, inside, json_type, of_field
 from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
-from utils.registry import REGISTRIES, registry_inside, setting_at
+from utils.registry import REGISTRIES, registry_inside
 from utils.schema import SEVERAL_BY_NAME, Component, KeyPath, are_several, is_below
-from utils.schema_fields import alternatives, section_at
+from utils.schema_fields import alternatives, field_at, section_at
 from utils.text import OVERRIDE, closest, dotted
 
 MAX_BYTES = 1_000_000
@@ -126,7 +126,7 @@ def _same_component(kind: str, inherited: Any, value: Any) -> tuple[Any, Any]:
 
 def _is_removable(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether null means "not given": the key has a default and does not accept null as a value."""
-    expected = _expected(config, path)
+    expected = expected_at(config, path)
     if expected is None:
         return _is_argument(path)
     takes_null = not _kinds(config, path).isdisjoint({type(None), Any})
@@ -146,14 +146,15 @@ def _is_list(config: dict[str, Any], path: KeyPath) -> bool:
 
 def _kinds(config: dict[str, Any], path: KeyPath) -> set[Any]:
     """The types that the value at a path may have; none if they are unknown."""
-    expected = _expected(config, path)
+    expected = expected_at(config, path)
     return set(alternatives(expected.annotation)) if expected else set()
 
 
-def _expected(config: dict[str, Any], path: KeyPath) -> Parameter | None:
+def expected_at(config: dict[str, Any], path: KeyPath) -> Parameter | None:
     """A key or an argument, with its type and default; None if it is unknown."""
     if not _is_argument(path):
-        return setting_at(path, None)
+        field = field_at(path)
+        return of_field(field) if field else None
     _, component = inside(config, path[:-2])
     registry = REGISTRIES[str(path[0])]
     if "args" in path[:-2]:
@@ -172,7 +173,7 @@ def _may_be_component(config: dict[str, Any], path: KeyPath) -> bool:
     """Whether the value at a path is a component, or inside the arguments of one, where it may be."""
     if section := section_at(path):
         return issubclass(section, Component)
-    expected = _expected(config, path)
+    expected = expected_at(config, path)
     return expected is None or any(get_origin(kind) is dict for kind in alternatives(expected.annotation))
 
 

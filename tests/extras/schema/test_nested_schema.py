@@ -45,6 +45,7 @@ def validator(schema: Json) -> Any:
         ({"backbone": {"type": "Nope"}}, False),
         ({"backbone": {"type": "Backbone", "weights": "a.pth"}}, False),
         ({"experts": ["Backbone"]}, True),
+        ({"experts": ["${env:EXPERT}"], "blocks": [{"width": "${env:WIDTH}"}]}, True),
         ({"experts": ["Nope"]}, False),
     ],
 )
