@@ -8,7 +8,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_origin
 
-from utils.arguments import LISTS, inside, json_type, of_field
+from utils.arguments import inside, json_type, of_field
 from utils.config.located_json import Document, Source, parse
 from utils.errors import ConfigError
 from utils.paths import display_path
@@ -139,11 +139,6 @@ def _is_text(config: dict[str, Any], path: KeyPath) -> bool:
     return str in kinds and not kinds & {int, float, bool}
 
 
-def _is_list(config: dict[str, Any], path: KeyPath) -> bool:
-    kinds = _kinds(config, path) - {type(None)}
-    return bool(kinds) and all(get_origin(kind) in LISTS for kind in kinds)
-
-
 def _kinds(config: dict[str, Any], path: KeyPath) -> set[Any]:
     """The types that the value at a path may have; none if they are unknown."""
     expected = expected_at(config, path)
@@ -240,9 +235,6 @@ def _open(document: Document, container: Any, path: KeyPath, source: Source) -> 
     if isinstance(inner, str) and (path == ("model", "weights") or _may_be_component(document.value, path)):
         inner = {"file" if path == ("model", "weights") else "type": inner}
     elif inner is None:
-        if _is_list(document.value, path):
-            name = dotted(path)
-            raise ConfigError(f"{source.name}: the config does not give {name}; set the whole list, as {name}=[...]")
         inner = {}
         document.set_source(path, source)
     elif not isinstance(inner, (dict, list)):
