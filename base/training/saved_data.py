@@ -20,6 +20,7 @@ MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 FACTS = {
     "training": "number of samples for training",
     "validation": "number of samples for validation",
+    "validation_sets": "number of samples of each validation set",
     "classes": "list of classes",
     "targets": "hash of the targets",
     "held_out": "hash of the samples held out",
@@ -50,6 +51,7 @@ class SavedData:
         self._facts: dict[str, Any] = {
             "training": training.batches.num_samples,
             "validation": training.validation_samples,
+            "validation_sets": {name: batches.num_samples for name, batches in training.validation.items()},
             "classes": None if names is None else [str(name) for name in names],
             "targets": _targets_hash(training.batches),
             "held_out": _hash(held_out.indices) if held_out else None,
