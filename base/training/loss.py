@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -255,11 +255,6 @@ class LossSum(nn.Module):
         }
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
-
-    def train(self, mode: bool = True) -> Self:
-        for module in filter(None, map(loss_module, self.losses.values())):
-            module.train(mode)
-        return super().train(mode)
 
     def take_parts(self) -> dict[str, Tensor]:
         """The values of the losses in the last call, returned once."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from base.metric import MetricFunction, StepResult, check_values, single_number
-from base.training.broadcast import check_metrics
 from base.training.library_metric import LibraryMetric, share_updates
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
@@ -66,7 +65,7 @@ class Mean:
 
     def interval(self) -> tuple[float, float]:
         """Add what is pending. Returns the sum and weight of the open interval in this process."""
-        values = _read([value for value, _, _ in self._pending])
+        values = read([value for value, _, _ in self._pending])
         weights = self.pending_weights()
         for value, weight, (_, _, is_mean) in zip(values, weights, self._pending, strict=True):
             self.interval_weight += weight
@@ -79,7 +78,7 @@ class Mean:
 
     def pending_weights(self) -> list[float]:
         """The weights of the values that have not been read yet."""
-        return _read([weight for _, weight, _ in self._pending])
+        return read([weight for _, weight, _ in self._pending])
 
     def close_interval(self, total: float, weight: float) -> float:
         """Add the open interval, summed over all processes, to the total. Returns the interval's mean."""
@@ -106,7 +105,7 @@ class Mean:
         self.interval_weight += state["interval"][1]
 
 
-def _read(scalars: list[Any]) -> list[float]:
+def read(scalars: list[Any]) -> list[float]:
     """Results of ``to_scalar`` as floats, with a single transfer for all tensors."""
     on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
     if not on_device:
@@ -149,13 +148,6 @@ class Metrics:
         self.definitions = dict(definitions or {})
         self.loss_weights = dict(loss_weights or {})
 
-    @torch.no_grad()
-    def check(self, result: StepResult, phase: str) -> None:
-        """Try all metrics on a first batch. Raises ConfigError if one does not fit its shapes, or gives no number."""
-        if self.functions or self.library:
-            outputs, targets = _in_float32(result.outputs), _in_float32(result.targets)
-            check_metrics(self.functions, self.library.values(), phase, outputs, targets)
-
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
 
@@ -173,7 +165,14 @@ class Metrics:
             self.means["loss"].add(to_scalar(result.loss), weight=weight, is_mean=True)
         if self.functions or self.library:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
-                self._measure(result.outputs, result.targets, samples)
+                # squares and sums overflow in half precision, long before the result is out of range
+                outputs, targets = in_float32(result.outputs), in_float32(result.targets)
+                for name, function in self.functions.items():
+                    values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
+                    self.means[name].add(to_scalar(in_float32(values).sum()), weight=samples)
+                for metric in self.library.values():
+                    if not metric.follows:
+                        metric.update(outputs, targets)
         for name, value in result.log.items():
             if name not in self.logs:
                 raise ConfigError(f'the trainer logs "{name}", which is missing from its class attribute "logs"')
@@ -183,16 +182,6 @@ class Metrics:
             count = getattr(value, "averaged_over", None)
             weight = samples if count is None else to_scalar(count)
             self.means[name].add(number, weight=weight, is_mean=True)
-
-    def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
-        # squares and sums overflow in half precision, long before the result is out of range
-        outputs, targets = _in_float32(outputs), _in_float32(targets)
-        for name, function in self.functions.items():
-            values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
-            self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
-        for metric in self.library.values():
-            if not metric.follows:
-                metric.update(outputs, targets)
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
@@ -218,11 +207,6 @@ class Metrics:
     def reset(self) -> None:
         for metric in self._all().values():
             metric.reset()
-
-    def is_finite(self) -> bool:
-        """Whether every loss of the open interval was finite, in all processes."""
-        total, _ = self.means["loss"].interval()
-        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # not finite if any part is not
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes. All must call it; the main process gets the result."""
@@ -250,10 +234,10 @@ class Metrics:
         return {**self.means, **self.library}
 
 
-def _in_float32(nest: Any) -> Any:
+def in_float32(nest: Any) -> Any:
     """A nest of tensors, those in half precision in float32."""
     if not isinstance(nest, Tensor):
-        return map_tensors(_in_float32, nest)
+        return map_tensors(in_float32, nest)
     if nest.dtype not in HALF:
         return nest
     converted: Any = nest.float()
