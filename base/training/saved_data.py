@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
@@ -53,8 +52,8 @@ class SavedData:
             "validation": training.validation_samples,
             "validation_sets": {name: batches.num_samples for name, batches in training.validation.items()},
             "classes": None if names is None else [str(name) for name in names],
-            "targets": _targets_hash(training.batches),
-            "held_out": _hash(held_out.indices) if held_out else None,
+            "targets": _hash(getattr(training.batches.source, "targets", None)),
+            "held_out": _hash(held_out.indices if held_out else None),
         }
         self.saved_input_facts: Mapping[str, Any] = {}
         """Those of the checkpoint that was loaded."""
@@ -122,14 +121,8 @@ def _sample(value: Any) -> dict[str, Any] | None:
     return spec
 
 
-def _targets_hash(batches: Batches) -> str | None:
-    targets = getattr(batches.source, "targets", None)
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex() or targets.is_meta:
+def _hash(values: Any) -> str | None:
+    """A hash of integers in memory; None for anything else, or too many."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex() or values.is_meta:
         return None
-    return _hash(targets)
-
-
-def _hash(values: Tensor | None) -> str | None:
-    if values is None or not has_strides(values) or not 0 < values.numel() <= MAX_HASHED:
-        return None
-    return digest(values)
+    return digest(values) if has_strides(values) and 0 < values.numel() <= MAX_HASHED else None

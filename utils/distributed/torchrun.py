@@ -172,14 +172,12 @@ class TorchProcessGroup(ProcessGroup):
         barrier.wait()
 
     def claim_failure(self, status: int) -> tuple[bool, int]:
+        own = f"{self.rank} {status}"
         try:
-            if self.store.add("failures", 1) == 1:
-                self.store.set("status", str(status))
-                return True, status
-            self.store.wait(["status"], timedelta(seconds=5))
-            return False, int(self.store.get("status"))
+            first = self.store.compare_set("failure", "", own).decode()
         except (RuntimeError, ValueError):  # the store died with its process
-            return True, status
+            first = own
+        return first == own, int(first.split()[1])
 
     def first_cause(self, own: str, error: BaseException) -> str:
         with contextlib.suppress(RuntimeError, ValueError):
