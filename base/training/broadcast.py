@@ -22,7 +22,7 @@ ELEMENTWISE = {
     F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
     F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
-OUTPUTS, TARGETS = 1, 2  # bit flags: what a tensor was computed from
+OUTPUTS, TARGETS = "outputs", "targets"  # what a tensor was computed from
 
 
 class NoBroadcast(TorchFunctionMode):
@@ -49,14 +49,12 @@ class NoBroadcast(TorchFunctionMode):
         if func in ELEMENTWISE and len(compared) == 2:
             check_same_shape(self.what, self.phase, compared[0].shape, compared[1].shape)
         result = func(*args, **kwargs)
-        given = list(tensors(everything))
-        origin = 0
-        for tensor in given:
-            origin |= self._origins.get(id(tensor), 0)
         if not isinstance(result, Tensor):
             return result
-        if origin in (OUTPUTS, TARGETS):
-            self._origins[id(result)] = origin
+        given = list(tensors(everything))
+        origins = {self._origins[id(tensor)] for tensor in given if id(tensor) in self._origins}
+        if len(origins) == 1:
+            self._origins[id(result)] = origins.pop()
             self._alive.append(result)
         for outputs, targets in itertools.product(self._of(given, OUTPUTS), self._of(given, TARGETS)):
             larger = result.numel() > max(outputs.numel(), targets.numel())
@@ -64,7 +62,7 @@ class NoBroadcast(TorchFunctionMode):
                 raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
         return result
 
-    def _of(self, given: list[Tensor], origin: int) -> list[Tensor]:
+    def _of(self, given: list[Tensor], origin: str) -> list[Tensor]:
         """The tensors that are outputs, or targets, and still have their shape."""
         shapes = self._shapes[origin]
         return [tensor for tensor in given if self._origins.get(id(tensor)) == origin and tensor.shape in shapes]

@@ -113,7 +113,11 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
-    _report(trainer, changed)
+    for change in changed:
+        if trainer.finished():
+            trainer.console.warn(f"no effect, since the run is finished: {change}")
+        else:
+            trainer.console.info(f"resumed with {change}")
     if progress.samples and (reordering := _reordering(trainer, changed)):
         trainer.console.warn(
             f"{listed(reordering)} changed within a pass over the data, and so did the order of its samples: the rest "
@@ -158,14 +162,6 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
     problems = [problem for change in changed if (problem := change.refusal(epoch_steps))]
     if problems:
         raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(loaded, folder)}")
-
-
-def _report(trainer: BaseTrainer, changed: Sequence[Change]) -> None:
-    for change in changed:
-        if trainer.finished():
-            trainer.console.warn(f"no effect, since the run is finished: {change}")
-        else:
-            trainer.console.info(f"resumed with {change}")
 
 
 def _reordering(trainer: BaseTrainer, changed: Sequence[Change]) -> list[str]:

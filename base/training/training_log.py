@@ -23,11 +23,7 @@ class TrainingLog:
     """Feeds the console and the writers of a run, at each step, log interval and epoch."""
 
     def __init__(
-        self,
-        console: Console,
-        writers: Writers,
-        settings: TrainerConfig,
-        process_group: ProcessGroup,
+        self, console: Console, writers: Writers, settings: TrainerConfig, process_group: ProcessGroup
     ) -> None:
         self.console = console
         self.writers = writers
@@ -72,7 +68,9 @@ class TrainingLog:
             self.console.info(self._progress_line())
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()} | _named("learning_rate", "/", rates)
-        self.writers.scalars(self._progress.steps, points | {"gradient_norm": _read(gradient_norm)})
+        # with FSDP, each process has a part of it
+        norm = float(getattr(gradient_norm, "full_tensor", lambda: gradient_norm)())
+        self.writers.scalars(self._progress.steps, points | {"gradient_norm": norm})
 
     def wait(self) -> None:
         """Wait for the device to finish the steps so far; their time would otherwise count for what follows."""
@@ -157,11 +155,6 @@ class TrainingLog:
         seconds = (self._steps - state["n"]) / steps_per_second
         run_seconds = seconds + self._between + epochs * (self._steps / steps_per_second + self._between)
         return f"ETA {tqdm.format_interval(seconds)}, run {tqdm.format_interval(run_seconds)}"
-
-
-def _read(value: Tensor) -> float:
-    """A number; with FSDP, all processes must call it, since each has a part."""
-    return float(getattr(value, "full_tensor", lambda: value)())
 
 
 def _tag(name: str) -> str:
