@@ -25,6 +25,8 @@ JOIN_SECONDS = 600.0
 """Timeout for connecting the processes, before the config with runtime.timeout is read."""
 DOWNLOAD_TIMEOUT = timedelta(days=1)
 """For processes that wait while another downloads data. They notice at once if it dies, but not that it hangs."""
+FAIL_TOGETHER = timedelta(seconds=5)
+"""Within which processes fail that fail at the same point."""
 
 
 class TorchProcessGroup(ProcessGroup):
@@ -48,7 +50,7 @@ class TorchProcessGroup(ProcessGroup):
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
-        self._turns = 0
+        self._turns = self._communications = 0
         with self._communication(meeting=JOIN_SECONDS):
             wait = timedelta(seconds=JOIN_SECONDS)
             store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
@@ -209,6 +211,15 @@ class TorchProcessGroup(ProcessGroup):
             f"runtime.timeout sets how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
         )
 
+    def all_failed(self) -> bool:
+        key = f"failed after {self._communications}"
+        with contextlib.suppress(RuntimeError, ValueError):
+            if self.store.add(key, 1) == self.world_size:
+                self.store.set(f"{key}: all", "")
+            _wait(self.store, f"{key}: all", FAIL_TOGETHER)
+            return True
+        return False
+
     def finish(self) -> None:
         if dist.is_initialized():
             with self._communication():
@@ -238,6 +249,7 @@ class TorchProcessGroup(ProcessGroup):
     @contextmanager
     def _communication(self, *, meeting: float | None = None) -> Iterator[None]:
         """Names the process in errors from communication. meeting: seconds to wait, while processes still connect."""
+        self._communications += 1
         try:
             yield
         except (RuntimeError, ValueError) as error:
