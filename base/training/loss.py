@@ -27,9 +27,8 @@ Count = Callable[[Tensor, Tensor], Tensor | float | None]
 """(outputs, targets) -> what the loss is averaged over, shape (); None: samples."""
 
 # older versions of torch have no LinearCrossEntropyLoss
-CLASS_LOSSES: Any = tuple(
-    getattr(nn, name) for name in ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss") if hasattr(nn, name)
-)
+_NAMES = ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss")
+CLASS_LOSSES: Any = tuple(getattr(nn, name) for name in _NAMES if hasattr(nn, name))
 
 
 def with_count_and_parts(result: StepResult, loss: Loss, *, earlier_count: Tensor | float | None = None) -> StepResult:

@@ -38,9 +38,8 @@ class SavedData:
         self.name = type(data).__name__
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.weighted = training.batches.weighted
-        self._lengths = [
-            (batches, len(batches.source)) for batches in (training.batches, *training.validation.values())
-        ]
+        every = (training.batches, *training.validation.values())
+        self._lengths = [(batches, len(batches.source)) for batches in every]
         names, self.input_facts = data.class_names, input_facts(data, seed)
         if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
             raise ConfigError(f"{self.name}.class_names is {names!r}; expected a list of names, or None")
