@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ def take_count(loss: Loss, *values: Tensor) -> Tensor | float | None:
     return count
 
 
+@dataclass(eq=False, repr=False)
 class CountedLoss:
     """A loss of the config. It records what its last value was averaged over, and marks the outputs that it got.
 
@@ -71,19 +73,14 @@ class CountedLoss:
     counts. own_mean: whether it may also be the mean over all targets, of which none then may be ignored.
     """
 
-    def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        count: Count | None = None,
-        total: Callable[..., Tensor] | None = None,
-        *,
-        own_mean: bool = False,
-    ) -> None:
-        self.loss, self.total = loss, total
-        self.func = getattr(loss, "func", loss)
-        self.name = name_of(loss)
-        self._count = count
-        self._own_mean = own_mean
+    loss: Loss
+    _count: Count | None = None
+    total: Loss | None = None
+    own_mean: bool = False
+
+    def __post_init__(self) -> None:
+        self.func = getattr(self.loss, "func", self.loss)
+        self.name = name_of(self.loss)
         self._takes_logits = self.name in LOGITS | CLASS_LOGITS
         self.last_count: Tensor | float | None = None
         self.called = False
@@ -95,7 +92,7 @@ class CountedLoss:
         if torch.compiler.is_compiling() or not self.phase_to_check or is_compiled(self.func):
             return self._value(*args, **kwargs)
         what, batch = f"the loss {self.name}", outputs_and_targets(args, kwargs)
-        if self._own_mean and isinstance(batch[1], Tensor) and bool((batch[1] == -100).any()):
+        if self.own_mean and isinstance(batch[1], Tensor) and bool((batch[1] == -100).any()):
             raise ConfigError(f"loss: {OWN_MEAN.format(self.name)}")
         with eager(), NoBroadcast(what, self.phase_to_check, *batch):
             return self._value(*args, **kwargs)

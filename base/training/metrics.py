@@ -6,6 +6,7 @@ Values stay on the device and are read only when logged.
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ def read(scalars: list[Any]) -> list[float]:
     return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
 
 
+@dataclass(eq=False)
 class Metrics:
     """The loss and metrics of one phase (training, validation or test).
 
@@ -127,26 +129,18 @@ class Metrics:
     loss_weights: weights of the losses by name whose sum over all samples is the loss; empty: the steps' loss is used.
     """
 
-    def __init__(
-        self,
-        functions: Mapping[str, MetricFunction],
-        library: Mapping[str, LibraryMetric],
-        *,
-        sum_loss: bool = False,
-        process_group: ProcessGroup | None = None,
-        definitions: Mapping[str, Any] | None = None,
-        logs: Sequence[str] = (),
-        loss_weights: Mapping[str, float] | None = None,
-    ) -> None:
-        self.logs = tuple(logs)
-        self.functions = dict(functions)
-        self.library = dict(library)
-        share_updates([*library.values()])
-        self.means = {name: Mean() for name in ("loss", *functions, *self.logs)}
-        self.sum_loss = sum_loss
-        self.process_group = process_group or ProcessGroup()
-        self.definitions = dict(definitions or {})
-        self.loss_weights = dict(loss_weights or {})
+    functions: Mapping[str, MetricFunction]
+    library: Mapping[str, LibraryMetric]
+    _: KW_ONLY
+    sum_loss: bool = False
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
+    definitions: Mapping[str, Any] = field(default_factory=dict)
+    logs: Sequence[str] = ()
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        share_updates([*self.library.values()])
+        self.means = {name: Mean() for name in ("loss", *self.functions, *self.logs)}
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.

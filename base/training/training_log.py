@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -19,19 +20,18 @@ from utils.text import number
 LINE_INTERVAL = 1.0  # minimum seconds between lines within an epoch, without a progress bar
 
 
+@dataclass(eq=False)
 class TrainingLog:
     """Feeds the console and the writers of a run, at each step, log interval and epoch."""
 
-    def __init__(
-        self, console: Console, writers: Writers, settings: TrainerConfig, process_group: ProcessGroup
-    ) -> None:
-        self.console = console
-        self.writers = writers
-        self.settings = settings
-        self.process_group = process_group
-        self.table = EpochTable(settings.epochs, monitored=settings.monitored_name)
+    console: Console
+    writers: Writers
+    settings: TrainerConfig
+    process_group: ProcessGroup
+
+    def __post_init__(self) -> None:
+        self.table = EpochTable(self.settings.epochs, monitored=self.settings.monitored_name)
         self._loss: Tensor | float | None = None
-        self._samples = 0  # samples this process has trained on in this epoch
         self._end: float | None = None  # when the previous epoch's training ended
         self._between = 0.0  # seconds from then to this epoch: validation and saving
         self._next_line = 0.0
@@ -40,8 +40,7 @@ class TrainingLog:
         """Start or resume the training of an epoch of this many optimizer steps."""
         self._progress = progress
         self._steps = steps
-        self._samples = 0
-        self._seconds = 0.0
+        self._samples = 0  # samples this process has trained on in this epoch
         self._paused = 0.0
         self._start = time.perf_counter()
         if self._end is not None:
