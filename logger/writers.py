@@ -157,7 +157,10 @@ class EventWriter(Writer):
             return
         if self._file is None:
             self._buffer[:0] = self._first_events()
-            self._file = LogFile(self.folder / self._new_name())
+            # sorts after all others, even within one second or after the clock was set back
+            times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
+            name = f"{EVENTS}{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
+            self._file = LogFile(self.folder / name)
         self._file.append(_records(self._buffer))
         self._buffer.clear()
 
@@ -203,11 +206,6 @@ class EventWriter(Writer):
 
         start = _event(self._first_step, session_log=SessionLog(status=SessionLog.START))
         return [_event(0, file_version=VERSION), *([start] if self._files() else [])]
-
-    def _new_name(self) -> str:
-        """A name that sorts after all others, even within one second or after the clock was set back."""
-        times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
-        return f"{EVENTS}{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
 
 
 @WRITERS.register

@@ -81,17 +81,14 @@ class LibraryMetric:
         elif logits and self._needs_softmax:
             outputs = outputs.softmax(1)
         elif self._guesses_logits and isinstance(outputs, Tensor) and outputs.is_floating_point():
-            self._note_guess(outputs)
+            outside = ((outputs < 0) | (outputs > 1)).any()
+            for guess, made in (("logits", outside), ("probabilities", ~outside)):
+                self._guessed[guess] = self._guessed.get(guess, made) | made  # read only by compute
         try:
             with self.kernels():
                 self.metric.update(outputs, targets)
         except Exception as error:
             self._fail(error, "does not accept these outputs and targets")
-
-    def _note_guess(self, outputs: Tensor) -> None:
-        logits = ((outputs < 0) | (outputs > 1)).any()
-        for guess, made in (("logits", logits), ("probabilities", ~logits)):
-            self._guessed[guess] = self._guessed.get(guess, made) | made  # read only by compute
 
     def compute(self) -> float:
         self._take_state()

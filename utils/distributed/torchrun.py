@@ -68,9 +68,7 @@ class TorchProcessGroup(ProcessGroup):
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         wait = timedelta(seconds=seconds)
         with self._communication(meeting=seconds):
-            if self.store.add("arrived", 1) == self.world_size:
-                self.store.set("all arrived", "")
-            _wait(self.store, "all arrived", wait)
+            self._assemble("arrived", wait)
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
             # apart from gradients, processes exchange only plain numbers on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
@@ -212,13 +210,16 @@ class TorchProcessGroup(ProcessGroup):
         )
 
     def all_failed(self) -> bool:
-        key = f"failed after {self._communications}"
         with contextlib.suppress(RuntimeError, ValueError):
-            if self.store.add(key, 1) == self.world_size:
-                self.store.set(f"{key}: all", "")
-            _wait(self.store, f"{key}: all", FAIL_TOGETHER)
+            self._assemble(f"failed after {self._communications}", FAIL_TOGETHER)
             return True
         return False
+
+    def _assemble(self, where: str, wait: timedelta) -> None:
+        """Wait until all processes are here. Raises RuntimeError after a time."""
+        if self.store.add(where, 1) == self.world_size:
+            self.store.set(f"{where}: all", "")
+        _wait(self.store, f"{where}: all", wait)
 
     def finish(self) -> None:
         if dist.is_initialized():
