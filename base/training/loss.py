@@ -240,15 +240,14 @@ class LossSum(nn.Module):
 
     def forward(self, outputs: Any, targets: Any) -> Tensor:
         values, counts = dict[str, Tensor](), list[Any]()
+        self._parts = {}
         for name, loss in self.losses.items():
             values[name] = loss(part_of(outputs, name), part_of(targets, name))
             check_loss(values[name], f'the loss "{name}" returned a value')
             counts.append(take_count(loss))
+            self._parts[name] = with_count(values[name].detach(), counts[-1])
         # the parts may be averaged over different numbers; whether the sum is over samples must not depend on the batch
         self.last_count = None if any(count is None for count in counts) else sum(counts) / len(counts)
-        self._parts = {
-            name: with_count(values[name].detach(), count) for name, count in zip(values, counts, strict=True)
-        }
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
 

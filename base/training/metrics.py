@@ -141,6 +141,7 @@ class Metrics:
     def __post_init__(self) -> None:
         share_updates([*self.library.values()])
         self.means = {name: Mean() for name in ("loss", *self.functions, *self.logs)}
+        self._all: dict[str, Mean | LibraryMetric] = {**self.means, **self.library}
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
@@ -193,25 +194,25 @@ class Metrics:
         """Every value over everything added since the reset."""
         self.close_interval()
         unlogged = {name for name in self.logs if not self.means[name].weight}
-        values = {name: metric.compute() for name, metric in self._all().items() if name not in unlogged}
+        values = {name: metric.compute() for name, metric in self._all.items() if name not in unlogged}
         # if the losses are averaged over different numbers, the mean of their sums is not the sum of their means
         parts = [weight * values[name] for name, weight in self.loss_weights.items() if name in values]
         return values | {"loss": sum(parts)} if parts else values
 
     def reset(self) -> None:
-        for metric in self._all().values():
+        for metric in self._all.values():
             metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes. All must call it; the main process gets the result."""
-        own = {name: metric.state_dict() for name, metric in self._all().items()}
+        own = {name: metric.state_dict() for name, metric in self._all.items()}
         return {"processes": self.process_group.gather(own), "definitions": self.definitions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if a torchmetrics metric cannot be merged for a different number of processes."""
         rank = self.process_group.rank
         same = len(state["processes"]) == self.process_group.world_size
-        for name, metric in self._all().items():
+        for name, metric in self._all.items():
             saved = [part[name] for part in state["processes"] if name in part]
             # a metric that was added or changed on resume starts here
             if not saved or state["definitions"].get(name) != self.definitions.get(name):
@@ -223,9 +224,6 @@ class Metrics:
                 metric.merge(other)
             if rank:  # the main process now has the states of all
                 metric.drop_interval() if isinstance(metric, Mean) else metric.reset()
-
-    def _all(self) -> dict[str, Mean | LibraryMetric]:
-        return {**self.means, **self.library}
 
 
 def in_float32(nest: Any) -> Any:
