@@ -91,7 +91,8 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
             found = dict(values)
             if report:
                 found |= {name: value for name, value in report.further_values().items() if name not in found}
-            metrics = {"metrics.json": _metrics(about, found)}
+            finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            metrics = {"metrics.json": json.dumps({**about, **finite}, indent=2) + "\n"}
             if report:
                 size = count_parameters(experiment.model)
                 report.write(extra.Tested(run.folder, run.loaded.config, command, about, size), found, metrics)
@@ -145,12 +146,6 @@ def _results_folder(folder: Path, process_group: ProcessGroup, *, chosen: bool) 
         if not isinstance(error.__cause__, OSError):  # not a file that cannot be written
             raise
         raise UserError(f"{error}; make room, or choose another folder with --out") from error
-
-
-def _metrics(about: Mapping[str, Any], values: Mapping[str, float]) -> str:
-    """The content of metrics.json."""
-    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    return json.dumps({**about, **finite}, indent=2) + "\n"
 
 
 def _write_points(board: Path, step: int, values: Mapping[str, float]) -> None:

@@ -54,12 +54,12 @@ class BaseTrainer(EvaluationLoop, Checkpointed):
         self.training = training
         self.outputs = outputs
         self.observer = outputs.observer
-        if training.several and type(self).compute_gradients is not BaseTrainer.compute_gradients:
-            raise ConfigError(
-                f"{type(self).__name__}.compute_gradients is not called, since the config has several optimizers, each "
-                "with its own gradients; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
-            )
         if training.several:
+            if type(self).compute_gradients is not BaseTrainer.compute_gradients:
+                raise ConfigError(
+                    f"{type(self).__name__}.compute_gradients is not called, since the config has several optimizers, "
+                    "each with its own gradients; to clip them, give each optimizer clip_grad_norm or clip_grad_value"
+                )
             self.several_optimizers = SeveralOptimizers(training, self.runtime, supervised=self.supervised)
         self.saved_data = SavedData(training, self.experiment.data, seed=self.experiment.seed)
         self.saved_data.check_processes(self.runtime.process_group)

@@ -94,10 +94,11 @@ class JsonlWriter(Writer):
         return {"bytes": self.file.length()}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> str:
-        length = state.get("bytes", 0)
-        kept = _whole_lines(self.file.path, length)
+        path, length = self.file.path, state.get("bytes", 0)
+        content = path.read_bytes()[:length] if path.exists() else b""
+        kept = content.rfind(b"\n") + 1  # complete lines
         self.file.truncate(kept)
-        return _lost(self.file.path, kept, length)
+        return _lost(path, kept, length)
 
     def sync(self) -> None:
         self.file.sync()
@@ -155,9 +156,11 @@ class EventWriter(Writer):
         if not self._buffer:
             return
         if self._file is None:
-            replaces = bool(self._files())
-            self._file = LogFile(self.folder / self._new_name())
-            self._buffer[:0] = _first_events(self._first_step, replaces=replaces)
+            self._buffer[:0] = self._first_events()
+            # sorts after all others, even within one second or after the clock was set back
+            times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
+            name = f"{EVENTS}{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
+            self._file = LogFile(self.folder / name)
         self._file.append(_records(self._buffer))
         self._buffer.clear()
 
@@ -193,10 +196,16 @@ class EventWriter(Writer):
         found = self.folder.glob(f"{EVENTS}*")
         return [path for path in found if EVENT_FILE.fullmatch(path.name) and not path.name.startswith(WHOLE)]
 
-    def _new_name(self) -> str:
-        """A name that sorts after all others, even within one second or after the clock was set back."""
-        times = [int(path.name.split(".")[3]) + 1 for path in self._files()]
-        return f"{EVENTS}{max([int(time.time()), *times]):010d}.{socket.gethostname()}"
+    def _first_events(self) -> "list[Event]":
+        """The first events of a file: its format and, if it replaces part of earlier files, from which step.
+
+        In the first file, that event would drop the content of files that are replaced as a whole, such as a test's
+        points.
+        """
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        start = _event(self._first_step, session_log=SessionLog(status=SessionLog.START))
+        return [_event(0, file_version=VERSION), *([start] if self._files() else [])]
 
 
 @WRITERS.register
@@ -241,17 +250,6 @@ def _records(events: "list[Event]") -> bytes:
     for event in events:
         RecordWriter(records).write(event.SerializeToString())
     return records.getvalue()
-
-
-def _first_events(first_step: int, *, replaces: bool) -> "list[Event]":
-    """The first events of a file: its format and, if it replaces part of earlier files, from which step.
-
-    In the first file, that event would drop the content of files that are replaced as a whole, such as a test's points.
-    """
-    from tensorboard.compat.proto.event_pb2 import SessionLog
-
-    version = _event(0, file_version=VERSION)
-    return [version, _event(first_step, session_log=SessionLog(status=SessionLog.START))] if replaces else [version]
 
 
 class Writers(Writer):
@@ -326,14 +324,6 @@ class Writers(Writer):
             length, file = states[name].get("bytes", 0), states[name].get("file", "")
             if type(length) is not int or length < 0 or not isinstance(file, str):
                 raise CheckpointError(f"invalid checkpoint: state of the log {name}: {states[name]!r:.80}")
-
-
-def _whole_lines(path: Path, length: int) -> int:
-    """Size of the complete lines within the first ``length`` bytes of a file."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return file.read(length).rfind(b"\n") + 1
 
 
 def _lost(path: Path, length: int, expected: int) -> str:

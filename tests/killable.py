@@ -5,7 +5,7 @@ KILL_AT=N: SIGKILL just before the N-th time that a file in the run folder is op
 PAUSE_AT=STEP: at this optimizer step make the file RUNS/paused, and wait as long as it is there.
 DO_AT=STEP:RANK:WHAT: at this optimizer step, in this process of several, unless a launcher has started it again: "kill"
 or "stop" itself (SIGKILL, SIGTERM), "fail", "hang", "spoil" a weight so that the loss is not a number, or "detach" one
-from the loss.
+from the loss. "misjudge": fail in the validation after this step, in the processes named, as in "5:0+1:misjudge".
 LEAVE_OUT=PART: forget this part of each checkpoint that is loaded, as a careless project would.
 """
 
@@ -99,6 +99,12 @@ class Troubled(BaseTrainer):
                 step.micro_batches = list(step.micro_batches)
                 step.micro_batches[0].data[0].fill_(float("nan"))
         return super().optimizer_step(step)
+
+    def validate(self) -> dict[str, float]:
+        at, ranks, what = os.environ["DO_AT"].split(":")
+        if what == "misjudge" and self.progress.steps == int(at) and os.environ["RANK"] in ranks.split("+"):
+            raise ZeroDivisionError("something of the user's went wrong")
+        return super().validate()
 
 
 def extend_trainers(mixin: type[Any]) -> None:

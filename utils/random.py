@@ -92,9 +92,7 @@ def restore_generators(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if "accelerator" not in states:
-        return
-    if accelerator := used_accelerator():
+    if "accelerator" in states and (accelerator := used_accelerator()):
         torch.get_device_module(accelerator).set_rng_state(states["accelerator"])
 
 

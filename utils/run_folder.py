@@ -1,6 +1,7 @@
 """The folder of a run: created once, found again on resume, used by one process at a time."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ NAME = re.compile(r"\d{8}-\d{6}(-\d+)?")
 
 # run folders locked by this process
 _owned: set[Path] = set()
+_say_once = functools.cache(say_error)
 
 
 class RunFolder:
@@ -143,7 +145,7 @@ class RunFolder:
                         raise
                     is_free = True
                     without = f"on a file system without locks ({error.strerror})"
-                    say_error(f"warning: {self.path} is {without}: let no other process write to it meanwhile")
+                    _say_once(f"warning: {self.path} is {without}: let no other process write to it meanwhile")
                 if not is_free:
                     raise in_use
             _owned.add(folder)

@@ -35,13 +35,21 @@ class Runtime:
             torch.accelerator.set_device_index(self.device.index)
         self.on_cpu = self.device.type == "cpu"
         self.sharded = settings.strategy == "fsdp"
-        if self.sharded and not self.process_group.launched:
-            message = (
-                '"fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
-                "in a single process, runtime.strategy=ddp is equivalent"
-            )
-            raise ConfigError(message, ("runtime", "strategy"))
-        self.strategy = self._strategy(full_states)
+        self.strategy = Strategy()
+        if self.sharded:
+            if not self.process_group.launched:
+                message = (
+                    '"fsdp" needs several processes, as in torchrun --nproc-per-node 2 train.py; '
+                    "in a single process, runtime.strategy=ddp is equivalent"
+                )
+                raise ConfigError(message, ("runtime", "strategy"))
+            from utils.distributed.fsdp import FSDP  # imports what a single process does not need
+
+            self.strategy = FSDP(self.process_group, self.device, settings, whole_states=full_states)
+        elif self.process_group.world_size > 1:
+            from utils.distributed.parallel import DDP
+
+            self.strategy = DDP(self.process_group, self.device, settings)
         self.resumed = False
         """Whether the optimizers have a saved state."""
         self.dtype = PRECISIONS.get(settings.precision)
@@ -49,17 +57,6 @@ class Runtime:
         # ``backward`` also multiplies by the number of processes: the product starts as 2**16 for any number of them
         scale = 2.0**16 / self.process_group.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, enabled=self.scaled)
-
-    def _strategy(self, full_states: bool) -> Strategy:
-        if self.sharded:
-            from utils.distributed.fsdp import FSDP  # imports what a single process does not need
-
-            return FSDP(self.process_group, self.device, self.settings, whole_states=full_states)
-        if self.process_group.world_size > 1:
-            from utils.distributed.parallel import DDP
-
-            return DDP(self.process_group, self.device, self.settings)
-        return Strategy()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return NO_AUTOCAST if self.dtype is None else torch.autocast(self.device.type, self.dtype)

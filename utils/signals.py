@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn
 
 from utils.distributed import ProcessGroup, current
@@ -81,9 +81,7 @@ class SignalWatch:
             self._before = {number: signal.signal(number, self._record) for number in _free_signals()}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -6,7 +6,7 @@ it is.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -51,21 +51,19 @@ def to_device(nest: Any, device: torch.device) -> Any:
 
 def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
     """A nest of the same type, with the function applied to the key or position of each item and the item itself."""
-    if isinstance(nest, dict):
-        mapped = copy.copy(nest)  # not type(nest)(...): Counter and defaultdict are not created from pairs
-        for key, value in nest.items():
-            mapped[key] = function(key, value)
-        return mapped
+    items = {key: function(key, item) for key, item in _items(nest)}
     if isinstance(nest, (list, tuple)):
-        items = [function(key, item) for key, item in _items(nest)]
         # a named tuple takes its fields separately; every other sequence takes an iterable
-        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
-    if values := fields(nest):
-        mapped = copy.copy(nest)
-        for name, value in values.items():
-            object.__setattr__(mapped, name, function(name, value))  # a frozen one refuses setattr
-        return mapped
-    return copy.copy(nest) if isinstance(nest, (set, bytearray)) else nest  # a part may change them after a save
+        return type(nest)(*items.values()) if hasattr(nest, "_fields") else type(nest)(items.values())
+    if not items and not isinstance(nest, (dict, set, bytearray)):  # which a part may change after a save
+        return nest
+    mapped = copy.copy(nest)  # not type(nest)(...): Counter and defaultdict are not created from pairs
+    for key, item in items.items():
+        if isinstance(nest, dict):
+            mapped[key] = item
+        else:
+            object.__setattr__(mapped, key, item)  # a frozen one refuses setattr
+    return mapped
 
 
 def fields(nest: Any) -> dict[str, Any]:
@@ -84,17 +82,15 @@ def _with_keys(nest: Any, keys: Keys) -> Iterator[tuple[Keys, Tensor]]:
     if isinstance(nest, Tensor):
         yield keys, nest
         return
-    if isinstance(nest, (list, tuple)):
-        items = _items(nest)
-    else:
-        items = (nest if isinstance(nest, dict) else fields(nest)).items()
-    for key, item in items:
+    for key, item in _items(nest):
         yield from _with_keys(item, (*keys, key))
 
 
-def _items(nest: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-    """The items of a list or tuple by position; of a named tuple by its fields."""
-    return zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True)
+def _items(nest: Any) -> Iterable[tuple[Any, Any]]:
+    """The items of a nest by key, field or position; empty for a leaf."""
+    if isinstance(nest, (list, tuple)):
+        return zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True)
+    return (nest if isinstance(nest, dict) else fields(nest)).items()
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:

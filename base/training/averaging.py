@@ -26,11 +26,8 @@ class AveragedWeights:
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.saved = set(model.state_dict())
         """The names in the model's state."""
-        self.averages = {
-            name: tensor.detach().clone()
-            for name, tensor in self._current().items()
-            if name in self.saved and has_strides(tensor)
-        }
+        averaged = {name: each for name, each in self._current().items() if name in self.saved and has_strides(each)}
+        self.averages = {name: each.detach().clone() for name, each in averaged.items()}
 
     @torch.no_grad()
     def update(self) -> None:

@@ -5,19 +5,16 @@ Outputs of shape (B,) and targets of shape (B, 1) broadcast to (B, B) without an
 
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Size, Tensor, broadcast_shapes, dist, strided
+from torch import Size, Tensor, broadcast_shapes, dist
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from base.metric import MetricFunction
 from utils.errors import ConfigError
-from utils.random import isolated
-from utils.tree import same, tensors
+from utils.tree import tensors
 
 # losses that compare each input element with the same element of the target
 ELEMENTWISE = {
@@ -25,7 +22,7 @@ ELEMENTWISE = {
     F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss,
     F.multilabel_margin_loss, F.multilabel_soft_margin_loss, dist,
 }  # fmt: skip
-OUTPUTS, TARGETS = 1, 2  # bit flags: what a tensor was computed from
+OUTPUTS, TARGETS = "outputs", "targets"  # what a tensor was computed from
 
 
 class NoBroadcast(TorchFunctionMode):
@@ -52,14 +49,12 @@ class NoBroadcast(TorchFunctionMode):
         if func in ELEMENTWISE and len(compared) == 2:
             check_same_shape(self.what, self.phase, compared[0].shape, compared[1].shape)
         result = func(*args, **kwargs)
-        given = list(tensors(everything))
-        origin = 0
-        for tensor in given:
-            origin |= self._origins.get(id(tensor), 0)
         if not isinstance(result, Tensor):
             return result
-        if origin in (OUTPUTS, TARGETS):
-            self._origins[id(result)] = origin
+        given = list(tensors(everything))
+        origins = {self._origins[id(tensor)] for tensor in given if id(tensor) in self._origins}
+        if len(origins) == 1:
+            self._origins[id(result)] = origins.pop()
             self._alive.append(result)
         for outputs, targets in itertools.product(self._of(given, OUTPUTS), self._of(given, TARGETS)):
             larger = result.numel() > max(outputs.numel(), targets.numel())
@@ -67,7 +62,7 @@ class NoBroadcast(TorchFunctionMode):
                 raise mismatch(self.what, self.phase, outputs.shape, targets.shape)
         return result
 
-    def _of(self, given: list[Tensor], origin: int) -> list[Tensor]:
+    def _of(self, given: list[Tensor], origin: str) -> list[Tensor]:
         """The tensors that are outputs, or targets, and still have their shape."""
         shapes = self._shapes[origin]
         return [tensor for tensor in given if self._origins.get(id(tensor)) == origin and tensor.shape in shapes]
@@ -76,41 +71,6 @@ class NoBroadcast(TorchFunctionMode):
 def eager() -> AbstractContextManager[Any]:
     """Inside the block, functions that are compiled run as written: torch's compiler gets some wrong in a mode."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-def check_metrics(
-    functions: Mapping[str, MetricFunction],
-    library: Iterable[Any],
-    phase: str,
-    outputs: Any,
-    targets: Any,
-) -> None:
-    """Raise ConfigError if a metric broadcasts, returns no number, or changes what it gets. Does not add anything.
-
-    functions: by name. library: each a LibraryMetric. phase: whose first batch this is.
-    """
-    before = _values([outputs, targets])
-
-    def check_unchanged(name: str) -> None:
-        if not same(before, _values([outputs, targets])):
-            raise ConfigError(
-                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
-                "change a copy, as in outputs = outputs.clone()"
-            )
-
-    with isolated("metrics"):
-        for name, function in functions.items():
-            with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
-                function(outputs, targets)
-            check_unchanged(name)
-        for metric in library:
-            metric.dry_run(outputs, targets, phase)
-            check_unchanged(metric.name)
-
-
-def _values(nest: Any) -> list[Tensor]:
-    """Copies of the tensors in a nest, without sparse ones."""
-    return [tensor.detach().clone() for tensor in tensors(nest) if tensor.layout == strided]
 
 
 def check_same_shape(what: str, phase: str, outputs: Size, targets: Size) -> None:

@@ -103,11 +103,10 @@ class EvaluationLoop(TrainerInterface):
 def same_statistics(model: nn.Module) -> Iterator[None]:
     """Raise ConfigError if a BatchNorm updates its running statistics inside the block."""
     counters = ((name, getattr(module, "num_batches_tracked", None)) for name, module in model.named_modules())
-    counts = [(name, each, each._version, each.clone()) for name, each in counters if isinstance(each, Tensor)]
+    counts = [(name, each, each.clone()) for name, each in counters if isinstance(each, Tensor)]
     yield
-    for name, tracked, version, before in counts:
-        # the version alone needs no reading of a value from a device; but DDP of torch 2.9 writes the same values again
-        if tracked._version != version and not torch.equal(tracked, before):
+    for name, tracked, before in counts:
+        if not torch.equal(tracked, before):
             raise ConfigError(
                 f"evaluation changed the running statistics of {name}: in training mode, it learns from validation "
                 "data; leave the model in evaluation mode in eval_step, with NaN as the loss if it has none there"

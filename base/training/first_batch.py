@@ -5,21 +5,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
 from base.metric import StepResult, check_result
-from base.training.broadcast import name_of
+from base.training.broadcast import NoBroadcast, name_of
 from base.training.loss import losses_in
 from base.training.loss_checks import samples_of
-from base.training.metrics import Metrics
+from base.training.metrics import Metrics, in_float32
 from base.training.trainer_interface import TrainerInterface
 from utils.device_errors import device_failure
 from utils.distributed import current
 from utils.errors import ConfigError, TrainingError, UserError
 from utils.extras import find_extra
 from utils.optimizers import parameters_in
-from utils.tree import describe_batch
+from utils.random import isolated
+from utils.tree import describe_batch, same, tensors
 from utils.user_code import format_error, raised_by_user, user_line
 
 OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError)  # and of dtypes, which torch raises for tensors
@@ -49,10 +51,36 @@ def checked_step(
             for loss in losses:
                 loss.phase_to_check = ""
         check_result(result, f"{type(trainer).__name__}.{name_of(step)}")
-        metrics.check(result, phase)
+        check_metrics(metrics, result, phase)
         return result
 
     return checked
+
+
+@torch.no_grad()
+def check_metrics(metrics: Metrics, result: StepResult, phase: str) -> None:
+    """Try all metrics. Raises ConfigError if one broadcasts, returns no number, or changes what it gets."""
+    if not (metrics.functions or metrics.library):
+        return
+    outputs, targets = in_float32(result.outputs), in_float32(result.targets)
+    given = [tensor for tensor in tensors([outputs, targets]) if tensor.layout == torch.strided]
+    before = [tensor.detach().clone() for tensor in given]
+
+    def check_unchanged(name: str) -> None:
+        if not same(before, given):
+            raise ConfigError(
+                f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
+                "change a copy, as in outputs = outputs.clone()"
+            )
+
+    with isolated("metrics"):
+        for name, function in metrics.functions.items():
+            with NoBroadcast(f'the metric "{name}"', phase, outputs, targets):
+                function(outputs, targets)
+            check_unchanged(name)
+        for name, metric in metrics.library.items():
+            metric.dry_run(outputs, targets, phase)
+            check_unchanged(name)
 
 
 @contextmanager

@@ -54,11 +54,8 @@ class LibraryMetric:
         """An earlier metric that adds up the same (``share_updates``)."""
         self.follows = False
         """Whether only the leader is updated, and this metric takes its state when it is read."""
-        classification = [
-            part
-            for part in self.parts.values()
-            if not self.own and type(part).__module__.startswith("torchmetrics.classification")
-        ]
+        parts = [] if self.own else self.parts.values()
+        classification = [part for part in parts if type(part).__module__.startswith("torchmetrics.classification")]
         independent = any(type(part).__name__.startswith(("Binary", "Multilabel")) for part in classification)
         self._needs_sigmoid = loss in LOGITS and independent
         self._needs_softmax = loss in CLASS_LOGITS and any(map(_takes_class_probabilities, classification))
@@ -84,17 +81,14 @@ class LibraryMetric:
         elif logits and self._needs_softmax:
             outputs = outputs.softmax(1)
         elif self._guesses_logits and isinstance(outputs, Tensor) and outputs.is_floating_point():
-            self._note_guess(outputs)
+            outside = ((outputs < 0) | (outputs > 1)).any()
+            for guess, made in (("logits", outside), ("probabilities", ~outside)):
+                self._guessed[guess] = self._guessed.get(guess, made) | made  # read only by compute
         try:
             with self.kernels():
                 self.metric.update(outputs, targets)
         except Exception as error:
             self._fail(error, "does not accept these outputs and targets")
-
-    def _note_guess(self, outputs: Tensor) -> None:
-        logits = ((outputs < 0) | (outputs > 1)).any()
-        for guess, made in (("logits", logits), ("probabilities", ~logits)):
-            self._guessed[guess] = self._guessed.get(guess, made) | made  # read only by compute
 
     def compute(self) -> float:
         self._take_state()
@@ -258,12 +252,9 @@ def _read_by_update(metric: LibraryMetric, names: Collection[str]) -> dict[str, 
 
 def _plain_attributes(metric: "Metric") -> dict[str, Any]:
     """Copies of a metric's numbers, tensors, lists and dicts, other than its states and torchmetrics' own."""
-    return {
-        name: deepcopy(value)
-        for name, value in vars(metric).items()
-        if isinstance(value, (int, float, Tensor, list, dict)) and not name.startswith("_")
-        if name not in metric.metric_state
-    }
+    kinds = (int, float, Tensor, list, dict)
+    attributes = {name: value for name, value in vars(metric).items() if isinstance(value, kinds) and name[0] != "_"}
+    return {name: deepcopy(value) for name, value in attributes.items() if name not in metric.metric_state}
 
 
 def _states(state: Mapping[str, Any]) -> dict[str, Any]:

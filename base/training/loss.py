@@ -3,7 +3,8 @@
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,8 @@ Count = Callable[[Tensor, Tensor], Tensor | float | None]
 """(outputs, targets) -> what the loss is averaged over, shape (); None: samples."""
 
 # older versions of torch have no LinearCrossEntropyLoss
-CLASS_LOSSES: Any = tuple(
-    getattr(nn, name) for name in ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss") if hasattr(nn, name)
-)
+_NAMES = ("CrossEntropyLoss", "NLLLoss", "LinearCrossEntropyLoss")
+CLASS_LOSSES: Any = tuple(getattr(nn, name) for name in _NAMES if hasattr(nn, name))
 
 
 def with_count_and_parts(result: StepResult, loss: Loss, *, earlier_count: Tensor | float | None = None) -> StepResult:
@@ -64,6 +64,7 @@ def take_count(loss: Loss, *values: Tensor) -> Tensor | float | None:
     return count
 
 
+@dataclass(eq=False, repr=False)
 class CountedLoss:
     """A loss of the config. It records what its last value was averaged over, and marks the outputs that it got.
 
@@ -72,19 +73,14 @@ class CountedLoss:
     counts. own_mean: whether it may also be the mean over all targets, of which none then may be ignored.
     """
 
-    def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        count: Count | None = None,
-        total: Callable[..., Tensor] | None = None,
-        *,
-        own_mean: bool = False,
-    ) -> None:
-        self.loss, self.total = loss, total
-        self.func = getattr(loss, "func", loss)
-        self.name = name_of(loss)
-        self._count = count
-        self._own_mean = own_mean
+    loss: Loss
+    _count: Count | None = None
+    total: Loss | None = None
+    own_mean: bool = False
+
+    def __post_init__(self) -> None:
+        self.func = getattr(self.loss, "func", self.loss)
+        self.name = name_of(self.loss)
         self._takes_logits = self.name in LOGITS | CLASS_LOGITS
         self.last_count: Tensor | float | None = None
         self.called = False
@@ -96,7 +92,7 @@ class CountedLoss:
         if torch.compiler.is_compiling() or not self.phase_to_check or is_compiled(self.func):
             return self._value(*args, **kwargs)
         what, batch = f"the loss {self.name}", outputs_and_targets(args, kwargs)
-        if self._own_mean and isinstance(batch[1], Tensor) and bool((batch[1] == -100).any()):
+        if self.own_mean and isinstance(batch[1], Tensor) and bool((batch[1] == -100).any()):
             raise ConfigError(f"loss: {OWN_MEAN.format(self.name)}")
         with eager(), NoBroadcast(what, self.phase_to_check, *batch):
             return self._value(*args, **kwargs)
@@ -244,22 +240,16 @@ class LossSum(nn.Module):
 
     def forward(self, outputs: Any, targets: Any) -> Tensor:
         values, counts = dict[str, Tensor](), list[Any]()
+        self._parts = {}
         for name, loss in self.losses.items():
             values[name] = loss(part_of(outputs, name), part_of(targets, name))
             check_loss(values[name], f'the loss "{name}" returned a value')
             counts.append(take_count(loss))
+            self._parts[name] = with_count(values[name].detach(), counts[-1])
         # the parts may be averaged over different numbers; whether the sum is over samples must not depend on the batch
         self.last_count = None if any(count is None for count in counts) else sum(counts) / len(counts)
-        self._parts = {
-            name: with_count(values[name].detach(), count) for name, count in zip(values, counts, strict=True)
-        }
         total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
-
-    def train(self, mode: bool = True) -> Self:
-        for module in filter(None, map(loss_module, self.losses.values())):
-            module.train(mode)
-        return super().train(mode)
 
     def take_parts(self) -> dict[str, Tensor]:
         """The values of the losses in the last call, returned once."""

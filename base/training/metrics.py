@@ -6,13 +6,13 @@ Values stay on the device and are read only when logged.
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from base.metric import MetricFunction, StepResult, check_values, single_number
-from base.training.broadcast import check_metrics
 from base.training.library_metric import LibraryMetric, share_updates
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import ConfigError
@@ -66,7 +66,7 @@ class Mean:
 
     def interval(self) -> tuple[float, float]:
         """Add what is pending. Returns the sum and weight of the open interval in this process."""
-        values = _read([value for value, _, _ in self._pending])
+        values = read([value for value, _, _ in self._pending])
         weights = self.pending_weights()
         for value, weight, (_, _, is_mean) in zip(values, weights, self._pending, strict=True):
             self.interval_weight += weight
@@ -79,7 +79,7 @@ class Mean:
 
     def pending_weights(self) -> list[float]:
         """The weights of the values that have not been read yet."""
-        return _read([weight for _, weight, _ in self._pending])
+        return read([weight for _, weight, _ in self._pending])
 
     def close_interval(self, total: float, weight: float) -> float:
         """Add the open interval, summed over all processes, to the total. Returns the interval's mean."""
@@ -106,7 +106,7 @@ class Mean:
         self.interval_weight += state["interval"][1]
 
 
-def _read(scalars: list[Any]) -> list[float]:
+def read(scalars: list[Any]) -> list[float]:
     """Results of ``to_scalar`` as floats, with a single transfer for all tensors."""
     on_device = [scalar for scalar in scalars if isinstance(scalar, Tensor)]
     if not on_device:
@@ -115,6 +115,7 @@ def _read(scalars: list[Any]) -> list[float]:
     return [next(numbers) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
 
 
+@dataclass(eq=False)
 class Metrics:
     """The loss and metrics of one phase (training, validation or test).
 
@@ -128,33 +129,19 @@ class Metrics:
     loss_weights: weights of the losses by name whose sum over all samples is the loss; empty: the steps' loss is used.
     """
 
-    def __init__(
-        self,
-        functions: Mapping[str, MetricFunction],
-        library: Mapping[str, LibraryMetric],
-        *,
-        sum_loss: bool = False,
-        process_group: ProcessGroup | None = None,
-        definitions: Mapping[str, Any] | None = None,
-        logs: Sequence[str] = (),
-        loss_weights: Mapping[str, float] | None = None,
-    ) -> None:
-        self.logs = tuple(logs)
-        self.functions = dict(functions)
-        self.library = dict(library)
-        share_updates([*library.values()])
-        self.means = {name: Mean() for name in ("loss", *functions, *self.logs)}
-        self.sum_loss = sum_loss
-        self.process_group = process_group or ProcessGroup()
-        self.definitions = dict(definitions or {})
-        self.loss_weights = dict(loss_weights or {})
+    functions: Mapping[str, MetricFunction]
+    library: Mapping[str, LibraryMetric]
+    _: KW_ONLY
+    sum_loss: bool = False
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
+    definitions: Mapping[str, Any] = field(default_factory=dict)
+    logs: Sequence[str] = ()
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
 
-    @torch.no_grad()
-    def check(self, result: StepResult, phase: str) -> None:
-        """Try all metrics on a first batch. Raises ConfigError if one does not fit its shapes, or gives no number."""
-        if self.functions or self.library:
-            outputs, targets = _in_float32(result.outputs), _in_float32(result.targets)
-            check_metrics(self.functions, self.library.values(), phase, outputs, targets)
+    def __post_init__(self) -> None:
+        share_updates([*self.library.values()])
+        self.means = {name: Mean() for name in ("loss", *self.functions, *self.logs)}
+        self._all: dict[str, Mean | LibraryMetric] = {**self.means, **self.library}
 
     def update(self, result: StepResult, *, samples: int, share: float) -> None:
         """Add a micro-batch.
@@ -173,7 +160,14 @@ class Metrics:
             self.means["loss"].add(to_scalar(result.loss), weight=weight, is_mean=True)
         if self.functions or self.library:
             with torch.set_grad_enabled(False):  # ``torch.no_grad()`` takes three times as long to enter and leave
-                self._measure(result.outputs, result.targets, samples)
+                # squares and sums overflow in half precision, long before the result is out of range
+                outputs, targets = in_float32(result.outputs), in_float32(result.targets)
+                for name, function in self.functions.items():
+                    values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
+                    self.means[name].add(to_scalar(in_float32(values).sum()), weight=samples)
+                for metric in self.library.values():
+                    if not metric.follows:
+                        metric.update(outputs, targets)
         for name, value in result.log.items():
             if name not in self.logs:
                 raise ConfigError(f'the trainer logs "{name}", which is missing from its class attribute "logs"')
@@ -183,16 +177,6 @@ class Metrics:
             count = getattr(value, "averaged_over", None)
             weight = samples if count is None else to_scalar(count)
             self.means[name].add(number, weight=weight, is_mean=True)
-
-    def _measure(self, outputs: Any, targets: Any, samples: int) -> None:
-        # squares and sums overflow in half precision, long before the result is out of range
-        outputs, targets = _in_float32(outputs), _in_float32(targets)
-        for name, function in self.functions.items():
-            values = check_values(name, function(outputs, targets), samples, outputs, targets)  # (B,)
-            self.means[name].add(to_scalar(_in_float32(values).sum()), weight=samples)
-        for metric in self.library.values():
-            if not metric.follows:
-                metric.update(outputs, targets)
 
     def close_interval(self) -> dict[str, float]:
         """The means since the last call, without torchmetrics, whose values are known only at the end of a phase."""
@@ -210,30 +194,25 @@ class Metrics:
         """Every value over everything added since the reset."""
         self.close_interval()
         unlogged = {name for name in self.logs if not self.means[name].weight}
-        values = {name: metric.compute() for name, metric in self._all().items() if name not in unlogged}
+        values = {name: metric.compute() for name, metric in self._all.items() if name not in unlogged}
         # if the losses are averaged over different numbers, the mean of their sums is not the sum of their means
         parts = [weight * values[name] for name, weight in self.loss_weights.items() if name in values]
         return values | {"loss": sum(parts)} if parts else values
 
     def reset(self) -> None:
-        for metric in self._all().values():
+        for metric in self._all.values():
             metric.reset()
-
-    def is_finite(self) -> bool:
-        """Whether every loss of the open interval was finite, in all processes."""
-        total, _ = self.means["loss"].interval()
-        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # not finite if any part is not
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes. All must call it; the main process gets the result."""
-        own = {name: metric.state_dict() for name, metric in self._all().items()}
+        own = {name: metric.state_dict() for name, metric in self._all.items()}
         return {"processes": self.process_group.gather(own), "definitions": self.definitions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if a torchmetrics metric cannot be merged for a different number of processes."""
         rank = self.process_group.rank
         same = len(state["processes"]) == self.process_group.world_size
-        for name, metric in self._all().items():
+        for name, metric in self._all.items():
             saved = [part[name] for part in state["processes"] if name in part]
             # a metric that was added or changed on resume starts here
             if not saved or state["definitions"].get(name) != self.definitions.get(name):
@@ -246,14 +225,11 @@ class Metrics:
             if rank:  # the main process now has the states of all
                 metric.drop_interval() if isinstance(metric, Mean) else metric.reset()
 
-    def _all(self) -> dict[str, Mean | LibraryMetric]:
-        return {**self.means, **self.library}
 
-
-def _in_float32(nest: Any) -> Any:
+def in_float32(nest: Any) -> Any:
     """A nest of tensors, those in half precision in float32."""
     if not isinstance(nest, Tensor):
-        return map_tensors(_in_float32, nest)
+        return map_tensors(in_float32, nest)
     if nest.dtype not in HALF:
         return nest
     converted: Any = nest.float()

@@ -61,11 +61,8 @@ def unsaved_weights(model: nn.Module, trained: Collection[str]) -> list[str]:
     """The trained parameters that the model's own ``state_dict`` leaves out, so that no checkpoint would have them."""
     state = checkpoint.plain({"model": model.state_dict()})["model"]  # raises if it cannot be saved
     pointers = {tensor.data_ptr() for tensor in tensors(state) if has_strides(tensor)}  # it may have other names
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if name in trained and name not in state and parameter.data_ptr() not in pointers
-    ]
+    unnamed = {name: each for name, each in model.named_parameters() if name in trained and name not in state}
+    return [name for name, each in unnamed.items() if each.data_ptr() not in pointers]
 
 
 def instances(value: Any, kinds: type[Any] | tuple[type[Any], ...]) -> Iterator[Any]:
@@ -103,12 +100,8 @@ def divide_parameters(
             raise ConfigError(message, (*at, "params") if config.params else at)
         owners |= dict.fromkeys(selected, optimizer)
         divided[optimizer] = _groups(selected, config, at)
-    untrained = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.requires_grad and name not in owners and name not in frozen
-    ]
-    if untrained:
+    unowned = [name for name in parameters if name not in owners and name not in frozen]
+    if untrained := [name for name in unowned if parameters[name].requires_grad]:
         raise ConfigError(
             f"no optimizer trains {listed(untrained)}. Add a pattern to the params of one, or freeze them: "
             '"trainer": {"freeze": [{"params": [...]}]}, or requires_grad_(False) in the model',
@@ -185,12 +178,8 @@ class Frozen:
 
     def names(self, epochs: int) -> set[str]:
         """Names of the parameters frozen after this many epochs."""
-        patterns = [
-            pattern
-            for entry in self.config
-            if entry.epochs is None or epochs < entry.epochs
-            for pattern in entry.params
-        ]
+        entries = [entry for entry in self.config if entry.epochs is None or epochs < entry.epochs]
+        patterns = [pattern for entry in entries for pattern in entry.params]
         return {name for name in self.parameters if matches(name, patterns)}
 
     def apply(self, epochs: int) -> None:

@@ -55,9 +55,8 @@ class Progress:
 
         A value that is not finite is never the best. epoch, step: counts at the end of the epoch; None: now.
         """
-        better = math.isfinite(value) and (
-            self.best is None or (value < self.best if lower_is_better else value > self.best)
-        )
+        improves = self.best is None or (value < self.best if lower_is_better else value > self.best)
+        better = math.isfinite(value) and improves
         if better:
             self.best, self.stale_epochs = value, 0
             self.best_epoch, self.best_step = epoch or self.epochs, step or self.steps

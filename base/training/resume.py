@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from base.base_trainer import BaseTrainer
+from base.data.orders import Bucketed
 from base.training.epoch_start import begins_epochs, prepare_epoch
 from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
@@ -19,7 +20,7 @@ from utils.paths import PROJECT, display_path, shell_path
 from utils.run_folder import RunFolder
 from utils.schema import Config, is_below, validation_names
 from utils.streams import say
-from utils.text import count, listed
+from utils.text import count, dotted, listed
 from utils.tree import copied
 
 WHICH_RUN = ("name=", "trainer.save_dir=", "runtime.timeout=")
@@ -112,7 +113,16 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
     outputs.checkpointer.resume(source, progress.steps, best_step=progress.best_step)
     if lost := outputs.writers.resume(state["writers"], step=progress.steps):
         trainer.console.warn(f"the logs are incomplete; the run resumes with the rest: {lost}")
-    _report(trainer, changed)
+    for change in changed:
+        if trainer.finished():
+            trainer.console.warn(f"no effect, since the run is finished: {change}")
+        else:
+            trainer.console.info(f"resumed with {change}")
+    if progress.samples and (reordering := _reordering(trainer, changed)):
+        trainer.console.warn(
+            f"{listed(reordering)} changed within a pass over the data, and so did the order of its samples: the rest "
+            "of the pass may repeat some and leave out others"
+        )
     if new_metrics and progress.epoch_steps:
         trainer.console.warn(
             f"{listed(new_metrics)} in training will be over the rest of epoch {progress.epochs + 1} only, after its "
@@ -154,12 +164,12 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
         raise ConfigError(f"{config_error(loaded.document, problems)}\n\n{_new_run(loaded, folder)}")
 
 
-def _report(trainer: BaseTrainer, changed: Sequence[Change]) -> None:
-    for change in changed:
-        if trainer.finished():
-            trainer.console.warn(f"no effect, since the run is finished: {change}")
-        else:
-            trainer.console.info(f"resumed with {change}")
+def _reordering(trainer: BaseTrainer, changed: Sequence[Change]) -> list[str]:
+    """The changes after which a pass over the data has its samples in another order."""
+    by_length = isinstance(trainer.training.batches.order, Bucketed)
+    names = ("shuffle", "balanced", "batch_size") if by_length else ("shuffle", "balanced")
+    paths = [("data_loader", "args", name) for name in names]
+    return [dotted(each.path) for each in changed if each.path in paths]
 
 
 def _new_run(loaded: LoadedConfig, folder: RunFolder) -> str:

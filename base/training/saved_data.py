@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from base.data.batches import Batches
 from base.data.stream import StreamBatches
 from base.experiment import Training
 from base.metric import StepResult
@@ -20,6 +19,7 @@ MAX_HASHED = 10_000_000  # numbers; takes 0.1 s
 FACTS = {
     "training": "number of samples for training",
     "validation": "number of samples for validation",
+    "validation_sets": "number of samples of each validation set",
     "classes": "list of classes",
     "targets": "hash of the targets",
     "held_out": "hash of the samples held out",
@@ -38,9 +38,8 @@ class SavedData:
         self.name = type(data).__name__
         self.stream = training.batches if isinstance(training.batches, StreamBatches) else None
         self.weighted = training.batches.weighted
-        self._lengths = [
-            (batches, len(batches.source)) for batches in (training.batches, *training.validation.values())
-        ]
+        every = (training.batches, *training.validation.values())
+        self._lengths = [(batches, len(batches.source)) for batches in every]
         names, self.input_facts = data.class_names, input_facts(data, seed)
         if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
             raise ConfigError(f"{self.name}.class_names is {names!r}; expected a list of names, or None")
@@ -50,9 +49,10 @@ class SavedData:
         self._facts: dict[str, Any] = {
             "training": training.batches.num_samples,
             "validation": training.validation_samples,
+            "validation_sets": {name: batches.num_samples for name, batches in training.validation.items()},
             "classes": None if names is None else [str(name) for name in names],
-            "targets": _targets_hash(training.batches),
-            "held_out": _hash(held_out.indices) if held_out else None,
+            "targets": _hash(getattr(training.batches.source, "targets", None)),
+            "held_out": _hash(held_out.indices if held_out else None),
         }
         self.saved_input_facts: Mapping[str, Any] = {}
         """Those of the checkpoint that was loaded."""
@@ -120,14 +120,8 @@ def _sample(value: Any) -> dict[str, Any] | None:
     return spec
 
 
-def _targets_hash(batches: Batches) -> str | None:
-    targets = getattr(batches.source, "targets", None)
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex() or targets.is_meta:
+def _hash(values: Any) -> str | None:
+    """A hash of integers in memory; None for anything else, or too many."""
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex() or values.is_meta:
         return None
-    return _hash(targets)
-
-
-def _hash(values: Tensor | None) -> str | None:
-    if values is None or not has_strides(values) or not 0 < values.numel() <= MAX_HASHED:
-        return None
-    return digest(values)
+    return digest(values) if has_strides(values) and 0 < values.numel() <= MAX_HASHED else None

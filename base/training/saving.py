@@ -12,6 +12,7 @@ from base.training.state import STANDARD_PARTS, check_registered, load_part, par
 from base.training.trainer_interface import TrainerInterface
 from utils import checkpoint
 from utils.checkpoint.weights_file import AVERAGED
+from utils.distributed.process_group import LostError
 from utils.errors import CheckpointError, Stopped, UserError
 from utils.optimizers import check_layouts
 from utils.random import generator_states, restore_generators, seed_generators
@@ -73,14 +74,18 @@ class Checkpointed(TrainerInterface):
 
     @contextmanager
     def saving_on_failure(self) -> Iterator[None]:
-        """Save if a validation inside the block fails, so that a resumed run repeats only the validation."""
+        """Save if a validation inside the block fails, so that a resumed run repeats only the validation.
+
+        With several processes, only if it fails in all of them, since all must save.
+        """
         try:
             yield
         except Exception as error:
-            if not isinstance(error, Stopped) and self.runtime.process_group.world_size == 1:
+            process_group = self.runtime.process_group
+            if not isinstance(error, (Stopped, LostError)) and process_group.all_failed():
                 with suppress(Exception):  # the device itself may have failed; the first error counts
                     self.save()
-                    if self.outputs.checkpointer.wait():
+                    if process_group.broadcast_object(self.outputs.checkpointer.wait):
                         steps = self.progress.steps
                         self.console.warn(f"step {steps:,} is saved; -r starts with the validation after it")
             raise

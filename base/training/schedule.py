@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any
 
@@ -62,6 +62,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm([stored_values(each) for each in gradients])
 
 
+@dataclass(eq=False)
 class Schedule:
     """A torch scheduler that steps after each optimizer step or after each epoch.
 
@@ -70,27 +71,22 @@ class Schedule:
     settings: the scheduler's config, for ``ScheduleState``.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        make: SchedulerFactory | None,
-        *,
-        per_step: bool,
-        steps_per_epoch: int,
-        length: int,
-        settings: Any = None,
-    ) -> None:
-        self.optimizer, self.make = optimizer, make
-        self.per_step, self.steps_per_epoch = per_step, steps_per_epoch
-        self.length = length
-        self.settings = settings
+    optimizer: Optimizer
+    make: SchedulerFactory | None
+    _: KW_ONLY
+    per_step: bool
+    steps_per_epoch: int
+    length: int
+    settings: Any = None
+
+    def __post_init__(self) -> None:
         self.initial = [  # learning rate, momentum and so on of each parameter group
             {key: copied(value) for key, value in group.items() if key not in ("params", "initial_lr")}
-            for group in optimizer.param_groups
+            for group in self.optimizer.param_groups
         ]
         # otherwise torch warns of a scheduler that steps before its optimizer has: one of several optimizers may step
         # later than others, and a schedule may be replayed without it
-        optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.start()
         self.last_used: list[float] | None = None
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -19,23 +20,18 @@ from utils.text import number
 LINE_INTERVAL = 1.0  # minimum seconds between lines within an epoch, without a progress bar
 
 
+@dataclass(eq=False)
 class TrainingLog:
     """Feeds the console and the writers of a run, at each step, log interval and epoch."""
 
-    def __init__(
-        self,
-        console: Console,
-        writers: Writers,
-        settings: TrainerConfig,
-        process_group: ProcessGroup,
-    ) -> None:
-        self.console = console
-        self.writers = writers
-        self.settings = settings
-        self.process_group = process_group
-        self.table = EpochTable(settings.epochs, monitored=settings.monitored_name)
+    console: Console
+    writers: Writers
+    settings: TrainerConfig
+    process_group: ProcessGroup
+
+    def __post_init__(self) -> None:
+        self.table = EpochTable(self.settings.epochs, monitored=self.settings.monitored_name)
         self._loss: Tensor | float | None = None
-        self._samples = 0  # samples this process has trained on in this epoch
         self._end: float | None = None  # when the previous epoch's training ended
         self._between = 0.0  # seconds from then to this epoch: validation and saving
         self._next_line = 0.0
@@ -44,8 +40,7 @@ class TrainingLog:
         """Start or resume the training of an epoch of this many optimizer steps."""
         self._progress = progress
         self._steps = steps
-        self._samples = 0
-        self._seconds = 0.0
+        self._samples = 0  # samples this process has trained on in this epoch
         self._paused = 0.0
         self._start = time.perf_counter()
         if self._end is not None:
@@ -72,7 +67,9 @@ class TrainingLog:
             self.console.info(self._progress_line())
             self.table.interrupted()
         points = {f"{name}/step": value for name, value in means.items()} | _named("learning_rate", "/", rates)
-        self.writers.scalars(self._progress.steps, points | {"gradient_norm": _read(gradient_norm)})
+        # with FSDP, each process has a part of it
+        norm = float(getattr(gradient_norm, "full_tensor", lambda: gradient_norm)())
+        self.writers.scalars(self._progress.steps, points | {"gradient_norm": norm})
 
     def wait(self) -> None:
         """Wait for the device to finish the steps so far; their time would otherwise count for what follows."""
@@ -157,11 +154,6 @@ class TrainingLog:
         seconds = (self._steps - state["n"]) / steps_per_second
         run_seconds = seconds + self._between + epochs * (self._steps / steps_per_second + self._between)
         return f"ETA {tqdm.format_interval(seconds)}, run {tqdm.format_interval(run_seconds)}"
-
-
-def _read(value: Tensor) -> float:
-    """A number; with FSDP, all processes must call it, since each has a part."""
-    return float(getattr(value, "full_tensor", lambda: value)())
 
 
 def _tag(name: str) -> str:

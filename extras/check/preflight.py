@@ -30,6 +30,7 @@ from base.training.evaluation import check_returned, same_statistics
 from base.training.first_batch import (
     check_backward_was_called,
     check_loss_was_called,
+    check_metrics,
     check_step_was_taken,
     checked_step,
 )
@@ -236,7 +237,7 @@ class _Check:
         metrics = self.experiment.make_metrics(training=phase == "training")
 
         def compute() -> Iterator[CheckResult]:
-            metrics.check(result, phase)
+            check_metrics(metrics, result, phase)
             metrics.update(result, samples=samples, share=1.0)
             values = metrics.compute()
             if len(values) > 1 and phase == "training":

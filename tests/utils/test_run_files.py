@@ -166,6 +166,21 @@ def test_a_file_system_without_locks_or_that_cannot_flush_folders(
     assert capsys.readouterr().err.count(f"without locks ({os.strerror(number)}): let no other process") == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other locks")
+def test_a_run_without_a_step_warns_once_of_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is locked once more to be removed."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with pytest.raises(UserError, match="removed the empty run folder"):
+        train.main(["-c", str(small_config(tmp_path)), "model.args.in_features=7"])
+    assert capsys.readouterr().err.count("without locks") == 1
+
+
 @pytest.mark.parametrize("text", ["[1, 2", '{"resumed": 5}', '{"resumed": [5]}', '{"packages": 5}'])
 def test_an_environment_that_cannot_be_read_does_not_stop_a_run(run: Path, text: str) -> None:
     (run / "environment.json").write_text(text)

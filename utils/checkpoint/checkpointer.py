@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from utils.paths import display_path
 ASIDE = "set-aside"
 
 
+@dataclass(eq=False)
 class Checkpointer:
     """Writes the checkpoints of a run in a background thread; keeps the newest and the best.
 
@@ -25,20 +27,15 @@ class Checkpointer:
     before_commit: called in the thread before a checkpoint becomes valid, to flush files that it refers to.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep_last: int | None,
-        warn: Callable[[str], None],
-        main: bool = True,
-        before_commit: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.folder = folder
-        self.keep_last = keep_last
-        self.warn = warn
-        self.main = self.writes = main
-        self.before_commit = before_commit
+    folder: Path
+    _: KW_ONLY
+    keep_last: int | None
+    warn: Callable[[str], None]
+    main: bool = True
+    before_commit: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.writes = self.main
         self.failure: str | None = None
         self._prune_failure = self._warned_of = ""
         self._join: Callable[[], None] | None = None

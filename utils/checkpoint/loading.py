@@ -55,10 +55,7 @@ def read_together(process_group: ProcessGroup, function: Callable[[], T]) -> T:
 
 
 def newest_intact(
-    folder: Path,
-    warn: Callable[[str], None],
-    process_group: ProcessGroup,
-    allocate: TensorAllocator | None = None,
+    folder: Path, warn: Callable[[str], None], process_group: ProcessGroup, allocate: TensorAllocator | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest undamaged checkpoint in a folder and its state; None if the folder has none.
 

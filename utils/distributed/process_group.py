@@ -91,6 +91,10 @@ class ProcessGroup:
         """The error to report instead, if this one was caused by a process that died or hangs; otherwise None."""
         return None
 
+    def all_failed(self) -> bool:
+        """Whether all processes have failed at the same point, and so can still communicate."""
+        return True
+
     def finish(self) -> None:
         """Wait until all processes have finished."""
 

@@ -25,6 +25,8 @@ JOIN_SECONDS = 600.0
 """Timeout for connecting the processes, before the config with runtime.timeout is read."""
 DOWNLOAD_TIMEOUT = timedelta(days=1)
 """For processes that wait while another downloads data. They notice at once if it dies, but not that it hangs."""
+FAIL_TOGETHER = timedelta(seconds=5)
+"""Within which processes fail that fail at the same point."""
 
 
 class TorchProcessGroup(ProcessGroup):
@@ -48,7 +50,7 @@ class TorchProcessGroup(ProcessGroup):
         self._calls = self._left = 1
         self._agreed = time.monotonic()
         self._pending: Any = None
-        self._turns = 0
+        self._turns = self._communications = 0
         with self._communication(meeting=JOIN_SECONDS):
             wait = timedelta(seconds=JOIN_SECONDS)
             store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
@@ -66,9 +68,7 @@ class TorchProcessGroup(ProcessGroup):
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator)}"
         wait = timedelta(seconds=seconds)
         with self._communication(meeting=seconds):
-            if self.store.add("arrived", 1) == self.world_size:
-                self.store.set("all arrived", "")
-            _wait(self.store, "all arrived", wait)
+            self._assemble("arrived", wait)
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
             # apart from gradients, processes exchange only plain numbers on the CPU
             self.control: Any = None if accelerator is None else dist.new_group(backend="gloo", timeout=wait)
@@ -172,14 +172,12 @@ class TorchProcessGroup(ProcessGroup):
         barrier.wait()
 
     def claim_failure(self, status: int) -> tuple[bool, int]:
+        own = f"{self.rank} {status}"
         try:
-            if self.store.add("failures", 1) == 1:
-                self.store.set("status", str(status))
-                return True, status
-            self.store.wait(["status"], timedelta(seconds=5))
-            return False, int(self.store.get("status"))
+            first = self.store.compare_set("failure", "", own).decode()
         except (RuntimeError, ValueError):  # the store died with its process
-            return True, status
+            first = own
+        return first == own, int(first.split()[1])
 
     def first_cause(self, own: str, error: BaseException) -> str:
         with contextlib.suppress(RuntimeError, ValueError):
@@ -211,6 +209,18 @@ class TorchProcessGroup(ProcessGroup):
             f"runtime.timeout sets how long to wait. (process {self.rank}: {text.splitlines()[0].partition('. ')[0]})"
         )
 
+    def all_failed(self) -> bool:
+        with contextlib.suppress(RuntimeError, ValueError):
+            self._assemble(f"failed after {self._communications}", FAIL_TOGETHER)
+            return True
+        return False
+
+    def _assemble(self, where: str, wait: timedelta) -> None:
+        """Wait until all processes are here. Raises RuntimeError after a time."""
+        if self.store.add(where, 1) == self.world_size:
+            self.store.set(f"{where}: all", "")
+        _wait(self.store, f"{where}: all", wait)
+
     def finish(self) -> None:
         if dist.is_initialized():
             with self._communication():
@@ -240,6 +250,7 @@ class TorchProcessGroup(ProcessGroup):
     @contextmanager
     def _communication(self, *, meeting: float | None = None) -> Iterator[None]:
         """Names the process in errors from communication. meeting: seconds to wait, while processes still connect."""
+        self._communications += 1
         try:
             yield
         except (RuntimeError, ValueError) as error:

@@ -17,6 +17,7 @@ import train
 from base.base_data_loader import BaseDataLoader
 from base.training.schedule import Schedule
 from base.training.schedule_state import ScheduleState
+from data_loader.random_tensor import RandomTensorLoader
 from tests.conftest import small_config
 from tests.helpers import Fit, copy_run, lines, needs_extra, same, state, temporarily
 from utils import arguments
@@ -25,7 +26,7 @@ from utils.config.resume import changes_since, rule_of, saved_config
 from utils.config.schedulers import make_scheduler
 from utils.errors import UserError
 from utils.optimizers import INITIAL_ONLY, adapt_state, start_state
-from utils.registry import MODELS, OPTIMIZERS, SCHEDULERS
+from utils.registry import DATA_LOADERS, MODELS, OPTIMIZERS, SCHEDULERS
 from utils.schema import Config, OnResume
 from utils.schema_fields import keys_of, section_at
 
@@ -215,6 +216,35 @@ def test_arguments_of_a_data_loader(killed: Path, argument: str, value: Any) -> 
     error = resume(killed, "data_loader", {"args": {argument: value}})
     assert bool(error) == (argument not in ("num_workers", "eval_batch_size"))
     assert set(inspect.signature(BaseDataLoader.__init__).parameters) - {"self"} >= {argument}
+
+
+class Lengths(RandomTensorLoader):
+    def lengths(self) -> torch.Tensor:
+        return torch.arange(len(self.training_data(augment=False))) % 7
+
+
+@pytest.mark.parametrize(
+    ("change", "warns"),
+    [
+        ({"shuffle": False}, "data_loader.args.shuffle"),
+        ({"balanced": True, "drop_last": True}, "data_loader.args.balanced"),
+        ({"batch_size": 4}, ""),  # the next samples of the same order
+        ({"type": "Lengths", "batch_size": 4}, "data_loader.args.batch_size"),  # which the order depends on
+    ],
+)
+def test_another_order_within_a_pass_is_told(
+    fit: Fit, change: dict[str, Any], warns: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After an epoch that is shorter than a pass, samples of the pass may come again."""
+    kind = f"data_loader.type={change.pop('type', 'RandomTensorLoader')}"
+    overrides = [f"data_loader.args.{name}={json.dumps(value)}" for name, value in change.items()]
+    with temporarily(DATA_LOADERS, Lengths):
+        for steps in (2, 5):  # of 5 in a pass
+            run = fit(kind, "trainer.epochs=1", f"trainer.steps_per_epoch={steps}").run_dir
+            train.main(["-r", str(run), "trainer.epochs=2", *overrides])
+            warned = capsys.readouterr().err
+            assert ("changed within a pass over the data" in warned) == (bool(warns) and steps == 2)
+            assert warned.partition(" changed within")[0].removeprefix("warning: ") == (warns if steps == 2 else "")
 
 
 def test_a_hand_edited_config_is_held_to_the_same_law(killed: Path) -> None:

@@ -18,6 +18,7 @@ from base.base_data_loader import BaseDataLoader
 from base.data import Batches, TensorSource
 from base.metric import StepResult
 from base.training.broadcast import NoBroadcast
+from base.training.first_batch import check_metrics
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from base.training.progress import Progress
@@ -207,7 +208,7 @@ def test_metrics_of_torchmetrics_for_regression_all_want_one_shape() -> None:
         made = Metrics({}, {name: LibraryMetric(name, component(**args))})
 
         with pytest.raises(ConfigError, match=r"outputs of shape \(6,\) with targets of shape \(6, 1\)"):
-            made.check(StepResult(torch.tensor(1.0), outputs, targets), "training")
+            check_metrics(made, StepResult(torch.tensor(1.0), outputs, targets), "training")
 
 
 @pytest.mark.parametrize("phase", ["validation", "test"])

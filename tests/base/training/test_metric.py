@@ -135,13 +135,6 @@ def _macro_f1(predicted: Tensor, targets: Tensor) -> float:
     return sum(scores) / 5
 
 
-def test_a_loss_that_is_not_finite_is_seen() -> None:
-    made = metrics()
-    assert made.is_finite()
-    made.update(StepResult(torch.tensor(float("nan")), OUTPUTS[:2], TARGETS[:2]), samples=2, share=1.0)
-    assert not made.is_finite()
-
-
 def test_a_torchmetrics_class_without_a_state_is_refused() -> None:
     class Stateless(Metric):
         def __init__(self) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -128,6 +128,32 @@ def test_it_is_validated_within_the_epoch_and_resumes_exactly(fit: Fit, tmp_path
 def test_a_mistake_is_located(fit: Fit, validation: Json, says: str) -> None:
     with pytest.raises(UserError, match=says):
         train_on(fit, validation=validation)
+
+
+class Part(RandomTensorLoader):
+    """A validation set whose size is not in the config."""
+
+    sizes: ClassVar = {"day": 9, "night": 21}
+
+    def __init__(self, *, part: str, **more: Any) -> None:
+        super().__init__(**more)
+        self.part = part
+
+    def validation_data(self) -> TensorSource:
+        size = self.sizes[self.part]
+        return TensorSource(torch.zeros(size, 6), torch.zeros(size, dtype=torch.long))
+
+
+def test_sets_of_other_sizes_are_refused_on_resume(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if they have as many samples together."""
+    sets = {name: loader(30, part=name) | {"type": "Part"} for name in Part.sizes}
+    with temporarily(DATA_LOADERS, Part):
+        run = train_on(fit, "trainer.epochs=1", validation=sets).run_dir
+        monkeypatch.setattr(Part, "sizes", {"day": 10, "night": 20})
+        with pytest.raises(UserError, match=r"samples of each validation set was {'day': 9, 'night': 21}, and is now"):
+            train.main(["-r", str(run), "trainer.epochs=2"])
+        monkeypatch.undo()
+        assert train.main(["-r", str(run), "trainer.epochs=2"]).epochs == 2
 
 
 def test_two_sources_of_validation_data_contradict_each_other(fit: Fit) -> None:

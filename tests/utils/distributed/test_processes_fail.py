@@ -70,6 +70,21 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(write_config: Wri
     assert set(statuses) == {"1"}  # torchrun names the other one only if it failed before being terminated
 
 
+@pytest.mark.parametrize(("ranks", "strategy"), [("1", "ddp"), ("0+1", "ddp"), ("0+1", "fsdp")])
+def test_a_validation_that_fails_in_all_processes_costs_no_epoch(
+    write_config: Write, tmp_path: Path, ranks: str, strategy: str
+) -> None:
+    config = write_config(trainer={"epochs": 2}, runtime={"strategy": strategy})
+    done, _ = launch(config, tmp_path, f"5:{ranks}:misjudge")
+    assert done.stderr.count("ZeroDivisionError: something of the user's went wrong") == 1
+    saved = ranks == "0+1"
+    assert ("step 5 is saved; -r starts with the validation after it" in done.stderr) == saved
+    assert [path.name for path in step_files(only_run(tmp_path) / "checkpoints")] == ["step-00000005.pth"] * saved
+    if saved:
+        resumed = train.main(["-r", str(only_run(tmp_path)), "runtime.strategy=ddp"])
+        assert [line["step"] for line in lines(resumed.run_dir)] == [5, 10]
+
+
 def test_a_loss_that_is_not_a_number_in_one_process_ends_all(write_config: Write, tmp_path: Path) -> None:
     done, statuses = launch(write_config(trainer=OFTEN), tmp_path, "7:1:spoil")
     assert done.stderr.count("error:") == 1
