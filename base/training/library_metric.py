@@ -194,7 +194,7 @@ class LibraryMetric:
             _set_update_count(part, saved["updates"])
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add another process's state. Raises ValueError if torchmetrics cannot merge it."""
+        """Add another process's state. Raises RuntimeError if torchmetrics cannot: see ``full_state_update``."""
         for name, saved in _states(state).items():
             part = self.parts[name]
             if not saved["updates"]:
@@ -202,13 +202,7 @@ class LibraryMetric:
             _set_update_count(part, part.update_count + saved["updates"])
             if not saved["values"]:
                 continue
-            try:
-                part.merge_state(to_device(saved["values"], part.device))
-            except RuntimeError as error:  # of a class of the user's own without full_state_update = False
-                raise ValueError(
-                    f"{self.name} cannot be resumed in the middle of an epoch with a different number of processes: "
-                    f"{error}\nResume with the same number, or with metrics=[]"
-                ) from error
+            part.merge_state(to_device(saved["values"], part.device))
 
 
 def _takes_class_probabilities(part: "Metric") -> bool:

@@ -209,7 +209,7 @@ class Metrics:
         return {"processes": self.process_group.gather(own), "definitions": self.definitions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if a torchmetrics metric cannot be merged for a different number of processes."""
+        """Raises RuntimeError if a torchmetrics metric cannot be merged for a different number of processes."""
         rank = self.process_group.rank
         same = len(state["processes"]) == self.process_group.world_size
         for name, metric in self._all.items():
