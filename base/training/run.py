@@ -106,8 +106,7 @@ def record_outcome(folder: RunFolder, process_group: ProcessGroup) -> Iterator[N
         outcome = "stopped"
         if not isinstance(error, Stopped):
             first_line = str(error).partition("\n")[0] or type(error).__name__
-            failed = "diverged" if isinstance(error, DivergedError) else "failed"
-            outcome = process_group.first_cause(f"{failed}: {first_line}", error)
+            outcome = f"{'diverged' if isinstance(error, DivergedError) else 'failed'}: {first_line}"
         raise
     finally:
         if outcome and process_group.is_main_process:

@@ -83,10 +83,6 @@ class ProcessGroup:
         """Whether this process is the first to fail, and so reports it; and the exit status of the first."""
         return True, status
 
-    def first_cause(self, own: str, error: BaseException) -> str:
-        """Why the first process failed. own: why this one did, by this error, which another failure may have caused."""
-        return own
-
     def peer_failure(self, error: BaseException) -> LostError | None:
         """The error to report instead, if this one was caused by a process that died or hangs; otherwise None."""
         return None

@@ -179,14 +179,6 @@ class TorchProcessGroup(ProcessGroup):
             first = own
         return first == own, int(first.split()[1])
 
-    def first_cause(self, own: str, error: BaseException) -> str:
-        with contextlib.suppress(RuntimeError, ValueError):
-            if self.peer_failure(error) is None:
-                own = self.store.compare_set("cause", "", own).decode()
-            elif self.store.check(["cause"]):
-                own = self.store.get("cause").decode()
-        return own
-
     def peer_failure(self, error: BaseException) -> LostError | None:
         if isinstance(error, LostError):
             return error
