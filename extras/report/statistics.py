@@ -1,4 +1,7 @@
-"""Statistics of a classification or a regression, accumulated batch by batch."""
+"""Statistics of a classification or a regression, accumulated batch by batch.
+
+By NumPy: importing torchmetrics takes seconds, and its metrics of single samples store all outputs.
+"""
 
 import math
 from typing import NamedTuple
@@ -93,7 +96,15 @@ class Classification:
         for row, weights in enumerate((None, confidence, right)):
             self.bins[row] += np.bincount(bins, weights, self.BINS)
         self._add_scores(chances, true)
-        self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), inputs)
+        least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -1.0
+        wrong = np.flatnonzero(~right & (confidence > least))
+        worst = wrong[np.argsort(-confidence[wrong], kind="stable")[: self.keep]]
+        new = [Mistake(start + int(rows[i]), int(true[i]), int(predicted[i]), float(confidence[i])) for i in worst]
+        if inputs is not None and new:
+            kept = inputs[torch.from_numpy(rows[worst])].cpu()
+            # each in memory of its own, so that those dropped later are freed
+            new = [mistake._replace(input=each.clone()) for mistake, each in zip(new, kept, strict=True)]
+        self.mistakes = sorted([*self.mistakes, *new], key=_badness)[: self.keep]
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
@@ -151,31 +162,6 @@ class Classification:
         np.add.at(flat[0], level.reshape(-1), 1)
         np.subtract.at(flat[0], of_class, 1)
         np.add.at(flat[1], of_class, 1)
-
-    def _add_mistakes(
-        self,
-        start: int,
-        rows: Counts,
-        true: Counts,
-        predicted: Counts,
-        confidence: Doubles,
-        inputs: Tensor | None,
-    ) -> None:
-        """confidence: of the predicted class; -1 if correct."""
-        least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -0.5
-        worst = np.argsort(-confidence, kind="stable")[: self.keep]
-        worst = worst[confidence[worst] > least]
-        if not len(worst):
-            return
-        new = [
-            Mistake(start + int(rows[row]), int(true[row]), int(predicted[row]), float(confidence[row]))
-            for row in worst
-        ]
-        if inputs is not None:
-            kept = inputs[torch.from_numpy(rows[worst])].cpu()
-            # each in memory of its own, so that those dropped later are freed
-            new = [mistake._replace(input=each.clone()) for mistake, each in zip(new, kept, strict=True)]
-        self.mistakes = sorted([*self.mistakes, *new], key=_badness)[: self.keep]
 
 
 def _badness(mistake: Mistake) -> tuple[float, int]:
