@@ -39,18 +39,23 @@ class Result:
     best: Trial | None
     """The complete trial with the best value; of a grid over seeds or folds, the first of the setting with the best
     mean."""
+    setting: Repeated | None
+    """That setting."""
+    ranked: list[Trial]
+    """The trials that have ended, the best first."""
+    spec: Spec
 
 
 def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet: bool, seconds: float) -> Result:
     """Write and print the results of the sweep. Raises TrainingError if no trial has any."""
-    ranked = rank(trials, spec)
     setting = best_setting(trials, spec)
     best = setting.trials[0] if setting else best_trial(trials, spec)
+    result = Result(folder.path, list(trials), best, setting, rank(trials, spec), spec)
     study = study_of(spec, trials) if find_spec("optuna") else None
     pictures: dict[str, bytes] = {}
-    blocks = list(_blocks(folder.path, spec, ranked, best, setting, study, pictures))
+    blocks = list(_blocks(result, study, pictures))
     files: dict[str, str | bytes] = {
-        "sweep.csv": _csv(ranked, spec),
+        "sweep.csv": _csv(result),
         "report.md": as_markdown(blocks),
         "report.html": as_html(blocks, pictures),
         **pictures,
@@ -65,17 +70,18 @@ def conclude(folder: SweepFolder, spec: Spec, trials: Sequence[Trial], *, quiet:
     except TrainingError as error:
         raise UserError(f"{error}. The trials are intact; continue the sweep to write its report") from error
     if not quiet:
-        say(*_lines(folder.path, spec, ranked, best, setting, seconds))
+        say(*_lines(result, seconds))
     if best is None:
         raise TrainingError(f"no trial of {display_path(folder.path)} has a result; {_first_reason(trials)}")
-    return Result(folder.path, list(trials), best)
+    return result
 
 
-def _csv(ranked: Sequence[Trial], spec: Spec) -> str:
+def _csv(result: Result) -> str:
+    spec = result.spec
     rows: list[list[object]] = [
         ["rank", "trial", "state", *spec.keys, f"best {spec.value_name}", "epoch", "epochs", "seconds", "reason"]
     ]
-    for place, trial in enumerate(ranked, start=1):
+    for place, trial in enumerate(result.ranked, start=1):
         outcome = trial.outcome
         assert outcome is not None
         values = [trial.values[key] for key in spec.keys]
@@ -94,9 +100,9 @@ def _best_config(best: Trial, folder: Path) -> str:
     return as_json(config, folder)
 
 
-def _lines(
-    path: Path, spec: Spec, ranked: Sequence[Trial], best: Trial | None, setting: Repeated | None, seconds: float
-) -> list[str]:
+def _lines(result: Result, seconds: float) -> list[str]:
+    """What is printed."""
+    path, spec, ranked, setting = result.folder, result.spec, result.ranked, result.setting
     header, rows = result_rows(ranked[:MOST_PRINTED], spec)
     if all(row[-1] == "complete" for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
@@ -111,8 +117,9 @@ def _lines(
     parts = [f"{states.count(state)} {state}" for state in ("pruned", "failed") if state in states]
     lines += ["", f"done: {', '.join([count(len(ranked), 'trial'), *parts])}, in {duration(seconds, fine=True)}"]
     lines += [f"  {trial.name} failed: {trial.outcome.headline}" for trial in failed[:5] if trial.outcome]
-    if best is not None:
-        what = f"mean {number(setting.mean)} over {len(setting.trials)}, as {best.name}" if setting else best.name
+    if result.best is not None:
+        name = result.best.name
+        what = f"mean {number(setting.mean)} over {len(setting.trials)}, as {name}" if setting else name
         lines.append(f"  best      {what}; to train it again: {train_command(path)}")
     lines.append(f"  report    {display_path(path / 'report.html')}, report.md, sweep.csv")
     lines.append(f"  compare   python {shell_path(PROJECT / 'test.py')} --compare {shell_path(path)}")
@@ -125,18 +132,11 @@ def _first_reason(trials: Sequence[Trial]) -> str:
     return reasons[0] if reasons else "all were pruned"
 
 
-def _blocks(
-    path: Path,
-    spec: Spec,
-    ranked: Sequence[Trial],
-    best: Trial | None,
-    setting: Repeated | None,
-    study: "Study | None",
-    pictures: dict[str, bytes],
-) -> Iterator[Block]:
+def _blocks(result: Result, study: "Study | None", pictures: dict[str, bytes]) -> Iterator[Block]:
     """The report. pictures: gets the figures, by file name."""
     from extras.drawing import png
 
+    spec, ranked, best, setting = result.spec, result.ranked, result.best, result.setting
     yield Heading(f"Sweep of {spec.name}", level=1)
     states = [trial.state for trial in ranked]
     counts = ", ".join(f"{states.count(each)} {each}" for each in ("complete", "pruned", "failed") if each in states)
@@ -154,7 +154,7 @@ def _blocks(
             yield Paragraph(f"{over} {best.name} and those like it; {values}.")
         else:
             yield Paragraph(f"{best.name}: {spec.value_name} {best.value:.6g}; {values}.")
-        yield Command(train_command(path))
+        yield Command(train_command(result.folder))
     yield from _over_seeds(repeated(ranked, spec), spec)
     for title, about, figure in _figures(spec, ranked, study):
         name = f"{title.lower().replace(' ', '_')}.png"
