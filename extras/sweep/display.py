@@ -9,7 +9,7 @@ from extras.sweep.sweep_folder import Spec, Trial, best_trial
 from extras.sweep.trial_process import Running
 from logger.console import styled, unstyled
 from utils.streams import is_plain, say
-from utils.text import duration, number, number_or_dash
+from utils.text import duration, is_number, number, number_or_dash
 
 
 class Display:
@@ -66,7 +66,6 @@ class Display:
 
 def short_value(text: str) -> str:
     """A value for a table: numbers with four digits, long texts truncated."""
-    try:
-        return text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
-    except ValueError:
-        return text if len(text) <= 24 else f"{text[:23]}…"
+    if is_number(text) and not text.lstrip("-").isdigit():
+        return f"{float(text):.4g}"
+    return text if len(text) <= 24 else f"{text[:23]}…"

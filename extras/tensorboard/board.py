@@ -11,6 +11,7 @@ from base.base_trainer import BaseTrainer
 from base.data.stream import StreamBatches
 from base.training.observer import Observer
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
+from extras.tensorboard.profile import StepProfile
 from logger.writers import EventWriter, text
 from utils.errors import DataError
 from utils.run_folder import RunFolder
@@ -20,7 +21,6 @@ from utils.user_code import format_error
 
 if TYPE_CHECKING:
     from extras.report import EvaluationStats
-    from extras.tensorboard.profile import StepProfile
 
 
 # methods of a trainer that decide which epoch is the last
@@ -74,8 +74,6 @@ class Board(Observer):
                 self._draw(trainer, pictures.training(trainer.experiment.data, batch))
             self._write(0, histograms.weights(trainer.experiment.model))
         if (steps := self.config.trainer.profile_steps) is not None:
-            from extras.tensorboard.profile import StepProfile
-
             self._profile = StepProfile(steps, self.events.folder, trainer)
 
     def log_interval(self, trainer: BaseTrainer) -> None:
