@@ -133,11 +133,8 @@ class Trial:
 
     def measured(self, name: str) -> list[float]:
         """The values of this name, one per epoch; NaN if it was not finite."""
-        found = []
-        for record in self.run.epochs():
-            value = record.get(name)
-            found.append(float(value) if isinstance(value, (int, float)) else math.nan)
-        return found
+        values = [record.get(name) for record in self.run.epochs()]
+        return [math.nan if value is None else float(value) for value in values]
 
     @property
     def diverged(self) -> bool:
