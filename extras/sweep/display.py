@@ -37,7 +37,8 @@ class Display:
             result += f" ({duration(outcome.seconds, fine=True)})"
             if best_trial(trials, self.spec) is trial:
                 result += f"  {styled('best', 'good')}"
-        self._say(f"{trial.name}  {values}  {result}")
+        line = f"{trial.name}  {values}  {result}"
+        say(unstyled(line) if is_plain(sys.stdout) else line)
 
     def update(self, trials: Sequence[Trial], running: Sequence[Running], total: int) -> None:
         """Show the progress of the sweep and of its running trials in one line; only in a terminal."""
@@ -59,9 +60,6 @@ class Display:
         """Erase what ``update`` has drawn."""
         if self._bar is not None:
             self._bar.close()
-
-    def _say(self, text: str) -> None:
-        say(text if not is_plain(sys.stdout) else unstyled(text))
 
 
 def short_value(text: str) -> str:
