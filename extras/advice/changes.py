@@ -45,9 +45,8 @@ def code_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _commit(record: Mapping[str, Any]) -> str:
-    return f"git commit {record.get('git_commit')!s:.9}" + (
-        " with uncommitted changes" if record.get("git_dirty") else ""
-    )
+    changed = " with uncommitted changes" if record.get("git_dirty") else ""
+    return f"git commit {record.get('git_commit')!s:.9}{changed}"
 
 
 def _compared(record: Mapping[str, Any]) -> dict[str, Any]:

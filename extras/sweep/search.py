@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from extras.sweep.spaces import INTEGERS, Space, combinations, shown
-from extras.sweep.sweep_folder import Spec, Trial
+from extras.sweep.sweep_folder import Outcome, Spec, Trial
 from utils.errors import UserError, os_errors_as
 from utils.extras import need_package
 from utils.files import replace
@@ -86,7 +86,7 @@ class Search:
             seen = self._seen[trial.number]
             if trial.outcome is not None and not seen.told:
                 self.pruned_at(trial)
-                self._tell(seen.trial, trial)
+                _tell(self.study, seen.trial, trial.name, trial.outcome)
                 seen.told = True
 
     def pruned_at(self, trial: Trial) -> int | None:
@@ -106,17 +106,15 @@ class Search:
                 break
         return seen.pruned_at
 
-    def _tell(self, asked: "optuna.Trial", trial: Trial) -> None:
-        from optuna.trial import TrialState
 
-        outcome = trial.outcome
-        assert self.study is not None
-        assert outcome is not None
-        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        asked.set_user_attr("run", trial.name)
-        if outcome.reason:
-            asked.set_user_attr("reason", outcome.reason)
-        self.study.tell(asked, outcome.value if outcome.state == "complete" else None, states[outcome.state])
+def _tell(study: "Study", asked: "optuna.Trial", run: str, outcome: Outcome) -> None:
+    from optuna.trial import TrialState
+
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    asked.set_user_attr("run", run)
+    if outcome.reason:
+        asked.set_user_attr("reason", outcome.reason)
+    study.tell(asked, outcome.value if outcome.state == "complete" else None, states[outcome.state])
 
 
 def _pruner(spec: Spec) -> "optuna.pruners.BasePruner":
