@@ -110,12 +110,11 @@ class Classification:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
         own_sums = (self.confusion, self.bins, self.scored, self.not_finite)
         self.beyond = int(processes.all_reduce_sum([self.beyond])[0])
-        for number, (confusion, bins, scored, not_finite) in enumerate(processes.gather(own_sums)):
-            if number:
-                self.not_finite += not_finite
-                self.confusion += confusion
-                self.bins += bins
-                self.scored += scored
+        for confusion, bins, scored, not_finite in processes.gather(own_sums)[1:]:  # the first are this process's own
+            self.not_finite += not_finite
+            self.confusion += confusion
+            self.bins += bins
+            self.scored += scored
         self.samples = int(self.confusion.sum())
         everyone = processes.all_gather([_badness(mistake) for mistake in self.mistakes])
         worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
@@ -287,15 +286,14 @@ class Regression:
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes in the main process."""
-        for number, other in enumerate(processes.gather(self)):
-            if number:
-                self._keep(other.pairs, other._places)
-                self._absolute += other._absolute
-                self._largest = max(self._largest, other._largest)
-                self.not_finite += other.not_finite
-                self.uneven |= other.uneven
-                self._residuals.merge(other._residuals)
-                self._targets.merge(other._targets)
+        for other in processes.gather(self)[1:]:  # the first is this process's own
+            self._keep(other.pairs, other._places)
+            self._absolute += other._absolute
+            self._largest = max(self._largest, other._largest)
+            self.not_finite += other.not_finite
+            self.uneven |= other.uneven
+            self._residuals.merge(other._residuals)
+            self._targets.merge(other._targets)
 
     def _keep(self, pairs: Doubles, places: Counts) -> None:
         places = np.concatenate([self._places, places])
