@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--recipe cannot be combined with --update or --minimal")
         if options.update:
             return update(target)
-        commands = [". .venv/bin/activate", *recipe.commands(options.recipe)] if options.recipe else []
+        commands = ["make schema", ". .venv/bin/activate", *recipe.commands(options.recipe)] if options.recipe else []
         create(target, minimal=options.minimal)
         if options.recipe:
             recipe.write(options.recipe, target)

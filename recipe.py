@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name:
         print(*write(name), f"Next, as docs/recipes/{name}.md explains:", sep="\n")
         print(*(f"  {command}" for command in commands(name)), sep="\n")
+        print("For an editor that completes the new names, and for make test: python -m extras.schema (make schema)")
     else:
         print(*table([name, page(name).partition("\n")[0].removeprefix("# ")] for name in names()), sep="\n")
 

@@ -110,13 +110,8 @@ def as_html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
 def escaped(text: str) -> str:
     """A text escaped for Markdown, in one line."""
     # an underscore within a word is not markup, nor is a list sign, except at the start
-    special = r"[\\`*{}\[\]<>#|$~&]|\b_+|_+\b|^[+-](?=\s)|^\d+(?=[.)]\s)"
-    return re.sub(special, _with_backslashes, one_line(text))
-
-
-def _with_backslashes(found: re.Match[str]) -> str:
-    text = found[0]
-    return text + "\\" if text.isdigit() else "".join(f"\\{letter}" for letter in text)
+    special = r"[\\`*{}\[\]<>#|$~&]|\b_+|_+\b|^[+-](?=\s)|^\d+[.)](?=\s)"
+    return re.sub(special, lambda found: re.sub(r"\D", r"\\\g<0>", found[0]), one_line(text))
 
 
 def _markdown(block: Block) -> str:

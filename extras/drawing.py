@@ -35,6 +35,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "axes.formatter.offset_threshold": 6,  # 99999.5 is a label of its own; those of 1e12 + 0.5 would overlap
     "grid.color": "#e0e0e0",
     "legend.frameon": False,
     "text.parse_math": False,  # a $ in a class's name is a $
@@ -78,20 +79,12 @@ def label_axes(axes: Axes, x: str, y: str, values: Sequence[float], *, factor: f
 
 
 def scale_values(axes: Axes, values: Sequence[float], *, factor: float = 1000) -> None:
-    """Show values on the y axis plainly, on a logarithmic scale if they differ by more than this factor."""
+    """Show values on the y axis, on a logarithmic scale if they differ by more than this factor."""
     axes.grid(True)
     if needs_log_scale(values, factor):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    else:
-        axes.ticklabel_format(axis="y", useOffset=False)
-
-
-def plain(axes: Axes) -> None:
-    """Show numbers on the axes without offsets or powers, as far as possible."""
-    axes.ticklabel_format(useOffset=False)
-    axes.grid(True)
 
 
 @functools.cache

@@ -15,8 +15,8 @@ from base.training.loss import no_loss, part_of, stateful_loss
 from base.training.observer import Observer
 from base.training.parameters import instances
 from base.training.state import own_parts
-from extras.advice.changed_data import changed_facts
-from extras.advice.smallest_batch import check_smallest_batch
+from extras.advice.changes import changed_facts
+from extras.advice.known_errors import check_smallest_batch
 from extras.classification import classification_warnings
 from utils import checkpoint
 from utils.optimizers import parameters_in

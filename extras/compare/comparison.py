@@ -160,9 +160,8 @@ def _texts(name: str, values: Sequence[str], longest: int) -> Column:
 
 def _key_column(key: str, group: RunGroup) -> Column:
     values = [run.config.get(key) for run in group.runs]
-    return Column(
-        key, list(map(shown_value, values)), [shortened(brief(each), 16) for each in values], group.header(key)
-    )
+    shown = [shortened(brief(value), 16) for value in values]
+    return Column(key, list(map(shown_value, values)), shown, group.header(key))
 
 
 def _data(group: RunGroup) -> str:

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from extras.letters import short_key, shortened
 from extras.records import RATES, Record, best_of, charts, flat, value_text
 from utils.errors import CheckpointError
 from utils.files import read_json_object
 from utils.paths import display_path, project_path
 from utils.run_folder import RunFolder, start_order
+from utils.schema import Config
 from utils.text import one_line
 
 # where a run is saved and how much it prints: not part of the experiment
@@ -308,13 +311,21 @@ def _read(path: Path) -> Run:
     elif len(run.records) < _lines(path / "metrics.jsonl"):
         run.damage = f"metrics.jsonl cannot be read from line {len(run.records) + 1}"
     # a component without arguments is one value, its type
-    run.config = {key: value for key, value in flat(config or {}) if value not in ({}, [])}
+    run.config = {key: value for key, value in flat(_completed(config or {})) if value not in ({}, [])}
     test = read_json_object(path / "test" / "metrics.json") or {}
     numbers = {name: item for name, item in test.items() if isinstance(item, (int, float)) and math.isfinite(item)}
     values = {name: item for name, item in numbers.items() if name not in ABOUT_TEST}
     run.outdated = _outdated(run, test) if values else ""
     run.test = {} if run.outdated else values
     return run
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with the defaults of keys that its version did not have yet; unchanged if it is not valid today."""
+    try:
+        return Config.model_validate(config).model_dump(exclude={"schema_path"})
+    except ValidationError:
+        return config
 
 
 def _lines(path: Path) -> int:

@@ -44,8 +44,14 @@ class CurvesWriter(Writer):
 
     def _draw(self) -> None:
         self._stale = False
+        path = self.folder.path / PICTURE
         try:
-            draw_curves(self.folder, self.folder.path / PICTURE, self.monitor)
+            content = curves_png(self.folder, self.monitor)
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                with atomic_write(path) as file:
+                    file.write(content)
         except Exception as error:  # a full disk or a broken font must not end a run
             if not self._failed:
                 self._failed = True
@@ -63,13 +69,3 @@ def curves_png(run: RunFolder, monitor: str | None) -> bytes | None:
 
     folder = run.path.resolve()
     return draw(records, title=f"{folder.parent.name}/{folder.name}", monitor=monitor)
-
-
-def draw_curves(run: RunFolder, path: Path, monitor: str | None) -> None:
-    """Draw a run's curves to a file, or remove it if no epoch has finished. Raises OSError or ImportError."""
-    content = curves_png(run, monitor)
-    if content is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as file:
-        file.write(content)

@@ -54,7 +54,7 @@ def export(run: Path, name: str, out: Path | None, overrides: Sequence[str]) -> 
         "class_names": class_names_of(trained.state),
     }
     if kind:
-        about, content, compare = _traced(kind, name, trained, about)
+        content, compare = _traced(name, trained, about)
     else:
         about |= {"config": to_json(config, folder=trained.folder.path), "preprocessing": "none: only weights"}
         content, compare = weights_content(model, about), functools.partial(_compare_weights, model)
@@ -79,10 +79,12 @@ def _target(path: Path, suffix: str) -> Path:
     return path
 
 
-def _traced(
-    kind: Format, name: str, trained: TrainedRun, about: dict[str, Any]
-) -> tuple[dict[str, Any], bytes, Callable[[Path], str]]:
-    """The description and the content of a file that contains the computation, and what compares it with the model."""
+def _traced(name: str, trained: TrainedRun, about: dict[str, Any]) -> tuple[bytes, Callable[[Path], str]]:
+    """The content of a file that contains the computation, and what compares it with the model.
+
+    about: gets what the file takes and gives.
+    """
+    kind = FORMATS[name]
     try:
         calls = record_calls(trained.trainer)
     except UserError as error:
@@ -91,11 +93,11 @@ def _traced(
     exportable, note = _with_preprocessing(plain, trained.loaded.config.data_loader.type)
     expected = [exportable.run(call) for call in exportable.calls]
     try:
-        about = about | {"preprocessing": note} | _described(exportable)
+        about |= {"preprocessing": note} | _described(exportable)
         content = kind.content(exportable, about)
     except UserError as error:
         raise UserError(f"{about['model']} cannot be exported to {name}: {error}") from error
-    return about, content, functools.partial(_compare, kind, exportable, expected)
+    return content, functools.partial(_compare, kind, exportable, expected)
 
 
 class Prepared(nn.Module):

@@ -48,16 +48,14 @@ def head(tested: Tested, report: Path) -> Iterator[Block]:
     """report: the folder it will be written to."""
     config, about, environment = tested.config, tested.about, tested.folder.read_environment()
     yield Heading(f"Test of {tested.name}", level=1)
-    losses = [(name, component(loss)) for name, loss in config.losses.items()]
-    optimizers = [(name, component(each)) for name, each in config.optimizers.items()]
-    schedulers = [("".join(map(str, path[1:])), component(each)) for path, each in config.schedulers().items()]
+    schedulers = {"".join(map(str, path[1:])): each for path, each in config.schedulers().items()}
     rows = [
         ("note", str(environment.get("note") or "")),
         ("checkpoint", f"{about['checkpoint']}: epoch {about['epoch']}, step {about['step']:,}"),
         ("test data", f"{component(config.data_loader)}: {count(about['samples'], 'sample')}"),
         ("model", f"{component(config.model)}: {tested.parameters:,} trainable parameters"),
-        ("loss", _by_name(losses)),
-        ("optimizer", _by_name(optimizers)),
+        ("loss", _by_name(config.losses)),
+        ("optimizer", _by_name(config.optimizers)),
         ("lr_scheduler", _by_name(schedulers)),
         ("trained", f"{_time(environment.get('time'))} on {environment.get('device', 'an unknown device')}"),
         ("commit", _commit(environment)),
@@ -129,8 +127,8 @@ def memorised(
     yield Paragraph(f"The model has memorised its training data. {said}; {same}.", strong=True)
 
 
-def _by_name(items: list[tuple[str, str]]) -> str:
-    return "; ".join(f"{name}: {text}" if name else text for name, text in items)
+def _by_name(components: Mapping[str, Component]) -> str:
+    return "; ".join(f"{name}: {component(each)}" if name else component(each) for name, each in components.items())
 
 
 def _time(text: object) -> str:

@@ -70,22 +70,15 @@ class EvaluationReport(EvaluationStats):
         self.predictions.files = files
         self.by_sample = True
 
-    def add_probabilities(
-        self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None
-    ) -> None:
-        super().add_probabilities(batch_range, probabilities, targets, inputs)
-        if self._is_by_sample(batch_range, targets):
-            self.predictions.add_classes(batch_range.start, probabilities, targets, self.class_names())
-
-    def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
-        super().add_numbers(batch_range, outputs, targets)
-        if self._is_by_sample(batch_range, targets) and self.regression and not self.regression.uneven:
-            self.predictions.add_numbers(batch_range.start, outputs, targets)
-
-    def _is_by_sample(self, batch_range: BatchRange, targets: Tensor) -> bool:
+    def added(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
         if len(targets) != batch_range.size:
             self.by_sample, self.files = False, None
-        return self.by_sample
+        if not self.by_sample:
+            return
+        if self.classification is not None:
+            self.predictions.add_classes(batch_range.start, outputs, targets, self.class_names())
+        elif self.regression is not None and not self.regression.uneven:
+            self.predictions.add_numbers(batch_range.start, outputs, targets)
 
     def _lists_samples(self) -> bool:
         """Whether there is a table of the samples."""

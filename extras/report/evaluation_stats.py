@@ -88,14 +88,20 @@ class EvaluationStats(Observer):
         if not batch_range.size:
             result = StepResult(result.loss, result.outputs[:0], result.targets[:0])
         outputs, targets = result.outputs.detach(), result.targets.cpu()
-        if self.classification is None:
-            self.add_numbers(batch_range, outputs.cpu(), targets)
-            return
-        inputs = self._pictured(batch, len(targets))
-        as_classes = of_two_classes if self._of_two else as_probabilities
-        if self._of_two:  # a target between the classes is neither
-            targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
-        self.add_probabilities(batch_range, as_classes(outputs, given=bool(self._given)).cpu(), targets.long(), inputs)
+        if self.regression is not None:
+            outputs = outputs.cpu()
+            self.regression.add(batch_range.start, outputs, targets)
+        elif self.classification is not None:
+            inputs = self._pictured(batch, len(targets))
+            as_classes = of_two_classes if self._of_two else as_probabilities
+            if self._of_two:  # a target between the classes is neither
+                targets = torch.where(targets == targets.round(), targets, -1).reshape(-1)
+            outputs, targets = as_classes(outputs, given=bool(self._given)).cpu(), targets.long()
+            self.classification.add(batch_range.start, outputs, targets, inputs)
+        self.added(batch_range, outputs, targets)
+
+    def added(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
+        """Called for each batch of statistics: probabilities, (B, C), and classes, (B,), or numbers, both (B, ...)."""
 
     def _pictured(self, batch: Any, samples: int) -> Tensor | None:
         """The inputs of a batch, (inputs, targets), if there are pictures of them.
@@ -140,18 +146,6 @@ class EvaluationStats(Observer):
             self.classification = None  # a target shows at last that these are not classes
         if self.regression is not None and self.regression.uneven:
             self.regression = None
-
-    def add_probabilities(
-        self, batch_range: BatchRange, probabilities: Tensor, targets: Tensor, inputs: Tensor | None
-    ) -> None:
-        """Add a batch of a classification, (B, C) and (B,), on the CPU. inputs: those of which there are pictures."""
-        assert self.classification is not None
-        self.classification.add(batch_range.start, probabilities, targets, inputs)
-
-    def add_numbers(self, batch_range: BatchRange, outputs: Tensor, targets: Tensor) -> None:
-        """Add a batch of a regression, both (B, ...), on the CPU."""
-        assert self.regression is not None
-        self.regression.add(batch_range.start, outputs, targets)
 
     def class_names(self) -> list[str]:
         """The data set's class names if it has one for every class, otherwise their numbers."""

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extras.drawing import GREY, drawn, plain
+from extras.drawing import GREY, drawn
 from extras.pen import COLOURS, opacity
 from extras.report.statistics import Classification, Regression
 
@@ -27,8 +27,8 @@ def reliability(found: Classification) -> Figure:
     upper.legend(loc="upper left", frameon=True, edgecolor="none")
     lower.bar(edges, 100 * count / max(found.samples, 1), width, align="edge", color=COLOURS[0], ec="white")
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="% of samples")
-    plain(upper)
-    plain(lower)
+    upper.grid(True)
+    lower.grid(True)
     return figure
 
 
@@ -47,7 +47,8 @@ def residuals(found: Regression) -> Figure:
         right.hist(predicted - true, bins=40, orientation="horizontal", color=COLOURS[0])
     right.axhline(0, color=GREY, linestyle="--")
     right.set(xlabel="number of values")
-    plain(left)
-    plain(right)
+    left.grid(True)
+    left.locator_params(axis="x", nbins=5)  # room for labels such as 2019.25
+    right.grid(True)
     right.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
     return figure

@@ -1,4 +1,7 @@
-"""Statistics of a classification or a regression, accumulated batch by batch."""
+"""Statistics of a classification or a regression, accumulated batch by batch.
+
+By NumPy: importing torchmetrics takes seconds, and its metrics of single samples store all outputs.
+"""
 
 import math
 from typing import NamedTuple
@@ -93,18 +96,25 @@ class Classification:
         for row, weights in enumerate((None, confidence, right)):
             self.bins[row] += np.bincount(bins, weights, self.BINS)
         self._add_scores(chances, true)
-        self._add_mistakes(start, rows, true, predicted, np.where(right, -1.0, confidence), inputs)
+        least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -1.0
+        wrong = np.flatnonzero(~right & (confidence > least))
+        worst = wrong[np.argsort(-confidence[wrong], kind="stable")[: self.keep]]
+        new = [Mistake(start + int(rows[i]), int(true[i]), int(predicted[i]), float(confidence[i])) for i in worst]
+        if inputs is not None and new:
+            kept = inputs[torch.from_numpy(rows[worst])].cpu()
+            # each in memory of its own, so that those dropped later are freed
+            new = [mistake._replace(input=each.clone()) for mistake, each in zip(new, kept, strict=True)]
+        self.mistakes = sorted([*self.mistakes, *new], key=_badness)[: self.keep]
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes, and the mistakes to keep, in the main process."""
         own_sums = (self.confusion, self.bins, self.scored, self.not_finite)
         self.beyond = int(processes.all_reduce_sum([self.beyond])[0])
-        for number, (confusion, bins, scored, not_finite) in enumerate(processes.gather(own_sums)):
-            if number:
-                self.not_finite += not_finite
-                self.confusion += confusion
-                self.bins += bins
-                self.scored += scored
+        for confusion, bins, scored, not_finite in processes.gather(own_sums)[1:]:  # the first are this process's own
+            self.not_finite += not_finite
+            self.confusion += confusion
+            self.bins += bins
+            self.scored += scored
         self.samples = int(self.confusion.sum())
         everyone = processes.all_gather([_badness(mistake) for mistake in self.mistakes])
         worst = set(sorted(mistake for part in everyone for mistake in part)[: self.keep])
@@ -151,31 +161,6 @@ class Classification:
         np.add.at(flat[0], level.reshape(-1), 1)
         np.subtract.at(flat[0], of_class, 1)
         np.add.at(flat[1], of_class, 1)
-
-    def _add_mistakes(
-        self,
-        start: int,
-        rows: Counts,
-        true: Counts,
-        predicted: Counts,
-        confidence: Doubles,
-        inputs: Tensor | None,
-    ) -> None:
-        """confidence: of the predicted class; -1 if correct."""
-        least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -0.5
-        worst = np.argsort(-confidence, kind="stable")[: self.keep]
-        worst = worst[confidence[worst] > least]
-        if not len(worst):
-            return
-        new = [
-            Mistake(start + int(rows[row]), int(true[row]), int(predicted[row]), float(confidence[row]))
-            for row in worst
-        ]
-        if inputs is not None:
-            kept = inputs[torch.from_numpy(rows[worst])].cpu()
-            # each in memory of its own, so that those dropped later are freed
-            new = [mistake._replace(input=each.clone()) for mistake, each in zip(new, kept, strict=True)]
-        self.mistakes = sorted([*self.mistakes, *new], key=_badness)[: self.keep]
 
 
 def _badness(mistake: Mistake) -> tuple[float, int]:
@@ -301,15 +286,14 @@ class Regression:
 
     def gather(self, processes: ProcessGroup) -> None:
         """Collect the sums of all processes in the main process."""
-        for number, other in enumerate(processes.gather(self)):
-            if number:
-                self._keep(other.pairs, other._places)
-                self._absolute += other._absolute
-                self._largest = max(self._largest, other._largest)
-                self.not_finite += other.not_finite
-                self.uneven |= other.uneven
-                self._residuals.merge(other._residuals)
-                self._targets.merge(other._targets)
+        for other in processes.gather(self)[1:]:  # the first is this process's own
+            self._keep(other.pairs, other._places)
+            self._absolute += other._absolute
+            self._largest = max(self._largest, other._largest)
+            self.not_finite += other.not_finite
+            self.uneven |= other.uneven
+            self._residuals.merge(other._residuals)
+            self._targets.merge(other._targets)
 
     def _keep(self, pairs: Doubles, places: Counts) -> None:
         places = np.concatenate([self._places, places])

@@ -49,20 +49,19 @@ def confusion_matrix(counts: Counts, names: Sequence[str], *, totals: bool = Fal
     picture.paste(beside, (0, top - room))
     below = beside.transpose(Image.Transpose.ROTATE_90)  # the same, read upwards
     picture.paste(below, (left - room, top + whole))
-    for row, column in np.argwhere(counts) if totals or classes <= 12 else ():
-        x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell
-        colour = BLACK if share[row, column] > 0.3 else "white"
-        percent = str(round(100 * share[row, column]))
-        if totals:
-            write(pen, (x, y - 8), _short(counts[row, column]), size=small, colour=colour, anchor="mm")
-            write(pen, (x, y + 8), f"{percent}%", size=small - 1, colour=colour, anchor="mm")
-        else:
-            write(pen, (x, y), percent, size=size, colour=colour, anchor="mm")
-    sums = zip([*counts.sum(0), counts.sum()], [*counts.sum(1), counts.sum()], strict=True)
-    for place, (predicted, true) in enumerate(sums if totals else ()):
-        near, far = (place + 0.5) * cell, side + cell / 2
-        write(pen, (left + near, top + far), _short(predicted), size=small, colour=GREY, anchor="mm")
-        write(pen, (left + far, top + near), _short(true), size=small, colour=GREY, anchor="mm")
+    table = np.block([[counts, counts.sum(1, keepdims=True)], [counts.sum(0), counts.sum()]]) if totals else counts
+    for row, column in np.ndindex(table.shape) if totals or classes <= 12 else ():
+        x, y, count = left + (column + 0.5) * cell, top + (row + 0.5) * cell, _short(int(table[row, column]))
+        if classes in (row, column):
+            write(pen, (x, y), count, size=small, colour=GREY, anchor="mm")
+        elif counts[row, column]:
+            colour = BLACK if share[row, column] > 0.3 else "white"
+            percent = str(round(100 * share[row, column]))
+            if totals:
+                write(pen, (x, y - 8), count, size=small, colour=colour, anchor="mm")
+                write(pen, (x, y + 8), f"{percent}%", size=small - 1, colour=colour, anchor="mm")
+            else:
+                write(pen, (x, y), percent, size=size, colour=colour, anchor="mm")
     return png(picture)
 
 

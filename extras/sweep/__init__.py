@@ -7,8 +7,7 @@ search         the next trial's values, and pruning: a grid, or Optuna
 coordinator    claims trials, starts their processes, records how they end
 trial_process  a running trial, and its process: ``train.py -r`` on its run
 display        the live table
-ranking        trials as table rows, and grouped over seeds and folds
-results        the final table, sweep.csv, best.json, report.md and report.html
+results        trials as table rows, and grouped over seeds and folds; sweep.csv, best.json, report.md and report.html
 figures        the figures of the report
 """
 

@@ -56,7 +56,8 @@ def sweep(options: argparse.Namespace) -> Result:
         return conclude(folder, coordinator.spec, trials, quiet=not first, seconds=time.monotonic() - started)
     except (Stopped, UserError):
         if first:
-            say_error(f"To continue the sweep:\n{command_to_continue(folder)}")
+            command = f"python {shell_path(PROJECT / 'sweep.py')} -r {shell_path(folder.path)}"
+            say_error(f"To continue the sweep:\n{command}")
         raise
 
 
@@ -154,7 +155,3 @@ def _introduce(folder: SweepFolder, coordinator: Coordinator, spec: Spec, jobs: 
         say(f"  {space.key} = {space.text}{' (integers)' if space.integer else ''}")
     threads = count(spec.threads, "thread")
     say(f"  {display_path(folder.path)}{f', {done} done' if done else ''}; {threads} a trial")
-
-
-def command_to_continue(folder: SweepFolder) -> str:
-    return f"python {shell_path(PROJECT / 'sweep.py')} -r {shell_path(folder.path)}"

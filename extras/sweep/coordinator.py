@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from extras.records import best_of
@@ -49,17 +49,24 @@ class Coordinator:
 
     def run(self) -> list[Trial]:
         """Run until all trials have ended, and return them. Raises Stopped after a signal, once all have saved."""
-        with self.signals, self._stopped_in_order():
-            while True:
-                self.signals.check()
-                self._fill()
-                if not self.running and self._finished():
-                    return self.folder.trials()
-                time.sleep(POLL)
-                self.signals.check()
-                for one in list(self.running):
-                    self._look(one)
-                self.display.update(self.folder.trials(), self.running, self.total())
+        with self.signals:
+            try:
+                while True:
+                    self.signals.check()
+                    self._fill()
+                    if not self.running and self._finished():
+                        return self.folder.trials()
+                    time.sleep(POLL)
+                    self.signals.check()
+                    for one in list(self.running):
+                        self._look(one)
+                    self.display.update(self.folder.trials(), self.running, self.total())
+            finally:  # however this ends, let the trials save and exit first
+                self.display.close()
+                self.processes.end()
+                stop([one.process for one in self.running if one.process])
+                for one in self.running:
+                    self.folder.release(one.trial)
 
     # ------------------------------------------------------------------ starting
 
@@ -72,10 +79,7 @@ class Coordinator:
 
     def _fill(self) -> None:
         """Start as many trials as there is room for."""
-        while len(self.running) < self.jobs:
-            trial = self._next()
-            if trial is None:
-                return
+        while len(self.running) < self.jobs and (trial := self._next()):
             taken = {one.slot for one in self.running}
             slot = next(slot for slot in range(self.jobs) if slot not in taken)
             one = Running(trial=trial, slot=slot, at_claim=Progress.of(trial))
@@ -187,20 +191,6 @@ class Coordinator:
         trials = self.folder.trials()
         self.search.follow(trials)
         self.display.finished(trial, trials)
-
-    # ------------------------------------------------------------------ stopping
-
-    @contextlib.contextmanager
-    def _stopped_in_order(self) -> Iterator[None]:
-        """However this ends, let the trials save and exit first."""
-        try:
-            yield
-        finally:
-            self.display.close()
-            self.processes.end()
-            stop([one.process for one in self.running if one.process])
-            for one in self.running:
-                self.folder.release(one.trial)
 
 
 def stop(processes: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from extras.sweep.sweep_folder import Spec, Trial, best_trial
 from extras.sweep.trial_process import Running
 from logger.console import styled, unstyled
 from utils.streams import is_plain, say
-from utils.text import duration, number, number_or_dash
+from utils.text import duration, is_number, number, number_or_dash
 
 
 class Display:
@@ -37,7 +37,8 @@ class Display:
             result += f" ({duration(outcome.seconds, fine=True)})"
             if best_trial(trials, self.spec) is trial:
                 result += f"  {styled('best', 'good')}"
-        self._say(f"{trial.name}  {values}  {result}")
+        line = f"{trial.name}  {values}  {result}"
+        say(unstyled(line) if is_plain(sys.stdout) else line)
 
     def update(self, trials: Sequence[Trial], running: Sequence[Running], total: int) -> None:
         """Show the progress of the sweep and of its running trials in one line; only in a terminal."""
@@ -60,13 +61,9 @@ class Display:
         if self._bar is not None:
             self._bar.close()
 
-    def _say(self, text: str) -> None:
-        say(text if not is_plain(sys.stdout) else unstyled(text))
-
 
 def short_value(text: str) -> str:
     """A value for a table: numbers with four digits, long texts truncated."""
-    try:
-        return text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
-    except ValueError:
-        return text if len(text) <= 24 else f"{text[:23]}…"
+    if is_number(text) and not text.lstrip("-").isdigit():
+        return f"{float(text):.4g}"
+    return text if len(text) <= 24 else f"{text[:23]}…"

@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from extras.sweep.spaces import INTEGERS, Space, combinations, shown
-from extras.sweep.sweep_folder import Spec, Trial
+from extras.sweep.sweep_folder import Outcome, Spec, Trial
 from utils.errors import UserError, os_errors_as
 from utils.extras import need_package
 from utils.files import replace
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.study import Study
 
 
@@ -49,12 +50,14 @@ class Search:
         self.spec = spec
         self.points = list(combinations(spec.spaces)) if spec.sampler is None else []
         self.study: Study | None = None
+        self.distributions: dict[str, BaseDistribution] = {}
         self._seen: dict[int, _Seen] = {}
         if spec.sampler or spec.pruner or with_study:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.distributions = {space.key: distribution(space) for space in spec.spaces}
             # the name determines a trial's bracket in hyperband
             direction = optuna.study.StudyDirection.MINIMIZE if spec.minimise else optuna.study.StudyDirection.MAXIMIZE
             self.study = optuna.create_study(study_name="sweep", direction=direction, pruner=_pruner(spec))
@@ -62,13 +65,14 @@ class Search:
     def choose(self, number: int, trials: Sequence[Trial]) -> dict[str, str]:
         """The values of the new trial with this number, given all of these trials."""
         if self.spec.sampler is None:
-            return dict(override.split("=", 1) for override in self.points[number])
+            return self.points[number]
         assert self.study is not None
         self.follow(trials)
         self.study.sampler = _sampler(self.spec.sampler, self.spec.seed, number)
-        trial = self.study.ask(_distributions(self.spec))
+        trial = self.study.ask(self.distributions)
         self._seen[number] = _Seen(trial)
-        return {space.key: _text(trial.params[space.key]) for space in self.spec.spaces}
+        chosen = {key: trial.params[key] for key in self.spec.keys}
+        return {key: value if isinstance(value, str) else shown(value) for key, value in chosen.items()}
 
     def follow(self, trials: Sequence[Trial]) -> None:
         """Update with what these trials have done since the last call. trials: all so far, in order of number."""
@@ -76,12 +80,13 @@ class Search:
             return
         for trial in trials:
             if trial.number not in self._seen:  # another coordinator's, or this sweep's before it was killed
-                self.study.enqueue_trial(_params(self.spec, trial))
-                self._seen[trial.number] = _Seen(self.study.ask(_distributions(self.spec)))
+                lows: dict[str, Any] = {key: getattr(kind, "low", "") for key, kind in self.distributions.items()}
+                self.study.enqueue_trial({key: type(low)(trial.values[key]) for key, low in lows.items()})
+                self._seen[trial.number] = _Seen(self.study.ask(self.distributions))
             seen = self._seen[trial.number]
             if trial.outcome is not None and not seen.told:
                 self.pruned_at(trial)
-                self._tell(seen.trial, trial)
+                _tell(self.study, seen.trial, trial.name, trial.outcome)
                 seen.told = True
 
     def pruned_at(self, trial: Trial) -> int | None:
@@ -101,17 +106,15 @@ class Search:
                 break
         return seen.pruned_at
 
-    def _tell(self, asked: "optuna.Trial", trial: Trial) -> None:
-        from optuna.trial import TrialState
 
-        outcome = trial.outcome
-        assert self.study is not None
-        assert outcome is not None
-        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        asked.set_user_attr("run", trial.name)
-        if outcome.reason:
-            asked.set_user_attr("reason", outcome.reason)
-        self.study.tell(asked, outcome.value if outcome.state == "complete" else None, states[outcome.state])
+def _tell(study: "Study", asked: "optuna.Trial", run: str, outcome: Outcome) -> None:
+    from optuna.trial import TrialState
+
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    asked.set_user_attr("run", run)
+    if outcome.reason:
+        asked.set_user_attr("reason", outcome.reason)
+    study.tell(asked, outcome.value if outcome.state == "complete" else None, states[outcome.state])
 
 
 def _pruner(spec: Spec) -> "optuna.pruners.BasePruner":
@@ -136,7 +139,7 @@ def _sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler"
     return optuna.samplers.TPESampler(seed=own, constant_liar=True)
 
 
-def distribution(space: Space) -> "optuna.distributions.BaseDistribution":
+def distribution(space: Space) -> "BaseDistribution":
     """How Optuna draws a value. Consecutive integers are numbers; other values are unordered categories."""
     from optuna import distributions
 
@@ -147,23 +150,6 @@ def distribution(space: Space) -> "optuna.distributions.BaseDistribution":
     if space.integer:
         return distributions.IntDistribution(int(space.low), int(space.high), log=space.log)
     return distributions.FloatDistribution(space.low, space.high, log=space.log)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value)
-
-
-def _distributions(spec: Spec) -> dict[str, "optuna.distributions.BaseDistribution"]:
-    return {space.key: distribution(space) for space in spec.spaces}
-
-
-def _params(spec: Spec, trial: Trial) -> dict[str, Any]:
-    """A trial's values as Optuna represents them."""
-    params: dict[str, Any] = {}
-    for key, kind in _distributions(spec).items():
-        low: Any = getattr(kind, "low", "")  # of its type
-        params[key] = type(low)(trial.values[key])
-    return params
 
 
 def write_journal(path: Path, study: "Study") -> None:

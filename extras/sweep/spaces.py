@@ -165,8 +165,9 @@ def check_spaces(config: Path, fixed: Sequence[str], spaces: Sequence[Space]) ->
                 space = replace(space, integer=True)
         checked.append(space)
     if 0 < math.prod(len(space.values) for space in spaces) <= MOST_CHECKED:
-        for combination in combinations(spaces):
-            _check(config, [*fixed, *combination], cause=" ".join(combination))
+        for values in combinations(spaces):
+            point = [f"{key}={value}" for key, value in values.items()]
+            _check(config, [*fixed, *point], cause=" ".join(point))
     return loaded, checked
 
 
@@ -195,10 +196,10 @@ def check_monitor(config: Config, spaces: Sequence[Space]) -> None:
             )
 
 
-def combinations(spaces: Sequence[Space]) -> Iterator[list[str]]:
-    """The overrides of each point of a grid, the last space changing fastest."""
+def combinations(spaces: Sequence[Space]) -> Iterator[dict[str, str]]:
+    """The values of each point of a grid by key, the last space changing fastest."""
     for values in itertools.product(*(space.values for space in spaces)):
-        yield [space.override(value) for space, value in zip(spaces, values, strict=True)]
+        yield dict(zip((space.key for space in spaces), values, strict=True))
 
 
 def grid_size(spaces: Sequence[Space]) -> int:

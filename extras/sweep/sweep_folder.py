@@ -133,11 +133,8 @@ class Trial:
 
     def measured(self, name: str) -> list[float]:
         """The values of this name, one per epoch; NaN if it was not finite."""
-        found = []
-        for record in self.run.epochs():
-            value = record.get(name)
-            found.append(float(value) if isinstance(value, (int, float)) else math.nan)
-        return found
+        values = [record.get(name) for record in self.run.epochs()]
+        return [math.nan if value is None else float(value) for value in values]
 
     @property
     def diverged(self) -> bool:
@@ -188,12 +185,7 @@ class SweepFolder:
         except UserError:
             if not path.exists():
                 raise
-        return cls._join(path, spec, base)
-
-    @classmethod
-    def _join(cls, path: Path, spec: Spec, base: dict[str, Any]) -> "SweepFolder":
-        """The sweep that another process of the same job has created."""
-        folder = cls.of(path)
+        folder = cls.of(path)  # another process of the same job has created it
         if folder.read_spec().spaces != spec.spaces or read_text(folder.base) != as_json(base, path):
             raise UserError(f"{path} is a different sweep, of another job with the same id; choose another id")
         return folder
@@ -232,16 +224,13 @@ class SweepFolder:
         with os_errors_as(UserError, f"cannot write to {self.path}"):
             names = [entry.name for entry in os.scandir(self.path)]
         for name in names:
-            if (found := TRIAL.fullmatch(name)) and int(found[1]) not in self._trials:
-                self._trials[int(found[1])] = self._read_trial(self.path / name)
+            if (found := TRIAL.fullmatch(name)) and (number := int(found[1])) not in self._trials:
+                content = _read_record(self.path / name / "trial.json", Values, advice=ADVICE_FOR_TRIAL)
+                self._trials[number] = Trial(content.number, content.values, RunFolder(self.path / name))
         for trial in self._trials.values():
             if trial.outcome is None and (trial.run.path / "outcome.json").exists():
                 trial.outcome = _read_record(trial.run.path / "outcome.json", Outcome, advice=ADVICE_FOR_TRIAL)
         return [self._trials[number] for number in sorted(self._trials)]
-
-    def _read_trial(self, path: Path) -> Trial:
-        content = _read_record(path / "trial.json", Values, advice=ADVICE_FOR_TRIAL)
-        return Trial(content.number, content.values, RunFolder(path))
 
     def create_trial(self, number: int, values: dict[str, str]) -> Trial:
         """Create the run of a trial, for ``train.py -r``. It appears completely or not at all.
@@ -313,12 +302,8 @@ def is_running(run: RunFolder) -> bool:
     path = run.path / ".lock"
     if not path.exists():
         return False
-    with os_errors_as(UserError, f"cannot write to {path}"):
-        file = path.open("a")
-        if not lock_file(file):
-            return True
-        file.close()
-    return False
+    with os_errors_as(UserError, f"cannot write to {path}"), path.open("a") as file:
+        return not lock_file(file)
 
 
 def _read_record(path: Path, kind: type[Record], *, advice: str = ADVICE) -> Record:

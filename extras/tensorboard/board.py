@@ -2,14 +2,16 @@
 
 import contextlib
 import json
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from base.base_trainer import BaseTrainer
 from base.data.stream import StreamBatches
 from base.training.observer import Observer
 from extras.tensorboard import histograms, hyperparameters, model_summary, pictures
+from extras.tensorboard.profile import StepProfile
 from logger.writers import EventWriter, text
 from utils.errors import DataError
 from utils.run_folder import RunFolder
@@ -18,10 +20,7 @@ from utils.text import one_line
 from utils.user_code import format_error
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
     from extras.report import EvaluationStats
-    from extras.tensorboard.profile import StepProfile
 
 
 # methods of a trainer that decide which epoch is the last
@@ -64,7 +63,7 @@ class Board(Observer):
             {"summary": text("config", f"```json\n{self.text}```")},
             {"summary": text("model", table)},
             {"summary": hyperparameters.layout(self.config, trainer.training)},
-            {"summary": hyperparameters.started(json.loads(self.text), start=time.time())},
+            {"summary": hyperparameters.started(json.loads(self.text))},
             *([] if graph is None else [{"graph_def": graph}]),
         ]
         self._describe()
@@ -75,8 +74,6 @@ class Board(Observer):
                 self._draw(trainer, pictures.training(trainer.experiment.data, batch))
             self._write(0, histograms.weights(trainer.experiment.model))
         if (steps := self.config.trainer.profile_steps) is not None:
-            from extras.tensorboard.profile import StepProfile
-
             self._profile = StepProfile(steps, self.events.folder, trainer)
 
     def log_interval(self, trainer: BaseTrainer) -> None:
@@ -92,11 +89,7 @@ class Board(Observer):
             scalars |= _best(values)
         self.events.scalars(progress.steps, scalars)
         self._write(progress.steps, histograms.weights(trainer.experiment.model))
-        if self.stats is None:
-            return
-        if are_due(settings, progress.epochs, finished=trainer.finished()):
-            if trainer.training.validation:
-                self._draw(trainer, pictures.precision_recall(self.stats))
+        if self.stats is not None and are_due(settings, progress.epochs, finished=trainer.finished()):
             self._draw_evaluation(trainer, self.stats)
 
     def end(self, trainer: BaseTrainer) -> None:
@@ -114,14 +107,16 @@ class Board(Observer):
             self.events.replace("description", *self._about, *more)
 
     def _draw_evaluation(self, trainer: BaseTrainer, stats: "EvaluationStats") -> None:
+        batches = trainer.training.batches
         if trainer.training.validation:
+            self._draw(trainer, pictures.precision_recall(stats))
             self._draw(trainer, pictures.evaluation(stats))
         elif type(trainer).validate is not BaseTrainer.validate:  # its eval_step may do nothing
             return
-        elif trainer.runtime.process_group.world_size == 1 and not isinstance(trainer.training.batches, StreamBatches):
-            self._draw(trainer, _pictures_of_training(trainer, stats))
+        elif trainer.runtime.process_group.world_size == 1 and not isinstance(batches, StreamBatches):
+            self._draw(trainer, model_summary.evaluated_training_samples(trainer, stats))
 
-    def _draw(self, trainer: BaseTrainer, drawn: "Iterable[Summary]") -> None:
+    def _draw(self, trainer: BaseTrainer, drawn: Iterable[Summary]) -> None:
         try:
             self._write(trainer.progress.steps, drawn)
         except Exception as error:  # a missing library or a broken font must not cost an epoch
@@ -130,7 +125,7 @@ class Board(Observer):
             what = "TensorBoard's pictures could not be drawn"
             trainer.console.warn(f"{what}: {str(error) or format_error(error)}", once=what)
 
-    def _write(self, step: int, written: "Iterable[Summary]") -> None:
+    def _write(self, step: int, written: Iterable[Summary]) -> None:
         for summary in written:
             self.events.event(step, summary=summary)
 
@@ -142,9 +137,3 @@ def _best(values: dict[str, float]) -> dict[str, float]:
     """
     chosen = {name: value for name, value in values.items() if name.startswith("val_")} or values
     return {f"best/{name.removeprefix('val_')}": value for name, value in chosen.items()}
-
-
-def _pictures_of_training(trainer: BaseTrainer, stats: "EvaluationStats") -> "Iterator[Summary]":
-    """Without validation: those of training samples. They are evaluated when the first is asked for."""
-    model_summary.evaluate_training_samples(trainer, stats)
-    yield from pictures.evaluation(stats, "training")

@@ -47,10 +47,10 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
     }
 
 
-def started(config: Mapping[str, Any], *, start: float) -> Summary:
-    """A run with its hyperparameters. start: seconds since 1970."""
+def started(config: Mapping[str, Any]) -> Summary:
+    """A run with its hyperparameters, which starts now."""
     # an empty trial_id: each run is its own trial, even if two have the same hyperparameters
-    made: Summary = hparams_pb(hyperparameters(config), trial_id="", start_time_secs=start)
+    made: Summary = hparams_pb(hyperparameters(config), trial_id="", start_time_secs=time.time())
     return made
 
 
@@ -128,19 +128,13 @@ def layout(config: Config, training: Training) -> Summary:
     be indistinguishable in one chart.
     """
     phases = ("train", "valid", "step") if training.validation else ("train", "step")
-    rates = f"^learning_rate{'/.*' if len(training.rates()) > 1 else ''}$"
-    charts: dict[str, dict[str, str]] = {
-        name: {f"{name}: {PHASES[phase]}": f"^{re.escape(name)}/{phase}$" for phase in phases}
+    rates = f"learning_rate{'/.*' if len(training.rates()) > 1 else ''}"
+    rows = {
+        name: {f"{name}: {PHASES[phase]}": f"{re.escape(name)}/{phase}" for phase in phases}
         for name in ["loss", *(metric.logged_name for metric in config.metrics)]
     }
-    charts |= {
-        "optimizer": {"learning rate": rates, "gradient norm (before clipping)": "^gradient_norm$"},
-        "machine": {"samples per second": "^samples_per_second$", "memory (MB)": "^memory/.*$"},
-    }
-    made: Summary = summary.custom_scalars(
-        {
-            category: {title: ["Multiline", [pattern]] for title, pattern in inside.items()}
-            for category, inside in charts.items()
-        }
-    )
+    rows["optimizer"] = {"learning rate": rates, "gradient norm (before clipping)": "gradient_norm"}
+    rows["machine"] = {"samples per second": "samples_per_second", "memory (MB)": "memory/.*"}
+    charts = {row: {title: ["Multiline", [f"^{tag}$"]] for title, tag in tags.items()} for row, tags in rows.items()}
+    made: Summary = summary.custom_scalars(charts)
     return made

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.versions_pb2 import VersionDef
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batches import BatchRange
 from extras.document import markdown_table
 from extras.layers import HEADER, Trace, traced
+from extras.tensorboard import pictures
 from extras.untouched import untouched
 from utils.tree import tensors
 from utils.user_code import format_error
@@ -65,8 +67,8 @@ def model_summary(trainer: BaseTrainer) -> tuple[str, bytes | None]:
     return f"{_size(trainer)}\n\n{table}", recorder.graph().SerializeToString()
 
 
-def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") -> None:
-    """Collect the model's results on the first training samples, in a run without validation."""
+def evaluated_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") -> Iterator[Summary]:
+    """The pictures of an evaluation of the first training samples, in a run without validation."""
     batches = trainer.training.batches
     ranges = list(itertools.islice(batches.ranges(), min(len(batches), -(-SAMPLES // batches.batch_size))))
     stats.begin_evaluation(sum(batch_range.size for batch_range in ranges))
@@ -76,6 +78,7 @@ def evaluate_training_samples(trainer: BaseTrainer, stats: "EvaluationStats") ->
             result = trainer.eval_step(trainer.runtime.to_device(micro_batch.data))
             stats.evaluated(micro_batch.range, micro_batch.data, result)
     stats.end_evaluation()
+    yield from pictures.evaluation(stats, "training")
 
 
 def _size(trainer: BaseTrainer) -> str:

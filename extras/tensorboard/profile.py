@@ -3,14 +3,11 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
+from base.base_trainer import BaseTrainer
 from utils.paths import display_path
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 SUFFIX = ".pt.trace.json.gz"
 
@@ -18,7 +15,7 @@ SUFFIX = ".pt.trace.json.gz"
 class StepProfile:
     """Records optimizer steps, from first to last inclusive, and writes them to the run's folder."""
 
-    def __init__(self, steps: Sequence[int], folder: Path, trainer: "BaseTrainer") -> None:
+    def __init__(self, steps: Sequence[int], folder: Path, trainer: BaseTrainer) -> None:
         """Call before the first step. A hook in the optimizer reports each step, so that the loop need not."""
         self.folder = folder
         self.console = trainer.console

@@ -7,8 +7,6 @@ being sent when the process was killed appear once.
 import logging
 import os
 import re
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +64,7 @@ class MLflow(Service):
 
     def send(self, entries: list[tuple[Entry, Tensor | None]]) -> None:
         from mlflow.entities import Metric
+        from torchvision.utils import make_grid
 
         points = [
             Metric(_key(name), float(value), entry["time"], entry["step"])
@@ -78,20 +77,11 @@ class MLflow(Service):
             if "text" in entry:
                 self.client.log_text(self.run_id, entry["text"], f"{_key(entry['tag'])}/{entry['step']:08d}.md")
             elif pictures is not None:
-                self._send_pictures(f"{_key(entry['image'])}", entry["step"], pictures)
+                grid = make_grid(pictures.permute(0, 3, 1, 2), nrow=8, pad_value=255).permute(1, 2, 0)  # (H, W, 3)
+                self.client.log_image(self.run_id, grid.numpy(), f"{_key(entry['image'])}/{entry['step']:08d}.png")
 
     def close(self, *, finished: bool) -> None:
         self.client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
-
-    def _send_pictures(self, tag: str, step: int, pictures: Tensor) -> None:
-        from torchvision.io import write_png
-        from torchvision.utils import make_grid
-
-        grid = make_grid(pictures.permute(0, 3, 1, 2), nrow=8, pad_value=255)  # (3, H, W)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{step:08d}.png"
-            write_png(grid, str(path))
-            self.client.log_artifact(self.run_id, str(path), tag)
 
     def _describe(self, run: RunInfo) -> None:
         """Write the config's values as parameters. MLflow never changes one: values changed on resume become tags."""

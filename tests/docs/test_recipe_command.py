@@ -89,7 +89,9 @@ def test_the_commands_are_shown(
 ) -> None:
     monkeypatch.setattr(recipe.write, "__defaults__", (tmp_path,))
     recipe.main(["gan"])
-    assert capsys.readouterr().out.endswith("\n  python train.py -c configs/gan.json\n  tensorboard --logdir saved\n")
+    shown, _, schema = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert shown.endswith("\n  python train.py -c configs/gan.json\n  tensorboard --logdir saved")
+    assert "python -m extras.schema" in schema
     assert "configs/gan.json" in contents(tmp_path)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import train
 from base.base_trainer import BaseTrainer
-from extras.advice.changed_code import environment_changes
+from extras.advice.changes import environment_changes
 from tests.helpers import Fit, temporarily
 from utils import files
 from utils.device import describe_device

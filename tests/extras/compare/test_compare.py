@@ -476,6 +476,27 @@ def test_a_test_of_another_checkpoint_than_the_best_is_left_out(
     assert note in printed
 
 
+def test_a_key_that_one_version_did_not_have_yet_is_no_difference(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"type": "LeNet", "args": {}}
+    older = {"model": model, "metrics": [{"type": "accuracy"}], "runtime": {"device": "cpu"}}
+    newer = {"model": {**model, "weights": None}, "metrics": [{"type": "accuracy", "training": True}]}
+    loss = {"type": "cross_entropy", "args": {}, "weight": 1.0}
+    runs = [
+        make("one", [0.2], **older, seed=0),
+        make("two", [0.3], **newer, loss=loss, runtime={"device": "cpu", "timeout": 600.0}, seed=1),
+        make("three", [0.4], **newer, loss=loss, runtime={"device": "cpu", "timeout": 60.0}, seed=2),
+    ]
+    assert "3 runs" in compared(capsys, *runs)[0]
+    found = written(runs[0].parent)
+    assert [row["seed"] for row in found] == ["0", "1", "2"]
+    assert [row["runtime.timeout"] for row in found] == ["600.0", "600.0", "60.0"]
+    assert not {"metrics", "loss.weight", "model.weights"}.intersection(found[0])
+    rows = [line.split()[:2] for line in compared(capsys, *runs) if line.startswith("  ")]
+    assert ["timeout=600", "2"] in rows  # of both versions: the mean over two seeds
+
+
 def test_the_same_seed_trained_twice_counts_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make("20260101-000001", [0.5] * 3, seed=0)
     make("20260101-000002", [0.1] * 3, seed=0)

@@ -18,7 +18,6 @@ from extras.records import charts
 from tests.helpers import Fit
 from utils.distributed import process_group as processes
 from utils.files import atomic_write
-from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("curves_picture")
 
@@ -155,7 +154,7 @@ def test_a_short_epoch_is_drawn_at_the_end_and_a_long_one_at_once(
     now = 100.0
     monkeypatch.setattr("extras.curves.curves_writer.time.perf_counter", lambda: now)
     drawings: list[float] = []
-    monkeypatch.setattr(curves_writer, "draw_curves", lambda *_: drawings.append(now))
+    monkeypatch.setattr(curves_writer, "curves_png", lambda *_: drawings.append(now))
     writer = CurvesWriter(tmp_path, monitor=None, warn=pytest.fail)
     for expected in (0, 0, 0, 0, 1, 1):
         now += 1
@@ -191,7 +190,9 @@ def test_nothing_about_it_breaks_a_training(
 def test_a_run_without_an_epoch_has_no_picture(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "curves.png") as file:
         file.write(b"older")
-    curves_writer.draw_curves(RunFolder(tmp_path), tmp_path / "curves.png", None)
+    writer = CurvesWriter(tmp_path, monitor=None, warn=pytest.fail)
+    writer.resume({}, step=0)
+    writer.flush()
     assert not list(tmp_path.iterdir())
 
 

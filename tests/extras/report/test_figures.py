@@ -1,10 +1,12 @@
 """Pictures of anything that may come: names of every kind, from one class to a thousand, nothing at all."""
 
 import io
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -64,11 +66,20 @@ def test_calibration_of_something_and_of_nothing() -> None:
     ],
 )
 def test_a_regression_of_any_numbers(pairs: Doubles) -> None:
-    import torch
-
     found = Regression(pairs.shape[1], 1)
     found.add(0, torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))
     size(figures.residuals(found))
+
+
+@pytest.mark.parametrize("middle", [2020.0, 99_990.0, 1e6, -1e12])
+def test_the_labels_of_an_axis_do_not_overlap(middle: float) -> None:
+    true = middle + torch.linspace(-1, 1, 50, dtype=torch.float64)
+    found = Regression(50, 1)
+    found.add(0, true + 0.1, true)
+    figure = figures.residuals(found)
+    size(figure)  # draws it
+    labels = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(one.x1 < other.x0 for one, other in pairwise(labels))
 
 
 def test_the_style_is_ours_and_nobody_elses_is_changed() -> None:

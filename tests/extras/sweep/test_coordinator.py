@@ -15,8 +15,7 @@ import pytest
 
 from extras.sweep import coordinator as module
 from extras.sweep.display import Display
-from extras.sweep.ranking import repeated, t_quantile
-from extras.sweep.results import Result, conclude
+from extras.sweep.results import Result, conclude, repeated, t_quantile
 from extras.sweep.sweep_folder import Outcome, Spec, SweepFolder, Trial, rank
 from extras.sweep.trial_process import Progress, Running
 from tests import forked

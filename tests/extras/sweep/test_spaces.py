@@ -81,7 +81,7 @@ def test_a_text_that_is_not_a_range(text: str) -> None:
 def test_the_grid() -> None:
     _, spaces = parse_spaces(["seed=0..1", "a=x,y,z"])
     assert grid_size(spaces) == 6
-    assert [" ".join(each) for each in combinations(spaces)][:4] == [
+    assert [" ".join(f"{key}={value}" for key, value in each.items()) for each in combinations(spaces)][:4] == [
         "seed=0 a=x",
         "seed=0 a=y",
         "seed=0 a=z",

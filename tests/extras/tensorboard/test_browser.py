@@ -20,7 +20,7 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.ui import WebDriverWait
 
 import train
-from extras.tensorboard.address import curves_address
+from extras.tensorboard import curves_address
 from tests.conftest import load_script
 from tests.helpers import PATIENCE, ROOT, Json, temporarily
 from tests.small_data import SmallTensors
