@@ -81,7 +81,6 @@ def _test(options: argparse.Namespace, *, command: str) -> dict[str, float]:
     report = extra.EvaluationReport(out, experiment) if extra else None
     with (
         _results_folder(out, process_group, chosen=options.out is not None),
-        report or contextlib.nullcontext(),
         contextlib.closing(test),
     ):
         values = check_returned(run.trainer, "evaluate", run.trainer.evaluate(test, report or Observer()))

@@ -1,7 +1,7 @@
 """The report of test.py, and the evaluation statistics that it and TensorBoard's pictures are based on.
 
 evaluation_stats    observes an evaluation and recognises its task; statistics adds up batch by batch
-evaluation_report   also writes predictions.csv meanwhile, and at the end report.md and report.html
+evaluation_report   also collects the predictions, and writes report.md, report.html and predictions.csv
 figures             the figures of a report
 thumbnails          those that TensorBoard shows too
 description         its head: what was tested

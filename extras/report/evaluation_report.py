@@ -1,12 +1,8 @@
 """The report of test.py, in one folder: report.md, report.html, their figures and predictions.csv."""
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,25 +16,22 @@ from extras.report.evaluation_stats import MOST_CLASSES, EvaluationStats
 from extras.report.statistics import Classification, Regression
 from extras.spreadsheets import csv_field
 from utils.distributed.process_group import ProcessGroup
-from utils.errors import DataError, TrainingError, os_errors_as
+from utils.errors import DataError
 from utils.extras import find_extra
-from utils.files import atomic_write
 from utils.run_folder import replace_files
 from utils.text import count
 
-FILES = ("confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png", "residuals.png", CURVES)
-
-
+PREDICTIONS = "predictions.csv"
+FILES = (
+    "confusion_matrix.png", "mistakes.png", "calibration.png", "scatter.png", "residuals.png", CURVES, PREDICTIONS,
+)  # fmt: skip
 MOST_COLUMNS = 100
 """With more classes, only the probabilities of the true and the predicted class are written, to limit the file size."""
 MOST_CONFUSIONS = 5
 
 
 class EvaluationReport(EvaluationStats):
-    """Writes a report of what it observes. Files of an older report that this one lacks are removed.
-
-    As a context manager: the predictions replace an older file only if nothing is raised inside.
-    """
+    """Writes a report of what it observes. Files of an older report that this one lacks are removed."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         super().__init__(experiment)
@@ -48,17 +41,7 @@ class EvaluationReport(EvaluationStats):
         """The names of the test samples, if they have any."""
         self.by_sample = True
         """Whether the outputs have a row for each sample, rather than for each node, say."""
-        self.predictions = Predictions(folder / "predictions.csv", self.processes)
-
-    def __enter__(self) -> "EvaluationReport":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.predictions.close(kind, error, trace)
-        if not self._lists_samples() and error is None:  # the file is an older report's, or was begun too early
-            self.predictions.path.unlink(missing_ok=True)
+        self.predictions = Predictions(self.processes)
 
     def begin_evaluation(self, samples: int) -> None:
         super().begin_evaluation(samples)
@@ -82,7 +65,7 @@ class EvaluationReport(EvaluationStats):
 
     def _lists_samples(self) -> bool:
         """Whether there is a table of the samples."""
-        return self.predictions.begun and self.by_sample and (self.classification or self.regression) is not None
+        return bool(self.predictions.parts) and self.by_sample and bool(self.classification or self.regression)
 
     def further_values(self) -> dict[str, float]:
         """Values beside those that the config asks for."""
@@ -91,20 +74,21 @@ class EvaluationReport(EvaluationStats):
         return {"r2": self.regression.residuals().r2} if self.regression is not None else {}
 
     def write(self, tested: Tested, values: Mapping[str, float], beside: Mapping[str, str]) -> None:
-        """Everything but the predictions. values: the loss and the metrics on the test data.
+        """values: the loss and the metrics on the test data. beside: other files to write, by name.
 
-        beside: other files to write, by name. Raises TrainingError if a file cannot be written; an older report then
-        remains as it was.
+        Raises TrainingError if a file cannot be written; an older report then remains as it was.
         """
         pictures = self._pictures()
         if curves := self._curves(tested):
             pictures[CURVES] = curves
         blocks = list(self._blocks(tested, values, pictures))
-        report = {"report.md": as_markdown(blocks), "report.html": as_html(blocks, pictures)}
-        self.predictions.sync()
-        replace_files(self.folder, {**pictures, **report, **beside})
+        files: dict[str, str | bytes] = {**pictures, **beside}
+        files |= {"report.md": as_markdown(blocks), "report.html": as_html(blocks, pictures)}
+        if self._lists_samples():
+            files[PREDICTIONS] = "".join(self.predictions.parts).encode(errors="backslashreplace")
+        replace_files(self.folder, files)
         for file in FILES:
-            if file not in pictures:
+            if file not in files:
                 (self.folder / file).unlink(missing_ok=True)
 
     def _curves(self, tested: Tested) -> bytes | None:
@@ -154,41 +138,26 @@ class EvaluationReport(EvaluationStats):
                 "The rows of the outputs are not samples but, for example, nodes, so the samples are not listed."
             )
         elif self._lists_samples():
-            yield Paragraph("Every sample:", link="predictions.csv")
+            yield Paragraph("Every sample:", link=PREDICTIONS)
 
 
 class Predictions:
-    """A table with one line per sample. The file appears with the first sample, and only if the evaluation succeeds.
+    """A table with one line per sample, as CSV.
 
     files: the names of the samples, if any.
-    processes: each adds its part of the same batch, which may be empty; the main process writes them all.
+    processes: each adds its part of the same batch, which may be empty; the main process gets the lines of all.
     """
 
-    def __init__(self, path: Path, processes: ProcessGroup | None = None) -> None:
-        self.path = path
-        self.processes = processes or ProcessGroup()
+    def __init__(self, processes: ProcessGroup) -> None:
+        self.processes = processes
         self.files: Sequence[str] | None = None
-        self.begun = False
-        self._stack = contextlib.ExitStack()
-        self._file: BinaryIO
-
-    def close(self, *error: Any) -> None:
-        """error: as in ``__exit__``; all None: the file is complete."""
-        with self._writing():
-            self._stack.__exit__(*error)
-
-    def sync(self) -> None:
-        """Flush the samples so far to disk."""
-        if self.begun and self.processes.is_main_process:
-            with self._writing():
-                self._file.flush()
-                os.fsync(self._file.fileno())
+        self.parts: list[str] = []
+        """The header, and the lines of each batch."""
 
     def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Add classified samples, (B, C) and (B,), from index ``start`` on."""
         few = len(names) <= MOST_COLUMNS
         chosen = [f"p_{name}" for name in names] if few else ["p_true", "p_predicted"]
-        self._begin(["true", "predicted", *chosen])
         safe = [csv_field(name) for name in names]
         predicted, broken = probabilities.argmax(1), probabilities.isnan().any(1).tolist()
         if not few:
@@ -196,7 +165,8 @@ class Predictions:
             of_true = probabilities.gather(1, targets.clamp(0, len(names) - 1)[:, None])
             probabilities = torch.cat([of_true, likely[:, None]], 1)
         true = [safe[label] if 0 <= label < len(safe) else str(label) for label in targets.tolist()]
-        self._rows(
+        self._add(
+            ["true", "predicted", *chosen],
             f"%s,%s,%s{',%.6g' * len(chosen)}\n",
             zip(
                 self._samples(start, len(true)),
@@ -214,10 +184,10 @@ class Predictions:
             return
         outputs, targets = outputs.reshape(-1, width), targets.reshape(-1, width)
         ends = [""] if width == 1 else [f"_{place}" for place in range(width)]
-        self._begin([*(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
+        header = [*(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)]
         columns = [*targets.T.tolist(), *outputs.T.tolist()]
         form = "".join(f",{_exact_form(values)}" * width for values in (targets, outputs))
-        self._rows(f"%s{form}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
+        self._add(header, f"%s{form}\n", zip(self._samples(start, len(targets)), *columns, strict=True))
 
     def _samples(self, start: int, count: int) -> list[str]:
         """The cells that identify a sample: its index and, if it has one, its name."""
@@ -225,26 +195,11 @@ class Predictions:
         files = self.files
         return [str(index) if files is None else f"{index},{csv_field(files[index])}" for index in indices]
 
-    def _begin(self, header: Sequence[str]) -> None:
-        if self.begun:
-            return
-        self.begun = True
-        if self.processes.is_main_process:
-            with self._writing():
-                self._file = self._stack.enter_context(atomic_write(self.path))
+    def _add(self, header: Sequence[str], form: str, rows: Iterable[tuple[object, ...]]) -> None:
+        if not self.parts:
             which = ["index"] if self.files is None else ["index", "file"]
-            self._write(",".join(map(csv_field, [*which, *header])) + "\n")
-
-    def _rows(self, form: str, rows: Iterable[tuple[object, ...]]) -> None:
-        for part in self.processes.gather("".join([form % row for row in rows])):
-            self._write(part)
-
-    def _write(self, text: str) -> None:
-        with self._writing():
-            self._file.write(text.encode(errors="backslashreplace"))
-
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return os_errors_as(TrainingError, f"{self.path} cannot be written")
+            self.parts.append(",".join(map(csv_field, [*which, *header])) + "\n")
+        self.parts += self.processes.gather("".join([form % row for row in rows]))
 
 
 def _classes(

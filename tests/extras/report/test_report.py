@@ -194,7 +194,7 @@ def test_an_evaluation_that_fails_leaves_the_older_report_as_it_was(run: Path, m
     assert {path.name: path.read_bytes() for path in (run / "test").iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["curves.png", "metrics.json"])
+@pytest.mark.parametrize("name", ["curves.png", "metrics.json", "predictions.csv"])
 def test_a_full_disk_leaves_the_older_report_as_it_was(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -366,9 +366,9 @@ def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     numbers = torch.tensor([1700000123.5, 0.1, math.nan], dtype=torch.float64)
     written = []
     for outputs, targets in ((numbers, torch.tensor([1700000123, 7, -8])), (numbers.float(), numbers.float())):
-        predictions = Predictions(tmp_path / "predictions.csv", ProcessGroup())
+        predictions = Predictions(ProcessGroup())
         predictions.add_numbers(0, outputs, targets)
-        predictions.close(None, None, None)
+        (tmp_path / "predictions.csv").write_text("".join(predictions.parts))
         written.append([(row["true"], row["predicted"]) for row in rows(tmp_path)])
     assert written[0] == [("1700000123", "1700000123.5"), ("7", "0.1"), ("-8", "nan")]
     assert written[1] == [("1.70000013e+09",) * 2, ("0.100000001",) * 2, ("nan",) * 2]
