@@ -228,7 +228,7 @@ class Evaluating(torch.optim.SGD):
 
     losses: ClassVar[list[Tensor]] = []
 
-    def step(self, closure: Callable[[], Tensor]) -> Any:
+    def step(self, closure: Callable[[], Tensor]) -> Any:  # type: ignore[override]
         self.losses.append(closure())
         return super().step()
 
