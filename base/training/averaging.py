@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.distributed.strategy import Strategy
 from utils.tree import has_strides
@@ -19,11 +18,12 @@ class AveragedWeights:
     After each step: average = decay * average + (1 - decay) * weights. Integer and boolean buffers are copied,
     and so are buffers that the model replaces with one of another shape. Sparse and nested buffers, and those that
     the model creates later, are not averaged. With FSDP, each process averages its shards.
+
+    decay: a trainer may change it from step to step.
     """
 
     def __init__(self, model: nn.Module, decay: float, strategy: Strategy) -> None:
         self.model, self.decay, self.strategy = model, decay, strategy
-        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.saved = set(model.state_dict())
         """The names in the model's state."""
         averaged = {name: each for name, each in self._current().items() if name in self.saved and has_strides(each)}
@@ -35,7 +35,9 @@ class AveragedWeights:
         pairs = self.strategy.local(self._pairs())
         averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
         copied = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
-        self._average([average for average, _ in averaged], [tensor for _, tensor in averaged], 0)  # 0: not used
+        if averaged:
+            weights = [tensor for _, tensor in averaged]
+            torch._foreach_lerp_([average for average, _ in averaged], weights, 1 - self.decay)
         if copied:
             torch._foreach_copy_([average for average, _ in copied], [tensor for _, tensor in copied])
 

@@ -30,12 +30,15 @@ def closure_step(trainer: Any, step: StepBatches) -> Tensor | float:
     step.micro_batches = list(step.micro_batches)  # each evaluation iterates over them
     states = generator_states()
     losses: list[Tensor | float] = []
+    # in float32, a line search in a model of float64 would end early
+    in_float64 = any(each.dtype == torch.float64 for each in scheduled.parameters)
+    dtype = torch.float64 if in_float64 else torch.float32
 
     def closure() -> Tensor:
         restore_generators(states)
         losses.append(trainer.compute_gradients(step, measure=not losses))
         [summed] = runtime.process_group.all_reduce_sum([float(losses[-1])])
-        return torch.tensor(summed, device=runtime.device)
+        return torch.tensor(summed, dtype=dtype, device=runtime.device)
 
     scheduled.optimizer.step(closure)
     scheduled.schedule.after_step(stepped=True)

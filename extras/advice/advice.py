@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from base.base_trainer import BaseTrainer
 from base.data.workers import cpu_count
 from base.metric import StepResult
-from base.training.loss import no_loss, part_of, stateful_loss
+from base.training.loss import no_loss, stateful_loss
 from base.training.observer import Observer
 from base.training.parameters import instances
 from base.training.state import own_parts
@@ -22,7 +22,7 @@ from utils import checkpoint
 from utils.optimizers import parameters_in
 from utils.schema import TrainerConfig
 from utils.text import count, listed
-from utils.tree import digest, map_tensors, tensors
+from utils.tree import digest, map_tensors
 
 
 class Advice(Observer):
@@ -85,7 +85,6 @@ def first_batch_warnings(trainer: BaseTrainer, result: StepResult) -> Iterator[s
         cpus = count(cpu_count(), "CPU")
         yield f"data_loader.args.num_workers={workers} on {cpus}: more workers than CPUs take turns; try fewer"
     yield from _wrong_direction(trainer.settings)
-    yield from _different_counts(trainer, result)
     yield from _ignored_targets(trainer, result)
     yield from _broadcasting(trainer, result)
     yield from _uncounted_rows(trainer, result)
@@ -117,22 +116,6 @@ def _broadcasting(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
         yield (
             f"outputs have shape {shapes[0]} and targets {shapes[1]}: a loss that subtracts them compares each with "
             f"every other, ({short[0]}, {short[0]}). If train_step does not do that, return both in one shape"
-        )
-
-
-def _different_counts(trainer: BaseTrainer, result: StepResult) -> Iterator[str]:
-    """Losses by name whose means are over different numbers of targets."""
-    losses = [*getattr(trainer.experiment.criterion, "losses", ())]
-    counts = set[float | None]()  # None: all targets
-    for name in losses:
-        count = getattr(result.log.get(name), "averaged_over", None)
-        total = sum(tensor.numel() for tensor in tensors(part_of(result.targets, name)))
-        counts.add(None if count is None or float(count) == total else float(count))
-    if len(counts) > 1:
-        yield (
-            f"the losses {', '.join(losses)} are means over different numbers of targets, so over several batches, "
-            "micro-batches or processes the weight of their sum is a compromise (in validation and tests, each has its "
-            "own number)"
         )
 
 

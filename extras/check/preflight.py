@@ -26,7 +26,7 @@ from base.initial_weights import load_initial_weights
 from base.metric import StepResult
 from base.outputs import chosen_writers
 from base.training.epoch_start import prepare_epoch
-from base.training.evaluation import check_returned, same_statistics
+from base.training.evaluation import check_returned
 from base.training.first_batch import (
     check_backward_was_called,
     check_loss_was_called,
@@ -184,15 +184,13 @@ class _Check:
 
     def _evaluate(self, batch: Any = None, *, first: str = "") -> StepResult:
         """batch: by default a copy of the first. first: the phase whose first batch this is, which is then checked."""
-        self.model.eval()
-        with torch.no_grad(), same_statistics(self.model):
+        with self.trainer.evaluating():
             result = self._step("eval_step", first)(self._copied() if batch is None else batch)
         return result._replace(loss=result.loss.detach())  # it has a graph inside torch.enable_grad()
 
     def _loss_and_count(self, batch: Any) -> tuple[float, float]:
         """The loss of a batch in evaluation, and what it is averaged over."""
-        self.model.eval()
-        with torch.no_grad(), same_statistics(self.model):
+        with self.trainer.evaluating():
             result = with_count_and_parts(self.trainer.eval_step(batch), self.trainer.criterion)
         return float(result.loss), float(len(next(tensors(batch))) if result.count is None else result.count)
 

@@ -35,7 +35,10 @@ def _left_out(registry: Registry, name: str) -> str:
     if registry.kind == "loss" and not name.endswith("Loss"):
         return ""
     needs = "call it with just (outputs, targets)" if registry.called_with else "pass the function that it needs"
-    return f"{registry.library} has it, but a config cannot {needs}; register a {registry.kind} of your own that does"
+    instead = f"register a {registry.kind} of your own that does"
+    if registry.kind == "loss":
+        instead += ', or set "loss" to null and call it in your own train_step'
+    return f"{registry.library} has it, but a config cannot {needs}; {instead}"
 
 
 def single_task_hint(name: str, args: Mapping[str, Any]) -> str:

@@ -13,11 +13,12 @@ import train
 from base.base_model import BaseModel
 from base.training.averaging import AveragedWeights
 from tests.conftest import load_script
-from tests.helpers import Fit, identical, lines, registering, resumed, same, state
+from tests.helpers import Fit, identical, lines, registering, resumed, same, state, temporarily
+from trainer.trainer import Trainer
 from utils import checkpoint
 from utils.distributed.strategy import Strategy
 from utils.errors import UserError
-from utils.registry import MODELS
+from utils.registry import MODELS, TRAINERS
 
 EMA = 'trainer.ema={"decay": 0.8}'
 
@@ -98,6 +99,34 @@ def test_the_average_is_that_of_the_weights_after_each_step(fit: Fit, model: str
 def test_a_resume_in_mid_epoch_is_exact(fit: Fit, tmp_path: Path, model: str) -> None:
     whole = fit(EMA, "trainer.save_every_steps=2", "trainer.keep_last=null", model=model).run_dir
     identical(whole, resumed(whole, tmp_path, 6))
+
+
+class WarmingUp(Trainer):
+    """Copies the weights in the first two steps, and keeps the average in every third."""
+
+    def decay(self, steps: int) -> float:
+        return 0.0 if steps < 2 else 1.0 if steps % 3 == 0 else 0.5
+
+    def optimizer_step(self, step: Any) -> Any:
+        assert self.averaged_weights
+        self.averaged_weights.decay = self.decay(self.progress.steps)
+        return super().optimizer_step(step)
+
+
+@pytest.mark.usefixtures("tensorboard")
+def test_a_trainer_may_change_the_decay_from_step_to_step(fit: Fit, tmp_path: Path) -> None:
+    often = ("trainer.save_every_steps=1", "trainer.keep_last=null", "trainer.epochs=1", "trainer.type=WarmingUp")
+    with temporarily(TRAINERS, WarmingUp):
+        run = fit(EMA, *often, model="Normed").run_dir
+        identical(run, resumed(run, tmp_path, 3))
+    states = [checkpoint.read(path) for path in sorted((run / "checkpoints").glob("step-*.pth"))]
+    for name, average in states[0]["averaged_weights"].items():
+        if average.is_floating_point():
+            weights = [state["model"][name] for state in states]
+            third = (weights[1] + weights[2]) / 2
+            expected = [weights[0], weights[1], third, third, (third + weights[4]) / 2]
+            for saved, wanted in zip(states, expected, strict=True):
+                torch.testing.assert_close(saved["averaged_weights"][name], wanted)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Any state of an optimizer is resumed to the bit, or refused."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -220,6 +221,26 @@ def test_a_parameter_may_be_registered_again_in_training(fit: Fit) -> None:
         run = fit(model=model, optimizer="Adam").run_dir
         train.main(["-r", str(run), "trainer.epochs=3"])
     assert same(state(whole)["optimizer"], state(run)["optimizer"])
+
+
+class Evaluating(torch.optim.SGD):
+    """Keeps the losses that it computes."""
+
+    losses: ClassVar[list[Tensor]] = []
+
+    def step(self, closure: Callable[[], Tensor]) -> Any:  # type: ignore[override]
+        self.losses.append(closure())
+        return super().step()
+
+
+def test_an_optimizer_gets_the_loss_in_the_precision_of_the_weights(fit: Fit) -> None:
+    with temporarily(OPTIMIZERS, Evaluating):
+        for model, dtype in (("Double", torch.float64), ("TwoLayerNet", torch.float32)):
+            Evaluating.losses.clear()
+            keys = {"model": model} if model == "Double" else {}
+            result = fit("--bs=40", optimizer="Evaluating", **keys)
+            assert [loss.dtype for loss in Evaluating.losses] == [dtype] * 2
+            assert [float(loss) for loss in Evaluating.losses] == [record["loss"] for record in lines(result.run_dir)]
 
 
 class Listed(nn.Linear):

@@ -15,9 +15,8 @@ from base.experiment import Experiment
 from base.metric import StepResult
 from tests.base.test_training import REGRESSION
 from tests.base.training.test_evaluated_weights import Frozen
-from tests.base.training.test_loss import SUM, UNEQUAL, on_two_targets
 from tests.base.training.test_own_step import StepsForItsProbe
-from tests.helpers import Fit, keep_on_device, registering, temporarily
+from tests.helpers import Fit, registering, temporarily
 from trainer.trainer import Trainer
 from utils.registry import DATA_LOADERS, LOSSES, MODELS, TRAINERS
 from utils.schema import TrainerConfig
@@ -164,18 +163,6 @@ def test_a_softmax_before_cross_entropy_is_warned_about(fit: Fit, capsys: pytest
 def test_numbers_under_cross_entropy_are_reported_once(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fit(**{**REGRESSION, "metrics": []}, loss="cross_entropy")
     assert capsys.readouterr().err.count("cross_entropy expects class probabilities") == 1
-
-
-@pytest.mark.parametrize("on_device", [False, True])
-def test_means_over_different_numbers_are_warned_about(
-    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, on_device: bool
-) -> None:
-    if on_device:
-        keep_on_device(monkeypatch)
-    on_two_targets(fit, "trainer.accumulate_steps=2", loss=UNEQUAL)
-    assert "the losses kind, size are means over different numbers of targets" in capsys.readouterr().err
-    on_two_targets(fit, loss=SUM)  # every target counts
-    assert "different numbers" not in capsys.readouterr().err
 
 
 class Nodes(Dataset[Any]):

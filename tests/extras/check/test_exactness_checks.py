@@ -420,3 +420,26 @@ def test_a_model_that_learns_from_validation_data_is_noted(
     with temporarily(MODELS, Codebook):
         preflight(load_config(write_config(model={"type": "Codebook", "args": {"always": always}})))
     assert ("a validation changes model.means\n" in capsys.readouterr().out) == always
+
+
+class Teaches(Trainer):
+    """Evaluates a network beside the model, whose BatchNorm learns in training mode."""
+
+    def __init__(self, experiment: Experiment, settings: TrainerConfig) -> None:
+        super().__init__(experiment, settings)
+        self.teacher = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+    def stateful(self) -> dict[str, Any]:
+        return {**super().stateful(), "teacher": self.teacher}
+
+    def eval_step(self, batch: Any) -> StepResult:
+        outputs = self.teacher(batch[0])
+        return StepResult(self.criterion(outputs, batch[1]), outputs, batch[1])
+
+
+def test_networks_of_a_trainer_are_checked_in_evaluation_mode(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporarily(TRAINERS, Teaches):
+        assert preflight(load_config(write_config(trainer={"type": "Teaches"}))) == 0
+    assert "a validation changes" not in capsys.readouterr().out

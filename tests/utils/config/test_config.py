@@ -456,6 +456,7 @@ def test_a_name_that_the_library_has_for_other_inputs_says_so(
     with pytest.raises(ConfigError) as error:
         load_config(write_config(**{key: [name] if key == "metrics" else name}))
     assert f'"{name}"; {library} has it, but a config cannot call it with just (outputs, targets)' in str(error.value)
+    assert ('"loss" to null' in str(error.value)) is (key == "loss")
     assert "did you mean" not in str(error.value)
 
 
