@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.distributed.strategy import Strategy
 from utils.tree import has_strides
@@ -36,8 +37,8 @@ class AveragedWeights:
         averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
         copied = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
         if averaged:
-            weights = [tensor for _, tensor in averaged]
-            torch._foreach_lerp_([average for average, _ in averaged], weights, 1 - self.decay)
+            average_all = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+            average_all([average for average, _ in averaged], [tensor for _, tensor in averaged], 0)  # 0: not used
         if copied:
             torch._foreach_copy_([average for average, _ in copied], [tensor for _, tensor in copied])
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import train
 from base.base_trainer import BaseTrainer
-from extras.tensorboard.address import curves_address
+from extras.tensorboard import curves_address
 from logger.console import Console
 from tests.conftest import load_script
 from tests.helpers import Fit
