@@ -111,8 +111,8 @@ class Predictor:
         for problem in files.problems:
             self._name(problem)
         prepare = functools.partial(self.data.prepare_input, facts=self.facts)
-        whole = self.data.input_suffixes
-        items = self._readable(read_items(files.files, prepare, self.columns, whole))
+        needed, whole = self.facts.get("columns") or (), self.data.input_suffixes
+        items = self._readable(read_items(files.files, prepare, self.columns, needed, whole))
         kinds = {file_kind(name, whole) for name in files.files}
         total = len(files.files) if kinds == {"file"} else None
         interpreter, found = Interpreter(self.task), []

@@ -63,18 +63,20 @@ def read_items(
     files: Sequence[str],
     prepare: Prepare,
     columns: Sequence[str] | None,
+    needed: Sequence[str] = (),
     whole: Sequence[str] | None = None,
 ) -> Iterator[Item]:
     """The inputs from all files, in order. Raises UserError for what the model does not accept at all.
 
-    columns: of tables, those to read. whole: see ``file_kind``.
+    columns: of tables, those to read. needed: those that the data loader's ``input_facts`` names.
+    whole: see ``file_kind``.
     """
     for kind, names in itertools.groupby(files, lambda name: file_kind(name, whole)):
         if kind == "file":
             yield from _read_files(list(names), prepare)
             continue
         for name in names:
-            rows = _table_rows(name, columns) if kind == "table" else _array_rows(name)
+            rows = _table_rows(name, columns, needed) if kind == "table" else _array_rows(name)
             yield from _read_rows(name, rows, prepare)
 
 
@@ -163,7 +165,7 @@ def _member(path: str, names: Sequence[str], wanted: str) -> str:
 # ------------------------------------------------------------------ tables
 
 
-def _table_rows(name: str, columns: Sequence[str] | None) -> Iterator[Any]:
+def _table_rows(name: str, columns: Sequence[str] | None, needed: Sequence[str]) -> Iterator[Any]:
     """The cells of each row by column name, or by number without a header; Unreadable for a row that is wrong.
 
     Raises Unreadable; DataError if a column is missing.
@@ -183,12 +185,15 @@ def _table_rows(name: str, columns: Sequence[str] | None) -> Iterator[Any]:
                 raise Unreadable("two columns have the same name")
             if missing := [each for each in columns or () if each not in names]:
                 raise DataError(f"{name} has no column {missing[0]!r}; it has {', '.join(names[:20])}")
+            chosen = columns or names
+            if (columns or names != _numbered(first)) and (missing := [each for each in needed if each not in chosen]):
+                raise DataError(f"{name}: the table has no column {missing[0]!r}; the model takes {', '.join(needed)}")
             for row in itertools.chain([] if is_header else [first], rows):
                 if len(row) != len(names):
                     yield Unreadable(f"{len(row)} cells, but there are {len(names)} columns")
                     continue
                 cells = dict(zip(names, row, strict=True))
-                yield {each: cells[each] for each in columns or names}
+                yield {each: cells[each] for each in chosen}
     except UnicodeDecodeError as error:
         raise Unreadable("not valid UTF-8") from error
     except csv.Error as error:

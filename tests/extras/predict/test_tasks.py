@@ -362,7 +362,7 @@ def test_what_is_known_of_the_training_data_is_kept_in_the_run(fit: Fit, ask: As
             patch.setattr(Scaled, "prepare_input", lambda *_, **__: None)
             assert "skipped new.npy, row 0: prepare_input returned None\n" in ask(run, "new.npy")[2]
         Path("bad.csv").write_text("a,b\n1,2\n")
-        assert ask(run, "bad.csv")[2] == "error: bad.csv, row 0: the table has no column 'c'; the model takes a, b, c\n"
+        assert ask(run, "bad.csv")[2] == "error: bad.csv: the table has no column 'c'; the model takes a, b, c\n"
 
 
 class Series(Scaled):
