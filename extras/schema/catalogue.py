@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -80,8 +79,10 @@ def _whole(kind: str, registry: Registry, name: str, width: int) -> Iterator[str
     yield _wrapped(f'{name}, {article} {registry.kind} for "{kind}" ({where(component)})', width, 0, 4) + "\n"
     known = registry.parameters(name)
     own = name in registry.own()  # the libraries' are long and full of LaTeX
-    said = list(docstrings.paragraphs(component, known)) if own else [docstrings.paragraph(component)]
-    yield "\n\n".join(_filled(text, width) for text in [*filter(None, said)] or ["It has no docstring."])
+    said = docstrings.without_arguments(component, known) if own else docstrings.paragraph(component)
+    for line in docstrings.unwrapped(said or "It has no docstring."):
+        indent = 2 + len(line) - len(line.lstrip())
+        yield _wrapped(line.strip(), width, indent, indent)
     texts = docstrings.arguments(component, known)
     yield '\n  "args":' if known else "\n  It takes no arguments."
     for parameter in known.values():
@@ -89,16 +90,6 @@ def _whole(kind: str, registry: Registry, name: str, width: int) -> Iterator[str
         if parameter.name in texts:
             yield _wrapped(texts[parameter.name], width, 8, 8)
     yield "\n" + _wrapped(f'"{kind}": {_example(kind, name, list(known.values()))}', width, 2, 6)
-
-
-def _filled(paragraph: str, width: int) -> str:
-    """A paragraph wrapped as a whole; of a list or a sketch, each line."""
-    as_it_is = re.search(r"^[\s*>-]", paragraph, re.MULTILINE)
-    wrapped = []
-    for line in paragraph.splitlines() if as_it_is else [" ".join(paragraph.split())]:
-        indent = 2 + len(line) - len(line.lstrip())
-        wrapped.append(_wrapped(line.strip(), width, indent, indent))
-    return "\n".join(wrapped)
 
 
 def _type_and_default(name: str, parameter: inspect.Parameter) -> str:

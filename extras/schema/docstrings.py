@@ -16,12 +16,31 @@ def paragraph(component: Callable[..., Any]) -> str:
     return _plain(inspect.cleandoc(_own_doc(component)).split("\n\n")[0])
 
 
-def paragraphs(component: Callable[..., Any], names: Collection[str]) -> Iterator[str]:
-    """The paragraphs of a docstring, but for those that describe these arguments."""
-    for text in inspect.cleandoc(_own_doc(component)).split("\n\n"):
-        described = next(_entries(text.splitlines()[:1]), None)
-        if described is None or described[0] not in names:
-            yield text
+def without_arguments(component: Callable[..., Any], names: Collection[str]) -> str:
+    """The docstring without its descriptions of these arguments."""
+    kept, inside = list[str](), -1
+    for line in inspect.cleandoc(_own_doc(component)).splitlines():
+        indent, match = len(line) - len(line.lstrip()), _ARGUMENT.match(line)
+        if match and set(match["names"].split(", ")) <= set(names):
+            inside = indent
+        elif inside < 0 or (line.strip() and indent <= inside):
+            inside = -1
+            kept.append(line)
+    return "\n".join(kept).strip()
+
+
+def unwrapped(text: str) -> list[str]:
+    """The lines of a text, with a full line joined to the next one of the same indentation, unless it is an item."""
+    lines = list[str]()
+    last, full = -1, False
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if full and line.strip() and indent == last and line[indent] not in "-*>":
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+        last, full = indent, len(line) > 90
+    return lines
 
 
 def arguments(component: Callable[..., Any], names: Collection[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import train
 from extras.schema import docstrings, listing
 from tests.configs import SOUND, message
 from utils.errors import UserError
-from utils.registry import DATA_LOADERS, MODELS, OPTIMIZERS, REGISTRIES
+from utils.registry import DATA_LOADERS, OPTIMIZERS, REGISTRIES
 
 
 def test_every_component_is_listed_with_its_arguments() -> None:
@@ -39,24 +39,11 @@ def test_schedulers_made_of_others_are_listed_with_them() -> None:
 
 def test_a_paragraph_is_wrapped_as_a_whole() -> None:
     """Not each of its lines, which leaves a few words alone where the terminal is narrower than the docstring."""
-
-    def own(size: int = 1) -> None:
-        """Some words,
-        and more.
-
-        - one
-        - two
-            photos
-
-        size: of all.
-        """
-
-    MODELS.register(own)
-    try:
-        text = listing("own")
-    finally:
-        MODELS.unregister("own")
-    assert '\n\n  Some words, and more.\n\n  - one\n  - two\n      photos\n\n  "args":\n' in text
+    assert docstrings.unwrapped(f"{'a ' * 50}\nb\nc\n\n{'d ' * 50}\n    e") == [
+        f"{'a ' * 50} b", "c", "", "d " * 50, "    e"
+    ]  # fmt: skip
+    items = ["- " + "a " * 50, "- b"]
+    assert docstrings.unwrapped("\n".join(items)) == items
     paragraph = listing("ImageFolderLoader", width=100).split("\n\n")[2]
     assert [len(line) > 80 for line in paragraph.splitlines()] == [True, True, False]
 
