@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from base.data.batches import Batches, BatchRange, MicroBatch, StepBatches
@@ -63,11 +64,14 @@ def check_metrics(metrics: Metrics, result: StepResult, phase: str) -> None:
     if not (metrics.functions or metrics.library):
         return
     outputs, targets = in_float32(result.outputs), in_float32(result.targets)
-    given = [tensor for tensor in tensors([outputs, targets]) if tensor.layout == torch.strided]
-    before = [tensor.detach().clone() for tensor in given]
+
+    def given() -> list[Tensor]:
+        return [tensor for tensor in tensors([outputs, targets]) if tensor.layout == torch.strided]
+
+    before = [tensor.detach().clone() for tensor in given()]
 
     def check_unchanged(name: str) -> None:
-        if not same(before, given):
+        if not same(before, given()):  # of a dict, an item may be another tensor now
             raise ConfigError(
                 f'metrics: "{name}" changes outputs or targets in place, which the other metrics also get; let it '
                 "change a copy, as in outputs = outputs.clone()"

@@ -16,6 +16,7 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.data.sources import TensorSource
 from base.metric import StepResult
+from base.training.first_batch import check_metrics
 from base.training.library_metric import LibraryMetric
 from base.training.metrics import Metrics
 from model import metric
@@ -447,6 +448,17 @@ def test_a_metric_that_changes_what_the_others_get_is_refused(fit: Fit, kind: An
         pytest.raises(ConfigError, match=f'"{kind.__name__}" changes outputs or targets in place'),
     ):
         fit(metrics=["accuracy", kind.__name__])
+
+
+def chosen(outputs: Any, targets: Tensor) -> Tensor:
+    outputs["y"] = outputs["y"].argmax(1)
+    return torch.eq(outputs["y"], targets).float()
+
+
+def test_a_metric_that_replaces_an_item_of_what_the_others_get_is_refused() -> None:
+    result = StepResult(torch.zeros(()), {"y": torch.randn(4, 3)}, torch.zeros(4, dtype=torch.int64))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='"chosen" changes outputs or targets in place'):
+        check_metrics(Metrics({"chosen": chosen}, {}), result, "training")
 
 
 class OnlyEvaluates(Trainer):
