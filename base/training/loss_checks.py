@@ -26,12 +26,13 @@ def check_losses(trainer: TrainerInterface) -> None:
 def _check_finite(trainer: TrainerInterface) -> None:
     """Raise DivergedError naming the first step whose loss is not finite, and its samples."""
     steps, trainer.unchecked_losses = trainer.unchecked_losses, []
+    if trainer.train_metrics.is_finite():  # without batches in which nothing counts, whose loss may be NaN
+        return
     batches, checkpoints = trainer.training.batches, trainer.outputs.checkpointer.folder
     losses = trainer.runtime.process_group.all_reduce_sum(read([loss for loss, _ in steps]))
-    are_finite = [*map(math.isfinite, losses)]
-    if all(are_finite):
+    index = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if index is None:
         return
-    index = are_finite.index(False)
     step = trainer.progress.steps - len(steps) + index + 1
     loss, (_, ranges) = losses[index], steps[index]
     where = f"epoch {trainer.progress.epochs + 1}, {samples_of(batches, ranges)}"

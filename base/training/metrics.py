@@ -203,6 +203,11 @@ class Metrics:
         for metric in self._all.values():
             metric.reset()
 
+    def is_finite(self) -> bool:
+        """Whether every loss of the open interval was finite, in all processes."""
+        total, _ = self.means["loss"].interval()
+        return math.isfinite(self.process_group.all_reduce_sum([total])[0])  # not finite if any part is not
+
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes. All must call it; the main process gets the result."""
         own = {name: metric.state_dict() for name, metric in self._all.items()}
