@@ -8,6 +8,7 @@ from typing import Any
 
 from base.base_trainer import BaseTrainer
 from base.data.orders import Bucketed
+from base.data.stream import StreamBatches
 from base.training.epoch_start import begins_epochs, prepare_epoch
 from base.training.summary import how_to_train_longer, resume_command
 from utils import checkpoint
@@ -118,7 +119,7 @@ def load_checkpoint(loaded: LoadedConfig, trainer: BaseTrainer, folder: RunFolde
             trainer.console.warn(f"no effect, since the run is finished: {change}")
         else:
             trainer.console.info(f"resumed with {change}")
-    if progress.samples and (reordering := _reordering(trainer, changed)):
+    if reordering := _reordering(trainer, changed):
         trainer.console.warn(
             f"{listed(reordering)} changed within a pass over the data, and so did the order of its samples: the rest "
             "of the pass may repeat some and leave out others"
@@ -165,8 +166,11 @@ def _refuse(loaded: LoadedConfig, changed: Sequence[Change], folder: RunFolder, 
 
 
 def _reordering(trainer: BaseTrainer, changed: Sequence[Change]) -> list[str]:
-    """The changes after which a pass over the data has its samples in another order."""
-    by_length = isinstance(trainer.training.batches.order, Bucketed)
+    """The changes after which the rest of a pass over the data has its samples in another order."""
+    batches = trainer.training.batches
+    if trainer.finished() or not trainer.progress.samples or isinstance(batches, StreamBatches):
+        return []
+    by_length = isinstance(batches.order, Bucketed)
     names = ("shuffle", "balanced", "batch_size") if by_length else ("shuffle", "balanced")
     paths = [("data_loader", "args", name) for name in names]
     return [dotted(each.path) for each in changed if each.path in paths]

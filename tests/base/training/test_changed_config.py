@@ -247,6 +247,14 @@ def test_another_order_within_a_pass_is_told(
             assert warned.partition(" changed within")[0].removeprefix("warning: ") == (warns if steps == 2 else "")
 
 
+def test_a_finished_run_has_no_rest_of_a_pass(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("trainer.epochs=1", "trainer.steps_per_epoch=2").run_dir
+    train.main(["-r", str(run), "data_loader.args.shuffle=false"])
+    warned = capsys.readouterr().err
+    assert "no effect, since the run is finished" in warned
+    assert "within a pass" not in warned
+
+
 def test_a_hand_edited_config_is_held_to_the_same_law(killed: Path) -> None:
     config = json.loads((killed / "config.json").read_text())
     config["optimizer"] = {"type": "AdamW", "args": {"lr": 0.001}}
