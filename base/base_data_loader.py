@@ -36,6 +36,9 @@ from utils.errors import DataError
 from utils.schema import BetweenEpochs, Changeable, Fraction, NotExport, TrainingAndTest, TrainingOnly, Workers
 from utils.text import is_number
 
+OVERFLOW = 2.0**128 - 2.0**103
+"""The least number that float32 rounds to infinity."""
+
 
 class BaseDataLoader(ABC):
     """A data set and its batches.
@@ -331,7 +334,7 @@ class BaseDataLoader(ABC):
 
     def _weights(self, source: Source, train: Tensor | None) -> Tensor:
         """The weights of the training samples in an epoch, float64 of shape (N,)."""
-        weights, kind = sample_numbers(self, "sample_weights", len(source), lowest=0), type(self).__name__
+        weights, kind = sample_numbers(self, "sample_weights", len(source), are_weights=True), type(self).__name__
         if weights is not None and self.balanced:
             raise DataError(f"{kind} has its own sample_weights(); leave balanced out", (*ARGUMENTS, "balanced"))
         if weights is not None:
@@ -379,7 +382,7 @@ def row_of_numbers(cells: Mapping[str, str], columns: Sequence[str] | None = Non
         number = float(cell) if is_number(cell) else math.nan
         if math.isnan(number) or "_" in cell:  # Python takes 1_5 for 15
             raise ValueError(f"column {name}: {cell!r} is not a number")
-        if torch.finfo(torch.float32).max < abs(number) < math.inf:
+        if OVERFLOW <= abs(number) < math.inf:
             raise ValueError(f"column {name}: {cell!r} is out of range")
         numbers.append(number)
     return torch.tensor(numbers, dtype=torch.float32)

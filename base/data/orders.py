@@ -5,7 +5,6 @@ Weighted    with replacement, in proportion to weights
 Bucketed    another order, rearranged into batches of similar length
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,10 +127,10 @@ def number_repeats(indices: Tensor, count: int) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def sample_numbers(data: Any, hook: str, count: int, *, lowest: float = -math.inf) -> Tensor | None:
+def sample_numbers(data: Any, hook: str, count: int, *, are_weights: bool = False) -> Tensor | None:
     """What ``sample_weights`` or ``lengths`` of a data loader returns, copied to float64 of shape (count,); or None.
 
-    Raises DataError if it fails, or for anything but numbers from the lowest one on.
+    Raises DataError if it fails, or for anything but numbers. are_weights: they must be finite and not negative.
     """
     values = call_hook(data, hook)
     if values is None:
@@ -148,10 +147,10 @@ def sample_numbers(data: Any, hook: str, count: int, *, lowest: float = -math.in
     if numbers.is_complex():
         raise DataError(f"{returned} complex numbers; expected real ones")
     numbers = numbers.to("cpu", torch.float64, copy=True)  # the loader may change its own in place
-    wrong = ~(numbers >= lowest)  # NaN too
+    wrong = ~numbers.isfinite() | (numbers < 0) if are_weights else numbers.isnan()
     if wrong.any():
         index = int(wrong.nonzero()[0])
-        expected = "a number" if lowest == -math.inf else f"a number >= {lowest:g}"
+        expected = "a finite number >= 0" if are_weights else "a number"
         raise DataError(f"{returned} {float(numbers[index])} for sample {index}; expected {expected}")
     return numbers
 

@@ -241,6 +241,7 @@ def test_every_length_may_be_left_out_by_drop_last() -> None:
 WRONG: dict[str, tuple[Any, str]] = {
     "negative": ([-1.0, *[1.0] * 49], r"Uneven.sample_weights\(\) returned -1.0 for sample 0"),
     "nan": ([*[1.0] * 49, float("nan")], r"returned nan for sample 49"),
+    "infinite": ([*[1.0] * 49, float("inf")], r"returned inf for sample 49; expected a finite number >= 0"),
     "zero": ([0.0] * 50, "adds up to 0 in training: none can be drawn"),
     "too large": (torch.full((50,), 1e308, dtype=torch.float64), "adds up to inf in training"),
     "text": ("hard", r"sample_weights\(\) returned type str; expected one number per training sample"),
