@@ -54,7 +54,7 @@ def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
     items = {key: function(key, item) for key, item in _items(nest)}
     if isinstance(nest, (list, tuple)):
         # a named tuple takes its fields separately; every other sequence takes an iterable
-        return type(nest)(*items.values()) if hasattr(nest, "_fields") else type(nest)(items.values())
+        return type(nest)(*items.values()) if hasattr(nest, "_fields") else type(nest)([*items.values()])
     if not items and not isinstance(nest, (dict, set, bytearray)):  # which a part may change after a save
         return nest
     mapped = copy.copy(nest)  # not type(nest)(...): Counter and defaultdict are not created from pairs

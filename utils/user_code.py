@@ -12,6 +12,7 @@ from utils.paths import PROJECT
 
 # the template's own folders; a line there does not explain an error in the user's code
 MACHINERY = {"utils", "logger", "base", "extras", "dev"}
+STANDARD_LIBRARY = Path(inspect.__file__).parent
 
 
 def where(component: Callable[..., Any]) -> str:
@@ -58,8 +59,8 @@ def raised_by_user(error: BaseException) -> bool:
 
 def _is_users(path: Path) -> bool:
     """Whether a file is the user's: in the project, but not part of the template."""
-    # a virtual environment inside the project may have any name
-    if not path.is_relative_to(PROJECT) or "site-packages" in path.parts:
+    # an environment inside the project may have any name, and with conda also Python itself
+    if not path.is_relative_to(PROJECT) or "site-packages" in path.parts or path.is_relative_to(STANDARD_LIBRARY):
         return False
     parts = path.relative_to(PROJECT).parts
     return len(parts) > 1 and parts[0] not in MACHINERY

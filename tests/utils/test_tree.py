@@ -1,5 +1,6 @@
 """Nests of tensors of any kind, as batches are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,10 +42,17 @@ class Pair(NamedTuple):
     edges: Tensor
 
 
+class Pairs(list[Tensor]):
+    """Takes a sequence, which it indexes."""
+
+    def __init__(self, items: Sequence[Tensor]) -> None:
+        super().__init__([items[0], items[1]])
+
+
 X, EDGES = torch.ones(3, 2), torch.zeros(2, 5, dtype=torch.int64)
 NESTS: list[Any] = [
     Graph(X, EDGES), Frozen(X, EDGES), Pair(X, EDGES), [X, EDGES], (X, EDGES), {"x": X, "edges": EDGES},
-    [Frozen(X, EDGES)],
+    [Frozen(X, EDGES)], Pairs([X, EDGES]),
 ]  # fmt: skip
 
 

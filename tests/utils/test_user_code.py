@@ -167,3 +167,13 @@ def test_a_line_of_a_library_in_the_projects_own_environment_is_not_the_users(
     with pytest.raises(ValueError, match="no") as caught:
         names["build"]()
     assert user_code.user_line(caught.value) == "  model/mine.py:2: call()"
+
+
+def test_the_standard_library_is_not_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """conda and pixi may put Python itself into the project."""
+    monkeypatch.setattr(user_code, "PROJECT", tmp_path)
+    for path, said in (("model/mine.py", "  model/mine.py:1"), ("env/lib/python3/random.py", "")):
+        monkeypatch.setattr(user_code, "STANDARD_LIBRARY", tmp_path / "env" / "lib" / "python3")
+        with pytest.raises(ZeroDivisionError) as caught:
+            exec(compile("1 / 0", tmp_path / path, "exec"))
+        assert user_code.user_line(caught.value) == said
