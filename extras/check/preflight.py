@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -184,15 +184,22 @@ class _Check:
 
     def _evaluate(self, batch: Any = None, *, first: str = "") -> StepResult:
         """batch: by default a copy of the first. first: the phase whose first batch this is, which is then checked."""
-        with self.trainer.evaluating():
+        with self._evaluating():
             result = self._step("eval_step", first)(self._copied() if batch is None else batch)
         return result._replace(loss=result.loss.detach())  # it has a graph inside torch.enable_grad()
 
     def _loss_and_count(self, batch: Any) -> tuple[float, float]:
         """The loss of a batch in evaluation, and what it is averaged over."""
-        with self.trainer.evaluating():
+        with self._evaluating():
             result = with_count_and_parts(self.trainer.eval_step(batch), self.trainer.criterion)
         return float(result.loss), float(len(next(tensors(batch))) if result.count is None else result.count)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """As in a validation, but with the weights themselves: averaged ones hardly move in so few steps."""
+        averaged = self.trainer.averaged_weights
+        with self.trainer.evaluating(), averaged.swapped() if averaged else nullcontext():
+            yield
 
     def _step(self, name: str, first: str) -> Callable[[Any], StepResult]:
         step: Callable[[Any], StepResult] = getattr(self.trainer, name)

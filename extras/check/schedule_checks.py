@@ -52,8 +52,8 @@ def _description(optimizer: ScheduledOptimizer, rates: Sequence[Sequence[float]]
 
 
 def unscheduled(optimizer: ScheduledOptimizer) -> ScheduledOptimizer:
-    """An optimizer that keeps its own learning rate; that of its schedule may begin at 0."""
+    """An optimizer with a constant learning rate: its own, or the one that its schedule sets instead."""
     for group, initial in zip(optimizer.optimizer.param_groups, optimizer.schedule.initial, strict=True):
-        group.update(copied(initial))
+        group.update(copied(initial) | {"lr": group.get("initial_lr", initial["lr"])})
     schedule = Schedule(optimizer.optimizer, None, per_step=False, steps_per_epoch=1, length=1)
     return replace(optimizer, schedule=schedule)

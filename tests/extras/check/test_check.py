@@ -25,6 +25,7 @@ from logger.console import styled
 from tests.base.training.test_modes import PlainBackward
 from tests.configs import BUNDLED, sound, with_small_data
 from tests.helpers import temporarily
+from trainer.trainer import Trainer
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
@@ -340,17 +341,34 @@ def test_a_summed_loss_is_compared_with_a_sum(check: Check, reduction: str) -> N
     assert ("ln 3 x 10 = 10.99" in report) == (reduction == "sum")
 
 
+class Penalised(Trainer):
+    """Its loss in training never gets small, so that in evaluation is compared."""
+
+    def train_step(self, batch: Any) -> StepResult:
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = self.criterion(outputs, targets) + 3
+        self.backward(loss)
+        return StepResult(loss, outputs, targets)
+
+
 @pytest.mark.parametrize(
     "keys",
     [
         {"optimizer": "LBFGS"},
         {"trainer": {"accumulate_steps": 3, "clip_grad_norm": 1.0}},
+        {"trainer": {"type": "Penalised", "ema": {"decay": 0.999}}},
+        {
+            "optimizer": {"type": "SGD", "args": {"lr": 1000}},
+            "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.1}},
+        },
         {"runtime": {"device": "cpu", "precision": "bf16"}},
         {"runtime": {"device": "cpu", "compile": True}},
     ],
 )
 def test_other_settings(check: Check, keys: dict[str, Any]) -> None:
-    status, report = check(**planted(""), **keys)
+    with temporarily(TRAINERS, Penalised):
+        status, report = check(**planted(""), **keys)
     assert status == 0, report
 
 
