@@ -218,6 +218,8 @@ def json_type(annotation: Any, of_object: Callable[[type], Any] = as_written) ->
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         kind = json_type(inner[0], of_object)
+        if _union(inner[0]) and kind is not NotJson and of_object is not as_written:
+            return Annotated[kind, *inner[1:]]
         return annotation if kind is inner[0] or _union(inner[0]) else kind
     if _union(annotation):
         # in a union with other types, a tensor is left out

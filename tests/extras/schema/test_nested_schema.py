@@ -7,12 +7,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from torch import nn
 
 from extras.schema.catalogue import listing
 from extras.schema.json_schema import config_schema
-from tests.base.test_nested_arguments import Backbone, Nested, model
-from tests.helpers import Json, registering
+from tests.base.test_nested_arguments import Backbone, Block, Nested, model
+from tests.helpers import Json, registering, temporarily
 from utils.registry import MODELS
+from utils.schema import Changeable
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +56,27 @@ def test_an_editor_knows_the_nested_keys(
 ) -> None:
     config = json.loads(write_config(model=model(**args)).read_text())
     assert validator.is_valid(config) == valid
+
+
+class Annotated(nn.Module):
+    """An annotation says what happens on resume, and nothing of the value."""
+
+    def __init__(
+        self,
+        *,
+        block: Block | None = None,
+        same_block: Changeable[Block | None] = None,
+        part: nn.Module | None = None,
+        same_part: Changeable[nn.Module | None] = None,
+    ) -> None:
+        super().__init__()
+
+
+def test_an_annotation_changes_nothing_of_an_optional_object() -> None:
+    with temporarily(MODELS, Annotated):
+        known = config_schema()["definitions"]["model.Annotated"]["properties"]
+    assert known["same_block"] == known["block"]
+    assert known["same_part"] == known["part"]
 
 
 def test_an_editor_explains_a_field(schema: Json) -> None:
