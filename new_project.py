@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--recipe cannot be combined with --update or --minimal")
         if options.update:
             return update(target)
-        commands = ["make schema", ". .venv/bin/activate", *recipe.commands(options.recipe)] if options.recipe else []
+        schema = ["make schema"] if options.recipe else []
+        commands = [". .venv/bin/activate", *recipe.commands(options.recipe)] if options.recipe else []
         create(target, minimal=options.minimal)
         if options.recipe:
             recipe.write(options.recipe, target)
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    first = [f"cd {target}", 'git init && git add . && git commit -m "Start from the template"', "make train"]
-    print(f"{target} is ready. Next:", *first, *commands, sep="\n  ")
+    commit = 'git init && git add . && git commit -m "Start from the template"'
+    print(f"{target} is ready. Next:", f"cd {target}", *schema, commit, "make train", *commands, sep="\n  ")
     print("Write your own README.md. To merge later changes of the template, run in the template's folder:")
     print(f"  python new_project.py --update {target}")
     return 0

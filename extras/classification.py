@@ -23,7 +23,7 @@ def are_probabilities(outputs: Tensor) -> bool | None:
 
     A sample that is not finite says nothing about the others; None if none is finite.
     """
-    # rounding changes the sum by half of it; a model may return integers
+    # of a softmax, rounding changes the sum by half of it; a model may return integers
     rounding = torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0
     tolerance = max(EXACT_TOLERANCE, rounding)
     outputs = outputs.detach().float()

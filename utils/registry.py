@@ -265,4 +265,4 @@ def _warn_if_edited(module: ModuleType, path: Path) -> None:
         _imported[module.__name__] = module.__spec__, now
     elif before != now:
         call = f"importlib.reload({module.__name__})"
-        say_error(f"warning: {in_project(path)} has changed since it was imported; to use the new code: {call}")
+        say_error(f"warning: {in_project(path)} was saved after it was imported; to use its new code: {call}")

@@ -37,7 +37,7 @@ def _left_out(registry: Registry, name: str) -> str:
     needs = "call it with just (outputs, targets)" if registry.called_with else "pass the function that it needs"
     instead = f"register a {registry.kind} of your own that does"
     if registry.kind == "loss":
-        instead += ', or set "loss" to null and call it in your own train_step'
+        instead += ', or set "loss" to null and call it in your own train_step and eval_step'
     return f"{registry.library} has it, but a config cannot {needs}; {instead}"
 
 

@@ -103,4 +103,6 @@ def test_a_new_project_has_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(tmp_path.iterdir()) == []
     assert main([str(tmp_path / "mine"), "--recipe", "gan"]) == 0
     assert (tmp_path / "mine" / "trainer" / "gan.py").read_text() == recipe.files("gan")["trainer/gan.py"]
-    assert "\n  python train.py -c configs/gan.json\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "\n  python train.py -c configs/gan.json\n" in shown
+    assert shown.index("make schema") < shown.index("git commit"), "it changes a file that is committed"

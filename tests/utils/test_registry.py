@@ -101,14 +101,14 @@ def test_a_file_that_is_edited_after_its_import_is_named_until_it_is_reloaded(
     file.write_text("width = 1\n")
     monkeypatch.setattr("utils.registry.PROJECT", tmp_path)
     monkeypatch.setattr("model.__path__", [str(file.parent)])
-    monkeypatch.delattr(Path, "read_bytes")  # it costs each run as much as the digest of the code
+    monkeypatch.delattr(Path, "read_bytes")  # reading the files again would slow down the start of each run
     import_components()
     import_components()
     assert capsys.readouterr().err == ""
     file.write_text("width = 200\n")
     import_components()
     assert capsys.readouterr().err.endswith(
-        "edited_net.py has changed since it was imported; to use the new code: importlib.reload(model.edited_net)\n"
+        "edited_net.py was saved after it was imported; to use its new code: importlib.reload(model.edited_net)\n"
     )
     importlib.reload(sys.modules["model.edited_net"])
     import_components()
