@@ -64,6 +64,6 @@ class Display:
 
 def short_value(text: str) -> str:
     """A value for a table: numbers with four digits, long texts truncated."""
-    if is_number(text) and not text.lstrip("-").isdigit():
-        return f"{float(text):.4g}"
+    if is_number(text):
+        return text if text.lstrip("-").isdigit() else f"{float(text):.4g}"
     return text if len(text) <= 24 else f"{text[:23]}…"

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.text import Text
 
 from extras.sweep import figures
+from extras.sweep.display import short_value
 from extras.sweep.sweep_folder import Outcome, Trial
 from tests.extras.sweep.made_up import spec
 from utils.run_folder import RunFolder
@@ -24,3 +25,8 @@ def test_every_number_is_shown_plainly(tmp_path: Path, values: tuple[float, ...]
         figure.draw_without_rendering()
         texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
         assert [text for text in texts if "$" in text] == []
+
+
+def test_a_value_is_short_in_a_table_but_an_integer_whole() -> None:
+    values = ["0.123456", "-7", "1" * 30, "a" * 30, "nan"]
+    assert list(map(short_value, values)) == ["0.1235", "-7", "1" * 30, "a" * 23 + "…", "nan"]
