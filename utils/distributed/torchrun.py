@@ -95,8 +95,8 @@ class TorchProcessGroup(ProcessGroup):
     def all_gather(self, value: T) -> list[T]:
         if torch.is_grad_enabled() and any(tensor.grad_fn is not None for tensor in tensors(value)):
             raise UserError(
-                "process_group.all_gather sends copies, which have no gradient: give it detached tensors, or gather "
-                "with a differentiable function of torch (docs/distributed.md)"
+                "process_group.all_gather sends copies, which have no gradient: give it detached tensors, or use "
+                "AllGather of docs/distributed.md, which returns gradients"
             )
         values: list[Any] = [None] * self.world_size
         with self._communication():

@@ -25,9 +25,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.nn.functional import all_gather
 from torch.distributions import Categorical
 
 import recipe
@@ -289,7 +289,7 @@ class GatheringTrainer(Trainer):
         if self.how == "objects":
             everyone = self.runtime.process_group.all_gather(outputs)
         elif self.runtime.process_group.world_size > 1:
-            everyone = list(all_gather(outputs))  # type: ignore[no-untyped-call]
+            everyone = [documented["AllGather"].apply(outputs)]
         loss = (outputs @ torch.cat(everyone).T).square().mean()
         self.backward(loss)
         return StepResult(loss, outputs, batch[1])
@@ -356,7 +356,9 @@ def register() -> None:
     for trainer in trainers:
         TRAINERS.register(trainer)
     fsdp.UNIT_PARAMETERS = 50  # so that small models have several units
-    exec(blocks(ROOT / "docs" / "distributed.md", "python")[0], documented)
+    documented.update(torch=torch, dist=dist)
+    for block in blocks(ROOT / "docs" / "distributed.md", "python"):
+        exec(block, documented)
     for name in recipe.names():
         with contextlib.suppress(ModuleNotFoundError):  # transformers, which only one of them needs
             recipes.install(name)
