@@ -630,7 +630,10 @@ class OfLightning(Trainer):
 
 
 class OfVictoresque(BaseTrainer):
-    """As abstract as it is: it defines nothing that is called here."""
+    """As abstract as it is: it defines nothing that is called here, and needs what a config does not have."""
+
+    def __init__(self, model: Any, criterion: Any, metric_ftns: Any, optimizer: Any, config: Any) -> None:
+        raise NotImplementedError
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         raise NotImplementedError
