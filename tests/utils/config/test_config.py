@@ -187,6 +187,16 @@ def test_keys_of_other_frameworks_name_keys_that_exist() -> None:
     assert not FORMER_KEYS.keys() & known
 
 
+@needs_extra("hints")
+def test_metrics_of_other_projects_name_metrics_that_exist() -> None:
+    from extras.hints.former_names import FORMER_NAMES
+
+    named = {re.findall(r'"(\w+)"', instead)[0] for instead in FORMER_NAMES["metric"].values()} - {"type"}
+    named |= {found[1] for each in FORMER_NAMES["metric"].values() if (found := re.search(r'"type": "(\w+)"', each))}
+    assert len(named) > 6
+    assert not [name for name in named if METRICS.get(name) is None]
+
+
 SEVERAL = 'optimizer={"one": {"type": "SGD", "params": ["*"]}}'
 
 
