@@ -38,7 +38,6 @@ from utils.config.schedulers import length_conflict, make_scheduler, with_mode
 from utils.determinism import use_deterministic_kernels
 from utils.distributed import ProcessGroup, get_process_group
 from utils.errors import ConfigError, errors_at
-from utils.extras import find_extra
 from utils.optimizers import needs_closure
 from utils.paths import code_digests
 from utils.prepare import prepare_model, prepare_optimizer, supports_fused
@@ -150,8 +149,6 @@ def _check_processes(config: Config, process_group: ProcessGroup) -> None:
 @located
 def build_trainer(loaded: LoadedConfig, experiment: Experiment) -> BaseTrainer:
     settings = loaded.config.trainer
-    if (hints := find_extra("hints")) and (hint := hints.hook_hint(TRAINERS[settings.type])):
-        raise ConfigError(hint, ("trainer",))
     at = ("trainer", "args")
     # modules that it gets or creates have the same weights in training, in tests and in every process
     with isolated(loaded.config.seed, "trainer"):

@@ -75,7 +75,8 @@ def call(path: KeyPath, name: str, make: Callable[[], Any], expected: type[T] | 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         twice = re.search(r"got multiple values for keyword argument ('\w+')", str(error))
-        advice = f"\nThe code sets {twice[1]} itself: leave it out of the config." if twice else ""
+        leave_out = "leave it out of the config; if it is required there, give it a default in the constructor"
+        advice = f"\nThe code sets {twice[1]} itself: {leave_out}" if twice else ""
         return format_error_with_source(error).removeprefix("ValueError: ") + advice
     reasons = []
     for item in error.errors():

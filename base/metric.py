@@ -107,7 +107,8 @@ def check_values(name: str, values: Any, samples: int, outputs: Any, targets: An
         f'metrics: "{name}" returned {got} for {samples} samples; '
         f"a metric function returns one number per sample, a tensor of shape ({samples},). "
         f"Outputs: {describe_batch(outputs)}; targets: {describe_batch(targets)}\n"
-        "If rows are not samples, use a metric of torchmetrics, which takes any number of rows."
+        "If rows are not samples, use a metric of torchmetrics, which takes any number of rows; to log one number per "
+        "batch, let the step return it: StepResult(..., log={...})"
     )
 
 

@@ -254,7 +254,9 @@ def import_components() -> None:
                 raise
             except (Exception, SystemExit) as error:
                 message = f"{in_project(path)} cannot be imported: {format_error_with_source(error)}"
-                raise UserError(message) from error
+                hints = find_extra("hints")
+                advice = hints.import_hint(error) if hints else ""
+                raise UserError("\n".join(filter(None, [message, advice]))) from error
 
 
 def _warn_if_edited(module: ModuleType, path: Path) -> None:

@@ -98,6 +98,8 @@ class RunFolder:
             if not (path.is_dir() or is_checkpoint) or not (folder / "config.json").is_file() or is_project:
                 newest = _runs(path)[-1:]
                 instead = f"its newest run is {newest[0].path}" if newest else "expected saved/NAME/TIME"
+                if path.suffix in (".pth", ".pt", ".ckpt", ".tar"):
+                    instead += f". For a new run from weights in a file: python train.py -c CONFIG --init-from {path}"
                 raise CheckpointError(f"{path} is not a run folder, nor a checkpoint in one; {instead}")
         return cls(folder), None if path.is_dir() else path
 

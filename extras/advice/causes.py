@@ -68,6 +68,17 @@ CAUSES = {  # by patterns of torch's and Python's messages
     "view size is not compatible": "the memory format of images and the outputs of convolutions, channels_last here, "
     "which is faster; use x.flatten(1) or x.reshape(...) in place of x.view(...)",
 }
+ELSEWHERE = {
+    "device": "self.runtime.device; batch and model are on it already",
+    "writer": "StepResult(..., log={...}), self.picture(tag, images) or self.text(tag, markdown)",
+    "logger": "self.console.info(text), or self.text(tag, markdown) for TensorBoard",
+    "config": "an argument of the trainer's constructor, set by trainer.args",
+    "data_loader": "self.experiment.data",
+    "len_epoch": "self.steps_per_epoch()",
+    "current_epoch": "self.progress.epochs, which counts the finished ones",
+    "global_step": "self.progress.steps",
+}
+"""Attributes of trainers of other templates and libraries, and what a trainer here has instead."""
 STEPS = ("train_step", "eval_step")
 OTHER_PARTS = (
     "a batch whose parts are not those that the step unpacks: let the data set return (input, target), or let the "
@@ -106,6 +117,8 @@ def _has_unpacked_keys(error: Exception, batch: dict[Any, Any]) -> bool:
 
 def step_advice(trainer: BaseTrainer, error: Exception, batch: Any) -> str:
     """What to do about an error in the step of a first batch: parts of the config probably do not match."""
+    if isinstance(error, AttributeError) and error.obj is trainer and error.name in ELSEWHERE:
+        return f"A trainer here has no self.{error.name}: use {ELSEWHERE[error.name]}."
     class_names = trainer.experiment.data.class_names
     classes = f" The data set has {len(class_names)} classes." if class_names else ""
     if cause := usual_cause(error, batch):

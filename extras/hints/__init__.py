@@ -10,8 +10,17 @@ utils/config and utils/registry.py ask for these hints. Nothing here imports tor
 """
 
 from extras.hints.components import component_hint, single_task_hint
-from extras.hints.former_names import former_name, hook_hint, key_meant
+from extras.hints.former_names import former_name, hook_hint, import_hint, key_meant
 from extras.hints.json_syntax import json_mistake
 from extras.hints.keys import key_hint
 
-__all__ = ["component_hint", "former_name", "hook_hint", "json_mistake", "key_hint", "key_meant", "single_task_hint"]
+__all__ = [
+    "component_hint",
+    "former_name",
+    "hook_hint",
+    "import_hint",
+    "json_mistake",
+    "key_hint",
+    "key_meant",
+    "single_task_hint",
+]

@@ -1,5 +1,6 @@
 """Names in other templates, libraries and torch.nn.functional, and their equivalents here."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ _FORMER_KEYS = {
     "torch.utils.checkpoint in the model": "gradient_checkpointing",
     "a trainer of your own (docs/training.md)": "callbacks",
     '"epochs", under "trainer"': "max_epochs num_epochs n_epochs num_train_epochs nb_epochs",
-    '"steps_per_epoch" and "epochs", under "trainer"': "max_steps total_steps num_steps",
+    '"steps_per_epoch" and "epochs", under "trainer"': "max_steps total_steps num_steps iterations",
     '"steps_per_epoch", under "trainer"': "len_epoch",
     '"accumulate_steps", under "trainer"': "accumulate_grad_batches gradient_accumulation gradient_accumulation_steps",
     '"clip_grad_norm", under "trainer"': "grad_clip gradient_clip_val max_grad_norm",
@@ -26,17 +27,17 @@ _FORMER_KEYS = {
     '"monitor": "min NAME" or "max NAME", under "trainer"': "mode",
     '"early_stop", under "trainer"': "early_stopping",
     '"early_stop", under "trainer"; that of a scheduler belongs under lr_scheduler.args': "patience",
-    '"validate_every_steps", under "trainer"': "val_check_interval eval_steps eval_every",
+    '"validate_every_steps", under "trainer"': "val_check_interval eval_steps eval_every val_step",
     '"save_dir", under "trainer"': "output_dir out_dir log_dir checkpoint_dir",
     '"save_period"': "save_freq",
     '"keep_last", under "trainer"; best.pth is kept, too': "save_top_k save_total_limit",
-    '"writers", under "trainer"': "logger loggers wandb mlflow",
+    '"writers", under "trainer"': "logger loggers wandb mlflow visualize",
     '"tensorboard"': "tensorboardX",
     '"tensorboard", under "trainer"': "visualization",
     "the command: python train.py -r RUN": "resume resume_from_checkpoint ckpt_path",
     '"precision", under "runtime"': "amp fp16 mixed_precision",
     '"runtime": {"device": ...}; several processes are started with torchrun': (
-        "n_gpu gpus devices device_ids accelerator num_nodes"
+        "n_gpu gpu gpus cuda with_cuda devices device_id device_ids accelerator num_nodes"
     ),
 }
 FORMER_KEYS = {former: key for key, names in _FORMER_KEYS.items() for former in names.split()}
@@ -54,6 +55,13 @@ FORMER_NAMES = {
         "top_k_acc": '{"type": "top_k_accuracy", "args": {"k": 3}}',
         "top_acc": '"accuracy"',
         "acc": '"accuracy"',
+        "roc_auc": '"AUROC"',
+        "pr_auc": '"AveragePrecision"',
+        **dict.fromkeys(("iou", "miou", "mIoU"), '"JaccardIndex"'),
+        **dict.fromkeys(("psnr", "PSNR"), '"PeakSignalNoiseRatio"'),
+        "mse": '"mean_squared_error"',
+        "mae": '"mean_absolute_error"',
+        "rmse": '{"type": "MeanSquaredError", "args": {"squared": false}}',
         "f1": '{"type": "F1Score", "args": {"task": "multiclass", "num_classes": ...}}',
     },
     "scheduler": {"cosine": '"CosineAnnealingLR"'},
@@ -94,3 +102,30 @@ def key_meant(key: str, known: Sequence[str]) -> str | None:
     """The key of a section that is called differently elsewhere; None if it is not one of those known."""
     former = FORMER_KEYS.get(key, "")
     return next((name for name in known if former.startswith(f'"{name}"')), None)
+
+
+_FORMER_IMPORTS = {
+    "write: from base.base_model import BaseModel": "BaseModel",
+    "write: from base.base_data_loader import BaseDataLoader": "BaseDataLoader",
+    "write: from base.base_trainer import BaseTrainer": "BaseTrainer",
+    "the training loop does that here: leave out the import": (
+        "MetricTracker inf_loop prepare_device ensure_dir read_json write_json util utils"
+    ),
+    "a trainer here logs by StepResult(..., log={...}), self.picture and self.text": (
+        "TensorboardWriter WriterTensorboard WriterTensorboardX setup_logging Logger visualization logger"
+    ),
+    "the config is read before: each component gets its own arguments": "ConfigParser parse_config",
+}
+"""What victoresque/pytorch-template and projects built on it import, by what to do instead."""
+
+
+def import_hint(error: BaseException) -> str:
+    """What to write instead of an import that only other templates have; "" if it is none of those."""
+    if not isinstance(error, ImportError) or (error.name or "").split(".")[0] not in (
+        "base", "utils", "logger", "parse_config"
+    ):  # fmt: skip
+        return ""
+    named = re.match(r"cannot import name '(\w+)'", str(error))
+    name = named[1] if named else str(error.name).rpartition(".")[2]
+    instead = next((advice for advice, names in _FORMER_IMPORTS.items() if name in names.split()), "")
+    return f"{instead} (docs/migrating.md)" if instead else ""

@@ -116,7 +116,7 @@ def test_an_old_key_is_answered_with_the_new_one(former: str, tmp_path: Path) ->
 
 def test_each_change_of_other_projects_has_a_line() -> None:
     rows = re.findall(r"^\| .* \|$", TEXT.split("### What projects")[1].split("### A project")[0], flags=re.MULTILINE)
-    assert len(rows) == 2 + 30
+    assert len(rows) == 2 + 33
     assert all(row.count(" | ") == 1 and len(row.split(" | ")[1]) > 10 for row in rows[2:])
 
 

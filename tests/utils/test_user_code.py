@@ -116,6 +116,40 @@ def test_a_file_that_does_not_import(run_with: RunWith, text: str, expected: str
     assert expected in run_with("model/mine.py", text)
 
 
+@needs_extra("hints")
+@pytest.mark.parametrize(
+    ("imports", "says"),
+    [
+        ("from base import BaseModel", "write: from base.base_model import BaseModel (docs/migrating.md)"),
+        ("from base import BaseDataLoader", "write: from base.base_data_loader import BaseDataLoader"),
+        ("from utils import inf_loop, MetricTracker", "the training loop does that here: leave out the import"),
+        ("from utils.util import MetricTracker", "the training loop does that here: leave out the import"),
+        ("from logger import TensorboardWriter", "a trainer here logs by StepResult(..., log={...})"),
+        ("from parse_config import ConfigParser", "each component gets its own arguments"),
+    ],
+)
+def test_what_files_of_another_template_import_has_its_equivalent(run_with: RunWith, imports: str, says: str) -> None:
+    stderr = run_with("model/mine.py", f"{imports}\n")
+    assert f"model/mine.py:1: {imports}\n" in stderr
+    assert says in stderr
+
+
+def test_a_class_that_lacks_a_method_is_told_which_whatever_its_arguments(run_with: RunWith) -> None:
+    """As a data loader of another template, whose constructor needs arguments that the config does not have."""
+    text = """
+from base.base_data_loader import BaseDataLoader
+from utils.registry import DATA_LOADERS
+
+@DATA_LOADERS.register
+class Mine(BaseDataLoader):
+    def __init__(self, data_dir, batch_size, shuffle=True):
+        super().__init__(None, batch_size, shuffle)
+"""
+    stderr = run_with("data_loader/mine.py", text, "data_loader=Mine")
+    assert "data_loader: Mine does not define training_data; see base/base_data_loader.py:" in stderr
+    assert "needs the argument" not in stderr
+
+
 def test_a_constructor_that_raises(run_with: RunWith) -> None:
     stderr = run_with("model/mine.py", MODEL, "model=Mine")
     assert (
@@ -144,7 +178,7 @@ def test_an_argument_of_a_users_class_is_checked_like_any_other(run_with: RunWit
          "trainer.type=mine", "mine returns int; expected BaseTrainer"),
         ("trainer/mine.py", "from base.base_trainer import BaseTrainer\nfrom utils.registry import TRAINERS\n\n"
          "@TRAINERS.register\nclass Mine(BaseTrainer): ...\n",
-         "trainer.type=Mine", "Can't instantiate abstract class Mine"),
+         "trainer.type=Mine", "Mine does not define eval_step, train_step; see base/training/trainer_interface.py:"),
         ("data_loader/mine.py", "from utils.registry import DATA_LOADERS\n\n@DATA_LOADERS.register\n"
          "def mine(): return [1]\n", "data_loader=mine", "mine returns list; expected BaseDataLoader"),
     ],

@@ -88,7 +88,8 @@ def _load(path: Path) -> Any:
         named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         found = f" ({named[1]})" if named else ""
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values{found}; nothing in it was run. {SAVE}"
+            f"{path} is damaged, or holds more than tensors and plain values{found}; nothing in it was run. {SAVE}; "
+            'of a checkpoint, torch.save(torch.load(FILE, weights_only=False)["state_dict"], PATH), run in its project'
         ) from error
 
 

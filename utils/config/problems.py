@@ -27,6 +27,7 @@ from utils.schema import (
 )
 from utils.schema_fields import keys_of, section_at
 from utils.text import closest, dotted, hint
+from utils.user_code import where
 
 COMPONENT = 'should be a component: {"type": NAME, "args": {...}}, or just its name'
 
@@ -139,12 +140,26 @@ def _problems(registry: Registry, entry: Any, path: KeyPath) -> Iterator[Problem
     if registry.get(name) is None:
         yield Problem(at, f'unknown {registry.kind} "{name}"; {registry.suggest(name, args)}')
         return
+    if lacks := _lacks(registry, name):
+        yield Problem(at, lacks)
+        return
     known = registry.parameters(name)
     filled, takes_any = FROM_RUN_LENGTH.get(name), registry.takes_any(name)
     yield from arguments.problems(name, known, args, (*path, "args"), filled=filled, takes_any=takes_any)
     for group_path, group_args in group_arguments(path, entry):
         yield from arguments.problems(name, known, group_args, group_path, takes_any=takes_any, complete=False)
     yield from _nested_problems(registry, known, args, (*path, "args"))
+
+
+def _lacks(registry: Registry, name: str) -> str:
+    """Why a component cannot be built, whatever its arguments: a method is missing; empty if none is."""
+    component = registry[name]
+    if registry is TRAINERS and (hints := find_extra("hints")) and (hint := hints.hook_hint(component)):
+        return str(hint)
+    missing = sorted(getattr(component, "__abstractmethods__", ()))
+    if not missing:
+        return ""
+    return f"{name} does not define {', '.join(missing)}; see {where(getattr(component, missing[0]))}"
 
 
 def _nested_problems(

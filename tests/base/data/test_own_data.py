@@ -190,7 +190,7 @@ def test_an_argument_that_the_constructor_sets_itself_is_named(fit: Fit) -> None
     with temporarily(DATA_LOADERS, Ordered):
         fit("trainer.epochs=1", data_loader=data)
         with pytest.raises(
-            UserError, match=rf"{HERE}super.*\nThe code sets 'shuffle' itself: leave it out of the config"
+            UserError, match=rf"{HERE}super.*\nThe code sets 'shuffle' itself: leave it out of the config; if it is req"
         ):
             fit("data_loader.args.shuffle=true", data_loader=data)
 

@@ -523,6 +523,32 @@ def test_the_usual_cause_of_a_first_batch_that_fails(fit: Fit, step: Any, cause:
         fit("trainer.type=Own")
 
 
+def moved(trainer: Any, inputs: Tensor, targets: Tensor) -> Any:
+    return inputs.to(trainer.device)
+
+
+@needs_extra("advice")
+def test_an_attribute_of_another_templates_trainer_has_its_equivalent(fit: Fit) -> None:
+    says = r"no self.device: use self.runtime.device; batch and model are on it already\."
+    with temporarily(TRAINERS, step_of(moved)), pytest.raises(UserError, match=says):
+        fit("trainer.type=Own")
+
+
+def test_what_is_told_to_use_in_place_of_such_an_attribute_exists(fit: Fit) -> None:
+    causes = pytest.importorskip("extras.advice.causes")
+    seen: list[Any] = []
+
+    def look(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Any:
+        seen.extend((trainer.steps_per_epoch(), trainer.progress.epochs, trainer.experiment.data))
+        seen.extend((trainer.runtime.device, trainer.console.info, trainer.picture, trainer.text))
+        assert not [name for name in causes.ELSEWHERE if hasattr(trainer, name)]
+        return trainer.criterion(trainer.model(inputs), targets)
+
+    with temporarily(TRAINERS, step_of(look)):
+        fit("trainer.type=Own", "trainer.epochs=1")
+    assert seen
+
+
 def raises(trainer: Trainer, inputs: Tensor, targets: Tensor) -> Tensor:
     raise ValueError("the memory is empty")
 
@@ -630,7 +656,10 @@ class OfLightning(Trainer):
 
 
 class OfVictoresque(BaseTrainer):
-    """As abstract as it is: it defines nothing that is called here."""
+    """As abstract as it is: it defines nothing that is called here, and needs what a config does not have."""
+
+    def __init__(self, model: Any, criterion: Any, metric_ftns: Any, optimizer: Any, config: Any) -> None:
+        raise NotImplementedError
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         raise NotImplementedError

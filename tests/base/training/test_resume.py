@@ -325,7 +325,7 @@ def test_new_weights_from_an_old_run(fit: Fit) -> None:
         (["-r", "{run}/.."], "is not a run folder, nor a checkpoint in one; its newest run is .*{run.name}"),
         (["-r", str(ROOT)], "is not a run folder"),
         (["-r", "{run}/train.log"], "train.log is not a run folder"),
-        (["-r", "{run}/../../elsewhere/last.pth"], "nor a checkpoint in one"),
+        (["-r", "{run}/../../elsewhere/last.pth"], "nor a checkpoint in one.*train.py -c CONFIG --init-from .*last"),
         (["-r", "{run}", "--check"], "-r cannot be combined with --check or --init-from"),
     ],
 )

@@ -16,13 +16,14 @@ from base.outputs import build_outputs
 from extras.writers import delivery
 from extras.writers.delivery import Delivery, Entry, Service
 from logger import RunInfo, Writer
-from tests.helpers import Fit, lines, temporarily
+from tests.helpers import ROOT, Fit, blocks, lines, temporarily
 from tests.utils.checkpoint.test_exactness import killed_in
+from trainer.trainer import Trainer
 from utils import cli
 from utils.config import load_config
 from utils.distributed.process_group import ProcessGroup
 from utils.errors import UserError
-from utils.registry import WRITERS
+from utils.registry import TRAINERS, WRITERS
 from utils.run_folder import RunFolder
 
 OFTEN = ("trainer.epochs=3", "trainer.log_every_steps=1", "trainer.save_every_steps=3")
@@ -320,3 +321,19 @@ def test_tensorboard_has_a_switch_of_its_own(fit: Fit) -> None:
     assert writes('trainer.writers=["tensorboard","csv"]') == (True, True)
     assert writes('trainer.writers=["tensorboard","csv"]', "trainer.tensorboard=false") == (False, True)
     assert writes("trainer.writers=[]", "trainer.tensorboard=true") == (True, False)
+
+
+def test_the_pages_own_writers_work(fit: Fit) -> None:
+    """Those of docs/writers.md, and the trainer that adds an embedding."""
+    code = blocks(ROOT / "docs" / "writers.md", "python")
+    names: dict[str, Any] = {"Trainer": Trainer, "__name__": __name__}
+    method = code[2].replace("self.model.embedding.weight", "self.model.fc1.weight").replace("\n", "\n    ")
+    try:
+        for text in (code[0], code[1], f"class Embeds(Trainer):\n    {method}"):
+            exec(text, names)
+        with temporarily(TRAINERS, names["Embeds"]):
+            run = fit("trainer.type=Embeds", 'trainer.writers=["Beep", "Board"]', "trainer.epochs=2").run_dir
+    finally:
+        for name in ("Beep", "Board"):
+            WRITERS.unregister(name)
+    assert len(list((run / "board").glob("*/default/tensors.tsv"))) == 2

@@ -141,6 +141,8 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("metrics", ["nll_loss"], 'unknown metric "nll_loss"; expected one of: '),
         ("loss", "cosine", 'unknown loss "cosine"; expected one of: '),
         ("trainer", {"cosine": 1}, 'unknown key "cosine"; expected one of: type, args, epochs'),
+        pytest.param("trainer", {"beta": 1}, "is an argument of it, under its args", marks=needs_extra("hints")),
+        pytest.param("cuda", True, 'use "runtime": {"device": ...}', marks=needs_extra("hints")),
         ("model", {"type": "LeNet", "args": {"in_channels": 2}}, "should be 1 or 3, got 2"),
         ("trainer", {"verbosity": True}, "trainer.verbosity: should be an integer, got true"),
         ("trainer", {"epochs": 1.5}, "trainer.epochs: should be an integer, got 1.5"),
@@ -183,6 +185,16 @@ def test_keys_of_other_frameworks_name_keys_that_exist() -> None:
     named = {found[1] for former in FORMER_KEYS.values() if (found := re.match(r'"(\w+)"', former))}
     assert named <= known
     assert not FORMER_KEYS.keys() & known
+
+
+@needs_extra("hints")
+def test_metrics_of_other_projects_name_metrics_that_exist() -> None:
+    from extras.hints.former_names import FORMER_NAMES
+
+    named = {re.findall(r'"(\w+)"', instead)[0] for instead in FORMER_NAMES["metric"].values()} - {"type"}
+    named |= {found[1] for each in FORMER_NAMES["metric"].values() if (found := re.search(r'"type": "(\w+)"', each))}
+    assert len(named) > 6
+    assert not [name for name in named if METRICS.get(name) is None]
 
 
 SEVERAL = 'optimizer={"one": {"type": "SGD", "params": ["*"]}}'
