@@ -121,6 +121,8 @@ def single_number(value: Any, what: str) -> Tensor | float:
         got = "complex dtype" if value.is_complex() else f"shape {tuple(value.shape)}"
         raise ConfigError(f"{what} of {got}; a logged value is a single number, shape ()")
     try:
-        return value.squeeze() if isinstance(value, Tensor) else float(value)
+        if isinstance(value, Tensor):
+            return value.squeeze() if value.dim() else value
+        return float(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what} of type {type(value).__name__}; expected a number") from error

@@ -92,11 +92,15 @@ PRIVATE = [
     *(
         Private(
             name,
-            "base/training/state.py",
+            file,
             lambda name=name: name in vars(torch.nn.Module()),  # type: ignore[misc]
-            "no run starts",
+            when_gone,
         )
         for name in ("_buffers", "_modules", "_parameters")
+        for file, when_gone in (
+            ("base/training/averaging.py", "averaging the weights fails at the first step"),
+            ("base/training/state.py", "no run starts"),
+        )
     ),
     Private(
         "_non_persistent_buffers_set",

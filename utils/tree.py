@@ -15,6 +15,8 @@ from torch import Tensor
 
 Keys = tuple[Any, ...]
 """Path to a tensor in a nest: dict keys, names of fields, and positions."""
+LEAVES = {str, int, float, bool, bytes, type(None)}
+"""Types without items: those of most values in a checkpoint, in which looking for fields takes time."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Any) -> Any:
@@ -51,6 +53,8 @@ def to_device(nest: Any, device: torch.device) -> Any:
 
 def _map_items(function: Callable[[Any, Any], Any], nest: Any) -> Any:
     """A nest of the same type, with the function applied to the key or position of each item and the item itself."""
+    if type(nest) in LEAVES:
+        return nest
     items = {key: function(key, item) for key, item in _items(nest)}
     if isinstance(nest, (list, tuple)):
         # a named tuple takes its fields separately; every other sequence takes an iterable
@@ -88,6 +92,8 @@ def _with_keys(nest: Any, keys: Keys) -> Iterator[tuple[Keys, Tensor]]:
 
 def _items(nest: Any) -> Iterable[tuple[Any, Any]]:
     """The items of a nest by key, field or position; empty for a leaf."""
+    if type(nest) in LEAVES:
+        return ()
     if isinstance(nest, (list, tuple)):
         return zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True)
     return (nest if isinstance(nest, dict) else fields(nest)).items()

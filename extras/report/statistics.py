@@ -98,9 +98,11 @@ class Classification:
         self._add_scores(chances, true)
         least = self.mistakes[-1].probability if len(self.mistakes) == self.keep else -1.0
         wrong = np.flatnonzero(~right & (confidence > least))
+        if not len(wrong):
+            return
         worst = wrong[np.argsort(-confidence[wrong], kind="stable")[: self.keep]]
         new = [Mistake(start + int(rows[i]), int(true[i]), int(predicted[i]), float(confidence[i])) for i in worst]
-        if inputs is not None and new:
+        if inputs is not None:
             kept = inputs[torch.from_numpy(rows[worst])].cpu()
             # each in memory of its own, so that those dropped later are freed
             new = [mistake._replace(input=each.clone()) for mistake, each in zip(new, kept, strict=True)]

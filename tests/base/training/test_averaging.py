@@ -129,6 +129,22 @@ def test_a_trainer_may_change_the_decay_from_step_to_step(fit: Fit, tmp_path: Pa
                 torch.testing.assert_close(saved["averaged_weights"][name], wanted)
 
 
+def test_the_average_follows_what_the_model_replaces_or_shares_between_steps() -> None:
+    one, two, other = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    model = nn.Sequential(one, two)
+    averaged = AveragedWeights(model, 0.5, Strategy())
+    averaged.update()
+    first, second = one.weight.detach(), other.weight.detach()
+    model[0] = other
+    averaged.update()
+    torch.testing.assert_close(averaged.averages["0.weight"], (first + second) / 2)
+    two.weight = other.weight
+    averaged.update()
+    state = averaged.state_dict()
+    torch.testing.assert_close(state["1.weight"], first / 4 + second * 3 / 4)
+    assert torch.equal(state["0.weight"], state["1.weight"])
+
+
 @pytest.mark.slow
 def test_the_averages_are_what_is_validated_and_tested(fit: Fit, tmp_path: Path) -> None:
     options = ("trainer.epochs=3", "trainer.monitor=min val_loss")
