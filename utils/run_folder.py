@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -262,13 +262,15 @@ def replace_file(path: Path, content: str | bytes) -> None:
     replace_files(path.parent, {path.name: content})
 
 
-def replace_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files by name; none replaces an older one until all are written. Raises TrainingError."""
+def replace_files(folder: Path, contents: Mapping[str, str | bytes | Sequence[bytes]]) -> None:
+    """Write files by name, or their parts; none replaces an older one until all are written. Raises TrainingError."""
     with contextlib.ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(os_errors_as(TrainingError, f"cannot write {folder / name}"))
             file = stack.enter_context(atomic_write(folder / name))
-            file.write(content.encode() if isinstance(content, str) else content)
+            content = content.encode() if isinstance(content, str) else content
+            for part in [content] if isinstance(content, bytes) else content:
+                file.write(part)
             file.flush()  # a full disk is reported for the file that it cannot take
 
 

@@ -36,6 +36,18 @@ class RowsWithNoise(Rows):
         return row + (random.random() + np.random.rand()) * torch.rand(()), target
 
 
+class RowsWithOwnNoise(Rows):
+    """Rows, with a number from a generator that the data set keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def __getitem__(self, index: int) -> Any:
+        row, target = super().__getitem__(index)
+        return row + self.generator.random(), target
+
+
 class Arrays(Rows):
     """The same as NumPy arrays, with a number as the label."""
 
@@ -145,7 +157,7 @@ def main() -> None:
         return
     print("| data set | workers | batch | by hand, us | ours, us | ratio |\n|---|---|---|---|---|---|")
     for dataset, workers, batch in itertools.product(
-        (Rows(), Arrays(), Photographs(), RowsWithNoise()), (0, 2), (16, 64)
+        (Rows(), Arrays(), Photographs(), RowsWithNoise(), RowsWithOwnNoise()), (0, 2), (16, 64)
     ):
         hand, own = turns(dataset, batch, workers, options.turns)
         name = (type(dataset).__doc__ or "").split("\n")[0].rstrip(".")

@@ -24,6 +24,9 @@ MOST_COLUMNS = 100
 MOST_VALUES = 1000
 """Maximum number of other outputs in a table row."""
 
+BLOCK = 4096
+"""Rows of a table whose cells are made at once."""
+
 Source = tuple[str, int | None]
 """A file, and the row in it."""
 
@@ -35,17 +38,17 @@ def write(path: Path | None, sources: Sequence[Source], fields: Sequence[Field],
     """
     suffix = path.suffix.lower() if path else ""
     if suffix == ".npz":
-        content = _npz(sources, fields)
+        content = [_npz(sources, fields)]
     else:
         as_json = as_json or suffix in (".json", ".jsonl")
-        text = _json(sources, fields, lines=suffix == ".jsonl") if as_json else _csv(sources, fields)
-        content = text.encode(errors="backslashreplace")  # a file name may contain bytes that are not text
+        texts = [_json(sources, fields, lines=suffix == ".jsonl")] if as_json else _csv(sources, fields)
+        content = [text.encode(errors="backslashreplace") for text in texts]  # a file's name may hold other bytes
     with os_errors_as(UserError, f"{path or 'standard output'} cannot be written"):
         if path is not None:
             with atomic_write(path) as file:
-                file.write(content)
+                file.writelines(content)
             return
-        text = content.decode()
+        text = b"".join(content).decode()
         with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited, as in `| head`
             sys.stdout.write(printable(text.replace("\x1b", "\\x1b")) if sys.stdout.isatty() else text)
             sys.stdout.flush()
@@ -65,13 +68,20 @@ def merged(batches: Sequence[Sequence[Field]]) -> list[Field]:
     return fields
 
 
-def _csv(sources: Sequence[Source], fields: Sequence[Field]) -> str:
-    columns = {"file": [csv_field(file) for file, _ in sources]}
-    if any(row is not None for _, row in sources):
-        columns["row"] = ["" if row is None else str(row) for _, row in sources]
-    named = [*columns.items(), *(column for field in fields for column in _columns(field))]
-    lines = zip(*(column for _, column in named), strict=True)
-    return "".join(f"{','.join(line)}\n" for line in [[csv_field(name) for name, _ in named], *lines])
+def _csv(sources: Sequence[Source], fields: Sequence[Field]) -> Iterator[str]:
+    """Blocks of lines, since the cells of a block take ten times the memory of its lines."""
+    has_rows = any(row is not None for _, row in sources)
+    for start in range(0, len(sources), BLOCK):
+        block = slice(start, start + BLOCK)
+        columns = {"file": [csv_field(file) for file, _ in sources[block]]}
+        if has_rows:
+            columns["row"] = ["" if row is None else str(row) for _, row in sources[block]]
+        named = [*columns.items()]
+        for field in fields:
+            named += _columns(replace(field, values=field.values[block]))
+        lines = list(zip(*(column for _, column in named), strict=True))
+        header = [[csv_field(name) for name, _ in named]] if start == 0 else []
+        yield "".join(f"{','.join(line)}\n" for line in [*header, *lines])
 
 
 def _json(sources: Sequence[Source], fields: Sequence[Field], *, lines: bool) -> str:

@@ -82,10 +82,10 @@ class EvaluationReport(EvaluationStats):
         if curves := self._curves(tested):
             pictures[CURVES] = curves
         blocks = list(self._blocks(tested, values, pictures))
-        files: dict[str, str | bytes] = {**pictures, **beside}
+        files: dict[str, str | bytes | Sequence[bytes]] = {**pictures, **beside}
         files |= {"report.md": as_markdown(blocks), "report.html": as_html(blocks, pictures)}
         if self._lists_samples():
-            files[PREDICTIONS] = "".join(self.predictions.parts).encode(errors="backslashreplace")
+            files[PREDICTIONS] = self.predictions.parts
         replace_files(self.folder, files)
         for file in FILES:
             if file not in files:
@@ -151,8 +151,8 @@ class Predictions:
     def __init__(self, processes: ProcessGroup) -> None:
         self.processes = processes
         self.files: Sequence[str] | None = None
-        self.parts: list[str] = []
-        """The header, and the lines of each batch."""
+        self.parts: list[bytes] = []
+        """The header, and the lines of each batch. Not joined: the table may be large."""
 
     def add_classes(self, start: int, probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Add classified samples, (B, C) and (B,), from index ``start`` on."""
@@ -198,8 +198,12 @@ class Predictions:
     def _add(self, header: Sequence[str], form: str, rows: Iterable[tuple[object, ...]]) -> None:
         if not self.parts:
             which = ["index"] if self.files is None else ["index", "file"]
-            self.parts.append(",".join(map(csv_field, [*which, *header])) + "\n")
-        self.parts += self.processes.gather("".join([form % row for row in rows]))
+            self.parts.append(_encoded(",".join(map(csv_field, [*which, *header])) + "\n"))
+        self.parts += self.processes.gather(_encoded("".join([form % row for row in rows])))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # a file name may contain bytes that are not text
 
 
 def _classes(

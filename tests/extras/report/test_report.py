@@ -368,7 +368,7 @@ def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     for outputs, targets in ((numbers, torch.tensor([1700000123, 7, -8])), (numbers.float(), numbers.float())):
         predictions = Predictions(ProcessGroup())
         predictions.add_numbers(0, outputs, targets)
-        (tmp_path / "predictions.csv").write_text("".join(predictions.parts))
+        (tmp_path / "predictions.csv").write_bytes(b"".join(predictions.parts))
         written.append([(row["true"], row["predicted"]) for row in rows(tmp_path)])
     assert written[0] == [("1700000123", "1700000123.5"), ("7", "0.1"), ("-8", "nan")]
     assert written[1] == [("1.70000013e+09",) * 2, ("0.100000001",) * 2, ("nan",) * 2]
