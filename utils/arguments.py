@@ -104,19 +104,20 @@ def _takes_keywords(signature: inspect.Signature) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
 
-def _passed_with_keywords(function: Callable[..., Any]) -> set[str]:
+@functools.cache  # metrics are built for each evaluation
+def _passed_with_keywords(function: Callable[..., Any]) -> frozenset[str]:
     """The keywords that a constructor passes on together with its own **kwargs, which then cannot contain them."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return set()
+        return frozenset()
     own = inspect.getfullargspec(function).varkw
     found = set[str]()
     for call in ast.walk(tree):
         if isinstance(call, ast.Call):
             given = {each.arg: ast.unparse(each.value) for each in call.keywords}
             found |= {name for name in given if name and given.get(None) == own}
-    return found
+    return frozenset(found)
 
 
 def _constructors(component: Callable[..., Any]) -> list[Callable[..., Any]]:
