@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import train
@@ -16,7 +17,7 @@ from base.outputs import build_outputs
 from extras.writers import delivery
 from extras.writers.delivery import Delivery, Entry, Service
 from logger import RunInfo, Writer
-from tests.helpers import Fit, lines, temporarily
+from tests.helpers import ROOT, Fit, blocks, lines, own_components, temporarily
 from tests.utils.checkpoint.test_exactness import killed_in
 from utils import cli
 from utils.config import load_config
@@ -320,3 +321,13 @@ def test_tensorboard_has_a_switch_of_its_own(fit: Fit) -> None:
     assert writes('trainer.writers=["tensorboard","csv"]') == (True, True)
     assert writes('trainer.writers=["tensorboard","csv"]', "trainer.tensorboard=false") == (False, True)
     assert writes("trainer.writers=[]", "trainer.tensorboard=true") == (True, False)
+
+
+def test_the_writer_in_the_documentation_writes_pictures(tmp_path: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "writers.md", "python")
+    with own_components():
+        exec(compile(code, "docs/writers.md", "exec"), {"__name__": "writers_page"})
+        writer = WRITERS["PictureFiles"](RunInfo(tmp_path, "run", {}, print), columns=2)
+        writer.images(7, "samples", torch.zeros(3, 4, 5, 1, dtype=torch.uint8))
+    with Image.open(tmp_path / "samples-00000007.png") as image:
+        assert image.size == (2 * (5 + 2) + 2, 2 * (4 + 2) + 2)  # two columns, two rows, margins of 2
