@@ -122,6 +122,8 @@ class Board(Observer):
         except Exception as error:  # a missing library or a broken font must not cost an epoch
             if isinstance(error, DataError) and not trainer.progress.steps:
                 raise  # from the user's code, before anything is lost
+            if isinstance(error, NotImplementedError) and not str(error):
+                return  # the eval_step of a trainer that evaluates nothing
             what = "TensorBoard's pictures could not be drawn"
             trainer.console.warn(f"{what}: {str(error) or format_error(error)}", once=what)
 

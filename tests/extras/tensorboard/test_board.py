@@ -410,6 +410,23 @@ def test_nor_does_a_model_that_fails_in_evaluation_where_the_run_has_none(
     assert (run / "checkpoints/last.pth").exists()
 
 
+def test_a_trainer_that_evaluates_nothing_gets_no_pictures_and_no_warning(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OnlyTrains(Trainer):
+        def eval_step(self, batch: Any) -> StepResult:
+            raise NotImplementedError
+
+    loader = {"num_samples": 40, "input_shape": [6], "num_classes": 3, "batch_size": 8}
+    with temporarily(TRAINERS, OnlyTrains):
+        fit(
+            "trainer.pictures_every=null",
+            data_loader={"type": "RandomTensorLoader", "args": loader},
+            trainer={"type": "OnlyTrains", "epochs": 1, "monitor": None},
+        )
+    assert "could not be drawn" not in capsys.readouterr().err
+
+
 def test_a_profile_that_the_disk_does_not_take_stops_no_run(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

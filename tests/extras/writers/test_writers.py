@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import train
@@ -16,7 +17,7 @@ from base.outputs import build_outputs
 from extras.writers import delivery
 from extras.writers.delivery import Delivery, Entry, Service
 from logger import RunInfo, Writer
-from tests.helpers import ROOT, Fit, blocks, lines, temporarily
+from tests.helpers import ROOT, Fit, blocks, lines, own_components, temporarily
 from tests.utils.checkpoint.test_exactness import killed_in
 from trainer.trainer import Trainer
 from utils import cli
@@ -323,17 +324,18 @@ def test_tensorboard_has_a_switch_of_its_own(fit: Fit) -> None:
     assert writes("trainer.writers=[]", "trainer.tensorboard=true") == (True, False)
 
 
-def test_the_pages_own_writers_work(fit: Fit) -> None:
+def test_the_writers_in_the_documentation_work(fit: Fit) -> None:
     """Those of docs/writers.md, and the trainer that adds an embedding."""
     code = blocks(ROOT / "docs" / "writers.md", "python")
-    names: dict[str, Any] = {"Trainer": Trainer, "__name__": __name__}
+    names: dict[str, Any] = {"Trainer": Trainer, "__name__": "writers_page"}
     method = code[2].replace("self.model.embedding.weight", "self.model.fc1.weight").replace("\n", "\n    ")
-    try:
+    with own_components():
         for text in (code[0], code[1], f"class Embeds(Trainer):\n    {method}"):
             exec(text, names)
         with temporarily(TRAINERS, names["Embeds"]):
-            run = fit("trainer.type=Embeds", 'trainer.writers=["Beep", "Board"]', "trainer.epochs=2").run_dir
-    finally:
-        for name in ("Beep", "Board"):
-            WRITERS.unregister(name)
+            run = fit("trainer.type=Embeds", 'trainer.writers=["PictureFiles", "Board"]', "trainer.epochs=2").run_dir
+        writer = WRITERS["PictureFiles"](RunInfo(run, "run", {}, print), columns=2)
+        writer.images(7, "samples", torch.zeros(3, 4, 5, 1, dtype=torch.uint8))
     assert len(list((run / "board").glob("*/default/tensors.tsv"))) == 2
+    with Image.open(run / "samples-00000007.png") as image:
+        assert image.size == (2 * (5 + 2) + 2, 2 * (4 + 2) + 2)  # two columns, two rows, margins of 2
