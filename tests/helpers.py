@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from base.base_trainer import BaseTrainer
 from utils import checkpoint
-from utils.registry import REGISTRIES, TRAINERS, Registry
+from utils.registry import REGISTRIES, TRAINERS, WRITERS, Registry
 from utils.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,7 +154,7 @@ def blocks(page: Path, language: str) -> list[str]:
 @contextmanager
 def own_components() -> Iterator[None]:
     """What is registered inside the block, and modules that are made in the users' folders, are gone after it."""
-    before = {registry: registry.own().keys() for registry in REGISTRIES.values()}
+    before = {registry: registry.own().keys() for registry in (*REGISTRIES.values(), WRITERS)}
     modules = set(sys.modules)
     try:
         yield

@@ -136,10 +136,19 @@ class OtherKeywords(Batched):
         super().__init__(**batches)
 
 
+class SometimesOne(Batched):
+    def __init__(self, *, one: bool = False, **batches: Any) -> None:
+        if one:
+            super().__init__(batch_size=1, workers=2, **batches)
+        else:
+            super().__init__(workers=4, **batches)
+
+
 def test_what_a_constructor_passes_on_itself_is_not_given_in_a_config() -> None:
     defaults = {name: each.default for name, each in parameters(OneBatch).items()}
     assert defaults == {"file": NOTHING, "shuffle": False, "workers": 0}
     assert list(parameters(OtherKeywords)) == ["batch_size", "shuffle", "workers"]
+    assert list(parameters(SometimesOne)) == ["one", "batch_size", "shuffle"]
 
 
 def test_what_takes_any_keyword() -> None:
