@@ -1,6 +1,5 @@
 """An exponential moving average of the weights, evaluated in their place."""
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.distributed.strategy import Strategy
 from utils.tree import has_strides
-
-average_function: Any = functools.lru_cache(maxsize=1)(get_ema_multi_avg_fn)
 
 
 class AveragedWeights:
@@ -30,22 +27,17 @@ class AveragedWeights:
         self.model, self.decay, self.strategy = model, decay, strategy
         self.saved = set(model.state_dict())
         """The names in the model's state."""
-        tensors = itertools.chain(model.named_parameters(), model.named_buffers())  # each once, even if it is shared
-        averaged = [(name, each) for name, each in tensors if name in self.saved and has_strides(each)]
-        self.averages = {name: each.detach().clone() for name, each in averaged}
-        self._known_modules: list[nn.Module | None] = []
-        self._places: list[tuple[Mapping[str, Any], str, str]] = []
-        """What ``_find`` found in these modules."""
+        averaged = {name: each for name, each in self._current().items() if name in self.saved and has_strides(each)}
+        self.averages = {name: each.detach().clone() for name, each in averaged.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Call after each optimizer step."""
         pairs = self.strategy.local(self._pairs())
-        averaged, copied = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
-        for pair in pairs:
-            (averaged if pair[0].is_floating_point() or pair[0].is_complex() else copied).append(pair)
+        averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+        copied = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
         if averaged:
-            average_all = average_function(self.decay)
+            average_all = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
             average_all([average for average, _ in averaged], [tensor for _, tensor in averaged], 0)  # 0: not used
         if copied:
             torch._foreach_copy_([average for average, _ in copied], [tensor for _, tensor in copied])
@@ -67,33 +59,20 @@ class AveragedWeights:
             tensor.copy_(average)
             average.copy_(weights)
 
+    def _current(self) -> dict[str, Tensor]:
+        """The model's tensors, each once, even if modules share it."""
+        return dict(itertools.chain(self.model.named_parameters(), self.model.named_buffers()))
+
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Each average with the model's tensor. If its shape has changed, the average becomes a copy of it."""
-        modules: list[nn.Module | None] = [self.model]
-        for module in modules:  # grows; named_parameters and named_buffers take many times as long
-            if module is not None:
-                modules += module._modules.values()
-        if modules != self._known_modules:
-            self._known_modules, self._places = modules, [*self._find()]
-        pairs = dict[int, tuple[Tensor, Tensor]]()  # by tensor, of which each counts once
-        for tensors, key, name in self._places:
-            if key not in tensors or (tensor := tensors[key]) is None or id(tensor) in pairs:
-                continue
-            average = self.averages[name]
-            if tensor.shape != average.shape or tensor.dtype != average.dtype:
+        pairs = []
+        for name, tensor in self._current().items():
+            average = self.averages.get(name)
+            if average is not None and (tensor.shape, tensor.dtype) != (average.shape, average.dtype):
                 average = self.averages[name] = tensor.detach().clone()
-            pairs[id(tensor)] = (average, tensor)
-        return [*pairs.values()]
-
-    def _find(self) -> Iterator[tuple[Mapping[str, Any], str, str]]:
-        """Where the tensor of each average is now: the parameters or buffers of a module, its key, and its name."""
-        modules = dict(self.model.named_modules(remove_duplicate=False))
-        for name in self.averages:
-            path, _, key = name.rpartition(".")
-            module = modules.get(path)
-            for tensors in (module._parameters, module._buffers) if module is not None else ():
-                if key in tensors:
-                    yield tensors, key, name
+            if average is not None:
+                pairs.append((average, tensor))
+        return pairs
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages, under all names in the model's state, and the model's own tensors that have none."""

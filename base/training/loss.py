@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -249,9 +248,7 @@ class LossSum(nn.Module):
             self._parts[name] = with_count(values[name].detach(), counts[-1])
         # the parts may be averaged over different numbers; whether the sum is over samples must not depend on the batch
         self.last_count = None if any(count is None for count in counts) else sum(counts) / len(counts)
-        # without operations for a weight of 1 and sum's 0, each of which has a backward pass
-        weighted = [value if (weight := self.weights[name]) == 1 else weight * value for name, value in values.items()]
-        total = functools.reduce(operator.add, weighted)
+        total: Tensor = sum(self.weights[name] * value for name, value in values.items())  # type: ignore[assignment]
         return with_count(total, self.last_count)
 
     def take_parts(self) -> dict[str, Tensor]:
