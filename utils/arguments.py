@@ -1,6 +1,5 @@
 """Checks arguments given in a config against the component's signature."""
 
-import ast
 import collections.abc
 import dataclasses
 import functools
@@ -9,7 +8,6 @@ import json
 import operator
 import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -60,20 +58,17 @@ def _of_torch(name: str) -> Any:
 def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The named parameters of a class's constructor or of a function, with resolved annotations.
 
-    If a constructor takes **kwargs, the named parameters of its base classes are included, except those that it sets
-    itself: ``super().__init__(batch_size=1, **kwargs)``.
+    If a constructor takes **kwargs, the named parameters of its base classes are included.
     """
     if inspect.isclass(component) and issubclass(component, BaseModel):
         return {field.alias or name: of_field(field) for name, field in component.model_fields.items()}
     found: dict[str, inspect.Parameter] = {}
-    set_by_code = {"self", "cls"}
-    for function, signature in zip(_constructors(component), _signatures(component), strict=True):
+    for signature in _signatures(component):
         for name, parameter in signature.parameters.items():
-            if name not in set_by_code and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            if name not in ("self", "cls") and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 found.setdefault(name, parameter)
         if not _takes_keywords(signature):
             break
-        set_by_code |= _passed_with_keywords(function)
     fields = dataclasses.fields(component) if dataclasses.is_dataclass(component) else ()
     for field in fields:
         if field.name in found and field.default_factory is not dataclasses.MISSING:
@@ -104,39 +99,19 @@ def _takes_keywords(signature: inspect.Signature) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
 
-@functools.cache  # metrics are built for each evaluation
-def _passed_with_keywords(function: Callable[..., Any]) -> frozenset[str]:
-    """The keywords in each call to which a constructor passes its own **kwargs, which thus cannot contain them."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return frozenset()
-    own = inspect.getfullargspec(function).varkw
-    calls = [
-        {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call)
-    ]
-    given = [set(call) for call in calls if call.get(None) == own]
-    return frozenset(name for name in set.intersection(*given) if name) if given else frozenset()
-
-
-def _constructors(component: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """A function, or the constructors of a class and its bases."""
-    if not inspect.isclass(component):
-        return [component]
-    if "__new__" in vars(component):  # torchmetrics chooses the class by the argument "task"
-        return [component.__new__]
-    functions = [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)]
-    # a library's own subclass fills in what its base class needs: F1 is F-beta with beta=1
-    metrics = [place for place, each in enumerate(functions) if each.__module__.startswith("torchmetrics.")]
-    return (functions[: metrics[0] + 1] if metrics else functions) or [lambda: None]
-
-
 def _signatures(component: Callable[..., Any]) -> list[inspect.Signature]:
     """The signature of a function, or those of the constructors of a class and its bases; annotations resolved."""
+    if not inspect.isclass(component):
+        functions = [component]
+    elif "__new__" in vars(component):  # torchmetrics chooses the class by the argument "task"
+        functions = [component.__new__]
+    else:
+        functions = [vars(cls)["__init__"] for cls in component.__mro__[:-1] if "__init__" in vars(cls)]
+        # a library's own subclass fills in what its base class needs: F1 is F-beta with beta=1
+        metrics = [place for place, each in enumerate(functions) if each.__module__.startswith("torchmetrics.")]
+        functions = functions[: metrics[0] + 1] if metrics else functions
     signatures = []
-    for function in _constructors(component):
+    for function in functions or [lambda: None]:
         signature = inspect.signature(function)
         resolved = [p.replace(annotation=_resolve(function, p.annotation)) for p in signature.parameters.values()]
         signatures.append(signature.replace(parameters=resolved))

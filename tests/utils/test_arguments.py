@@ -120,37 +120,6 @@ def test_parameters_of_settings() -> None:
     assert describe(parameters(Model)["size"].annotation) == "int > 0"
 
 
-class Batched:
-    def __init__(self, *, batch_size: PositiveInt, shuffle: bool = True, workers: int = 0) -> None: ...
-
-
-class OneBatch(Batched):
-    def __init__(self, *, file: str, shuffle: bool = False, **batches: Any) -> None:
-        super().__init__(batch_size=1, shuffle=shuffle, **batches)
-
-
-class OtherKeywords(Batched):
-    def __init__(self, **batches: Any) -> None:
-        other = {"shuffle": True}
-        Batched(batch_size=1, **other)
-        super().__init__(**batches)
-
-
-class SometimesOne(Batched):
-    def __init__(self, *, one: bool = False, **batches: Any) -> None:
-        if one:
-            super().__init__(batch_size=1, workers=2, **batches)
-        else:
-            super().__init__(workers=4, **batches)
-
-
-def test_what_a_constructor_passes_on_itself_is_not_given_in_a_config() -> None:
-    defaults = {name: each.default for name, each in parameters(OneBatch).items()}
-    assert defaults == {"file": NOTHING, "shuffle": False, "workers": 0}
-    assert list(parameters(OtherKeywords)) == ["batch_size", "shuffle", "workers"]
-    assert list(parameters(SometimesOne)) == ["one", "batch_size", "shuffle"]
-
-
 def test_what_takes_any_keyword() -> None:
     class Bare:
         pass
