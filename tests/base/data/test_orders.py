@@ -93,6 +93,7 @@ def test_samples_are_drawn_in_proportion_to_their_weights() -> None:
     torch.testing.assert_close(counts / counts.sum(), weights[:6] / 8, atol=0.01, rtol=0)
     assert torch.equal(order(3), order(3))
     assert not torch.equal(order(3), order(4))
+    assert (order(3).diff() < 0).any(), "the samples are in the order of their numbers"
 
 
 def test_balanced_draws_each_class_equally_often() -> None:

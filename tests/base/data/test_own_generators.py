@@ -243,6 +243,17 @@ def test_a_generator_is_seeded_alike_whichever_others_there_are() -> None:
     assert drawn(Late("slots"))[8:] == drawn(Late("slots"), Position(0, 8))
 
 
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox])
+def test_what_a_generator_has_drawn_before_does_not_matter_once_it_is_seeded(bits: Any) -> None:
+    used, new = np.random.Generator(bits(1)), np.random.Generator(bits(2))
+    used.integers(100, dtype=np.int32)  # keeps 32 bits for the next number of this type
+    draws = []
+    for generator in (used, new):
+        own_generators.KINDS[np.random.Generator].seed(generator, 3)
+        draws.append([*generator.integers(1000, size=3, dtype=np.int32), *generator.random(3)])
+    assert draws[0] == draws[1]
+
+
 @functools.lru_cache
 def recent(number: int) -> random.Random:
     return random.Random()

@@ -22,7 +22,8 @@ from base.base_data_loader import BaseDataLoader, row_of_numbers
 from base.base_model import BaseModel
 from base.data.sources import TensorSource
 from base.training.saved_data import SavedData
-from extras.predict.outputs import Interpreter, Sample, Task
+from extras.predict import writing
+from extras.predict.outputs import Field, Interpreter, Sample, Task
 from extras.predict.writing import write
 from tests.helpers import ROOT, Fit, blocks, temporarily
 from trainer.trainer import Trainer
@@ -736,3 +737,17 @@ def test_objects_of_ones_own_are_predicted_one_by_one(fit: Fit, ask: Ask) -> Non
     assert values(output) == pytest.approx(
         [size * (bias + n * slope) for n, size in enumerate((1, 1, 2, 2, 4))], rel=1e-4
     )
+
+
+def test_a_table_is_the_same_however_many_rows_are_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [(f"{number}.npy", number or None) for number in range(5)]
+    fields = [Field("class", list("abcde")), Field("value", np.arange(10).reshape(5, 2), ["left", "right"])]
+    tables = []
+    for block in (4096, 2):
+        monkeypatch.setattr(writing, "BLOCK", block)
+        write(tmp_path / "out.csv", sources, fields, as_json=False)
+        tables.append((tmp_path / "out.csv").read_text())
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) == 6
