@@ -92,15 +92,11 @@ PRIVATE = [
     *(
         Private(
             name,
-            file,
+            "base/training/state.py",
             lambda name=name: name in vars(torch.nn.Module()),  # type: ignore[misc]
-            when_gone,
+            "no run starts",
         )
         for name in ("_buffers", "_modules", "_parameters")
-        for file, when_gone in (
-            ("base/training/averaging.py", "averaging the weights fails at the first step"),
-            ("base/training/state.py", "no run starts"),
-        )
     ),
     Private(
         "_non_persistent_buffers_set",

@@ -105,16 +105,16 @@ def key_meant(key: str, known: Sequence[str]) -> str | None:
 
 
 _FORMER_IMPORTS = {
-    "write: from base.base_model import BaseModel": "BaseModel",
-    "write: from base.base_data_loader import BaseDataLoader": "BaseDataLoader",
-    "write: from base.base_trainer import BaseTrainer": "BaseTrainer",
-    "the training loop does that here: leave out the import": (
+    "Write: from base.base_model import BaseModel": "BaseModel",
+    "Write: from base.base_data_loader import BaseDataLoader": "BaseDataLoader",
+    "Write: from base.base_trainer import BaseTrainer": "BaseTrainer",
+    "The training loop does that here: leave out the import": (
         "MetricTracker inf_loop prepare_device ensure_dir read_json write_json util utils"
     ),
-    "a trainer here logs by StepResult(..., log={...}), self.picture and self.text": (
+    "A trainer here logs by StepResult(..., log={...}), self.picture and self.text": (
         "TensorboardWriter WriterTensorboard WriterTensorboardX setup_logging Logger visualization logger"
     ),
-    "the config is read before: each component gets its own arguments": "ConfigParser parse_config",
+    "The config is read before: each component gets its own arguments": "ConfigParser parse_config",
 }
 """What victoresque/pytorch-template and projects built on it import, by what to do instead."""
 

@@ -20,7 +20,7 @@ def key_hint(key: str, parent: KeyPath, known: Sequence[str], config: Any) -> st
         return f'did you mean "{close}"?'
     if home := _home(key, parent, known, config):
         return f"it belongs {home}"
-    own = "; a value for code of your own is an argument of it, under its args" if parent in ((), ("trainer",)) else ""
+    own = "; a value for your own component belongs under its args" if parent in ((), ("trainer",)) else ""
     return f"expected one of: {', '.join(known)}{own}"
 
 

@@ -120,11 +120,11 @@ def test_a_file_that_does_not_import(run_with: RunWith, text: str, expected: str
 @pytest.mark.parametrize(
     ("imports", "says"),
     [
-        ("from base import BaseModel", "write: from base.base_model import BaseModel (docs/migrating.md)"),
-        ("from base import BaseDataLoader", "write: from base.base_data_loader import BaseDataLoader"),
-        ("from utils import inf_loop, MetricTracker", "the training loop does that here: leave out the import"),
-        ("from utils.util import MetricTracker", "the training loop does that here: leave out the import"),
-        ("from logger import TensorboardWriter", "a trainer here logs by StepResult(..., log={...})"),
+        ("from base import BaseModel", "Write: from base.base_model import BaseModel (docs/migrating.md)"),
+        ("from base import BaseDataLoader", "Write: from base.base_data_loader import BaseDataLoader"),
+        ("from utils import inf_loop, MetricTracker", "The training loop does that here: leave out the import"),
+        ("from utils.util import MetricTracker", "The training loop does that here: leave out the import"),
+        ("from logger import TensorboardWriter", "A trainer here logs by StepResult(..., log={...})"),
         ("from parse_config import ConfigParser", "each component gets its own arguments"),
     ],
 )
@@ -148,6 +148,24 @@ class Mine(BaseDataLoader):
     stderr = run_with("data_loader/mine.py", text, "data_loader=Mine")
     assert "data_loader: Mine does not define training_data; see base/base_data_loader.py:" in stderr
     assert "needs the argument" not in stderr
+
+
+def test_a_class_that_lacks_a_property_is_told_where_it_is_missing(run_with: RunWith) -> None:
+    text = """
+from abc import ABC, abstractmethod
+
+from base.base_model import BaseModel
+from utils.registry import MODELS
+
+class Sized(BaseModel, ABC):
+    @property
+    @abstractmethod
+    def width(self): ...
+
+@MODELS.register
+class Mine(Sized): ...
+"""
+    assert "model: Mine does not define width; see model/mine.py:8" in run_with("model/mine.py", text, "model=Mine")
 
 
 def test_a_constructor_that_raises(run_with: RunWith) -> None:

@@ -89,7 +89,8 @@ def _load(path: Path) -> Any:
         found = f" ({named[1]})" if named else ""
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and plain values{found}; nothing in it was run. {SAVE}; "
-            'of a checkpoint, torch.save(torch.load(FILE, weights_only=False)["state_dict"], PATH), run in its project'
+            'of a checkpoint that you trust, torch.save(torch.load(FILE, weights_only=False)["state_dict"], PATH), run '
+            "in its project"
         ) from error
 
 

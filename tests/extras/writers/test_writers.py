@@ -335,7 +335,7 @@ def test_the_writers_in_the_documentation_work(fit: Fit) -> None:
         with temporarily(TRAINERS, names["Embeds"]):
             run = fit("trainer.type=Embeds", 'trainer.writers=["PictureFiles", "Board"]', "trainer.epochs=2").run_dir
         writer = WRITERS["PictureFiles"](RunInfo(run, "run", {}, print), columns=2)
-        writer.images(7, "samples", torch.zeros(3, 4, 5, 1, dtype=torch.uint8))
+        writer.images(7, "some/samples", torch.zeros(3, 4, 5, 1, dtype=torch.uint8))
     assert len(list((run / "board").glob("*/default/tensors.tsv"))) == 2
-    with Image.open(run / "samples-00000007.png") as image:
+    with Image.open(run / "some-samples-00000007.png") as image:
         assert image.size == (2 * (5 + 2) + 2, 2 * (4 + 2) + 2)  # two columns, two rows, margins of 2

@@ -141,7 +141,7 @@ def test_of_many_mistakes_the_first_are_shown(explain: Callable[..., str]) -> No
         ("metrics", ["nll_loss"], 'unknown metric "nll_loss"; expected one of: '),
         ("loss", "cosine", 'unknown loss "cosine"; expected one of: '),
         ("trainer", {"cosine": 1}, 'unknown key "cosine"; expected one of: type, args, epochs'),
-        pytest.param("trainer", {"beta": 1}, "is an argument of it, under its args", marks=needs_extra("hints")),
+        pytest.param("trainer", {"beta": 1}, "belongs under its args", marks=needs_extra("hints")),
         pytest.param("cuda", True, 'use "runtime": {"device": ...}', marks=needs_extra("hints")),
         ("model", {"type": "LeNet", "args": {"in_channels": 2}}, "should be 1 or 3, got 2"),
         ("trainer", {"verbosity": True}, "trainer.verbosity: should be an integer, got true"),
