@@ -157,7 +157,7 @@ def _lacks(registry: Registry, name: str) -> str:
     if registry is TRAINERS and (hints := find_extra("hints")) and (hint := hints.hook_hint(component)):
         return str(hint)
     missing = sorted(getattr(component, "__abstractmethods__", ()))
-    if not missing or component.__new__ is not object.__new__:  # it may return a subclass
+    if not missing or getattr(component, "__new__", None) is not object.__new__:  # it may return a subclass
         return ""
     first = getattr(component, missing[0])
     return f"{name} does not define {', '.join(missing)}; see {where(getattr(first, 'fget', first))}"
