@@ -15,7 +15,7 @@ from torch import Tensor
 
 Keys = tuple[Any, ...]
 """Path to a tensor in a nest: dict keys, names of fields, and positions."""
-LEAVES = {str, int, float, bool, bytes, type(None)}
+LEAVES = (str, int, float, bool, bytes, type(None))
 """Types without items: those of most values in a checkpoint, in which looking for fields takes time."""
 
 

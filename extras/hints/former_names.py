@@ -117,13 +117,12 @@ _FORMER_IMPORTS = {
     "The config is read before: each component gets its own arguments": "ConfigParser parse_config",
 }
 """What victoresque/pytorch-template and projects built on it import, by what to do instead."""
+_FORMER_PACKAGES = ("base", "utils", "logger", "parse_config")
 
 
 def import_hint(error: BaseException) -> str:
     """What to write instead of an import that only other templates have; "" if it is none of those."""
-    if not isinstance(error, ImportError) or (error.name or "").split(".")[0] not in (
-        "base", "utils", "logger", "parse_config"
-    ):  # fmt: skip
+    if not isinstance(error, ImportError) or (error.name or "").split(".")[0] not in _FORMER_PACKAGES:
         return ""
     named = re.match(r"cannot import name '(\w+)'", str(error))
     name = named[1] if named else str(error.name).rpartition(".")[2]

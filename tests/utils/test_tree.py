@@ -89,8 +89,19 @@ def test_nan_equals_only_itself() -> None:
     assert not same([1.0], [nan])
 
 
+class Comparing(type):
+    """Its classes cannot be hashed."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+
+class Compared(metaclass=Comparing):
+    pass
+
+
 def test_anything_else_is_a_leaf() -> None:
-    for leaf in (None, "text", 1.5, object(), Graph):
+    for leaf in (None, "text", 1.5, object(), Graph, Compared()):
         assert map_tensors(lambda tensor: tensor * 2, leaf) is leaf
         assert list(tensors(leaf)) == []
 
